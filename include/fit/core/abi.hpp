@@ -1,0 +1,45 @@
+#pragma once
+
+/// FIT_ABI names the inline namespace that every declaration of the library lives in. It spells the instruction set
+/// this translation unit is compiled for, so that units built with different flags may be linked into one program:
+/// each keeps its own copy of every inline function, and handing a fit type across such a border fails to link.
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__)
+#define FIT_ABI_LEVEL avx512
+#elif defined(__AVX512F__)
+#define FIT_ABI_LEVEL avx512f
+#elif defined(__AVX2__)
+#define FIT_ABI_LEVEL avx2
+#elif defined(__AVX__)
+#define FIT_ABI_LEVEL avx
+#elif defined(__SSE4_1__)
+#define FIT_ABI_LEVEL sse4
+#elif defined(__SSE2__) || defined(_M_X64)
+#define FIT_ABI_LEVEL sse2
+#elif defined(__ARM_NEON)
+#define FIT_ABI_LEVEL neon
+#else
+#define FIT_ABI_LEVEL generic
+#endif
+
+#if defined(__AVX512BF16__)
+#define FIT_ABI_EXTENSION fma_bf16
+#elif defined(__FMA__) || defined(__AVX512F__)
+#define FIT_ABI_EXTENSION fma
+#else
+#define FIT_ABI_EXTENSION base
+#endif
+
+#define FIT_ABI_PASTE(level, extension) v0_##level##_##extension
+#define FIT_ABI_NAME(level, extension) FIT_ABI_PASTE(level, extension)
+#define FIT_ABI FIT_ABI_NAME(FIT_ABI_LEVEL, FIT_ABI_EXTENSION)
+
+// GCC 12 warns of uninitialised values inside its own AVX-512 intrinsics (GCC bug 105593). Whoever reads their header
+// first decides, so read it here with those two warnings off.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13 && defined(__AVX512F__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif

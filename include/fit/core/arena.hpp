@@ -1,0 +1,69 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <type_traits>
+#include <vector>
+
+#include <fit/core/memory.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// Aligned last-in-first-out memory. It grows by blocks while it must, never moving what it has handed out, and when
+/// it is empty again makes one block of them: a second run that needs no more than the first allocates nothing.
+class Arena {
+ public:
+  /// A point to rewind to.
+  struct Mark {
+    std::size_t block = 0, used = 0, total = 0;
+  };
+
+  /// Uninitialised memory for `count` trivial elements, aligned to `fit::alignment` bytes.
+  template <class T>
+  T* allocate(Index count) {
+    static_assert(std::is_trivially_copyable_v<T>, "fit: an arena holds trivial elements only");
+    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
+    while (top_.block < blocks_.size() && top_.used + bytes > size_of(top_.block)) {
+      ++top_.block;
+      top_.used = 0;
+    }
+    if (top_.block == blocks_.size()) add_block(std::max({bytes, std::min(capacity(), largest_step), smallest_step}));
+    std::byte* memory = blocks_[top_.block].data() + top_.used;
+    top_.used += bytes;
+    top_.total += bytes;
+    peak_ = std::max(peak_, top_.total);
+    return reinterpret_cast<T*>(memory);
+  }
+
+  Mark mark() const { return top_; }
+
+  /// Gives back all that was allocated after the mark.
+  void rewind(const Mark& mark) {
+    top_ = mark;
+    if (top_.total == 0 && blocks_.size() > 1) {
+      blocks_.clear();
+      top_ = {};
+      add_block(peak_);
+    }
+  }
+
+  /// Bytes held, and the most that were ever in use at once.
+  std::size_t capacity() const {
+    std::size_t total = 0;
+    for (std::size_t i = 0; i < blocks_.size(); ++i) total += size_of(i);
+    return total;
+  }
+  std::size_t peak() const { return peak_; }
+
+ private:
+  static constexpr std::size_t smallest_step = std::size_t{1} << 16, largest_step = std::size_t{1} << 28;
+
+  std::size_t size_of(std::size_t block) const { return static_cast<std::size_t>(blocks_[block].size()); }
+  void add_block(std::size_t bytes) { blocks_.push_back(Buffer<std::byte>::uninitialised(static_cast<Index>(bytes))); }
+
+  std::vector<Buffer<std::byte>> blocks_;
+  Mark top_;
+  std::size_t peak_ = 0;
+};
+
+}  // namespace fit::inline FIT_ABI

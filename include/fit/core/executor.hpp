@@ -1,0 +1,129 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <utility>
+
+#include <fit/core/memory.hpp>
+
+#include <unsupported/Eigen/CXX11/ThreadPool>
+
+namespace fit::inline FIT_ABI {
+
+/// Runs loops on the calling thread and the threads of an Eigen thread pool, its own or the user's.
+///
+/// Which thread runs which index is left open, so results must not depend on it; the library's kernels cut their work
+/// in the same pieces for any number of threads. One loop runs at a time: a loop that is started while another one
+/// runs, from another thread or from inside a body, runs on the thread that started it. An Executor must outlive its
+/// loops and, like every Eigen pool, must not be destroyed by one of the pool's own threads.
+class Executor {
+ public:
+  /// As many threads as the machine has, or `threads`, the calling one among them. Throws Error below one.
+  explicit Executor(int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) {
+    require(threads >= 1, "an executor needs at least 1 thread, not ", threads);
+    if (threads > 1) {
+      owned_ = std::make_unique<Eigen::ThreadPool>(threads - 1);
+      pool_ = owned_.get();
+    }
+  }
+
+  /// The calling thread and the threads of a pool, which must outlive the executor.
+  explicit Executor(Eigen::ThreadPoolInterface& pool) : pool_(&pool) {}
+
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+
+  ~Executor() {
+    while (scheduled_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+  }
+
+  /// Number of threads a loop may run on; lanes count from zero up to it.
+  int lanes() const { return pool_ ? pool_->NumThreads() + 1 : 1; }
+
+  /// Calls body(index, lane) for every index in 0 .. count-1. Calls with equal lanes never overlap in time, so memory
+  /// may be set aside by lane. The first exception of a body is thrown again here when the loop has ended.
+  template <class Body>
+  void parallel_for(Index count, Body&& body) {
+    const int helpers = static_cast<int>(std::min<Index>(count, lanes()) - 1);
+    if (helpers <= 0 || busy_.exchange(true, std::memory_order_acquire)) {
+      for (Index i = 0; i < count; ++i) body(i, 0);
+      return;
+    }
+    next_.store(0, std::memory_order_relaxed);
+    next_lane_.store(1, std::memory_order_relaxed);
+    count_ = count;
+    body_ = const_cast<void*>(static_cast<const void*>(&body));
+    call_ = [](void* target, Index index, int lane) {
+      (*static_cast<std::remove_reference_t<Body>*>(target))(index, lane);
+    };
+    const std::uint64_t loop = (state_.load(std::memory_order_relaxed) & loop_mask) + loop_step;
+    state_.store(loop | open_bit, std::memory_order_release);
+    scheduled_.fetch_add(helpers, std::memory_order_relaxed);
+    for (int i = 0; i < helpers; ++i) {
+      pool_->Schedule([this, loop] {  // small enough for std::function to hold without allocating
+        help(loop);
+        scheduled_.fetch_sub(1, std::memory_order_release);
+      });
+    }
+    run(0);
+    // A helper that has not come by now finds the loop closed, so a pool with other work to do cannot hold us up.
+    state_.fetch_and(~open_bit, std::memory_order_acq_rel);
+    for (int spins = 0; (state_.load(std::memory_order_acquire) & helper_mask) != 0; ++spins) {
+      if (spins > 2000) std::this_thread::yield();
+    }
+    const std::exception_ptr failure = std::exchange(failure_, nullptr);
+    busy_.store(false, std::memory_order_release);
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ private:
+  // state_: the loop's number, whether helpers may still join, and how many are inside.
+  static constexpr std::uint64_t helper_mask = 0xffff, open_bit = 0x10000, loop_step = 0x20000;
+  static constexpr std::uint64_t loop_mask = ~(loop_step - 1);
+
+  void help(std::uint64_t loop) {
+    std::uint64_t state = state_.load(std::memory_order_acquire);
+    do {
+      if ((state & (loop_mask | open_bit)) != (loop | open_bit)) return;
+    } while (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel));
+    run(next_lane_.fetch_add(1, std::memory_order_relaxed));
+    state_.fetch_sub(1, std::memory_order_acq_rel);
+  }
+
+  void run(int lane) {
+    try {
+      for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(body_, i, lane);
+    } catch (...) {
+      next_.store(count_, std::memory_order_relaxed);
+      const std::lock_guard lock(failure_mutex_);
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  std::unique_ptr<Eigen::ThreadPool> owned_;
+  Eigen::ThreadPoolInterface* pool_ = nullptr;
+  std::atomic<bool> busy_{false};
+  alignas(alignment) std::atomic<Index> next_{0};
+  alignas(alignment) std::atomic<std::uint64_t> state_{0};
+  std::atomic<int> next_lane_{1};
+  std::atomic<int> scheduled_{0};
+  Index count_ = 0;
+  void* body_ = nullptr;
+  void (*call_)(void*, Index, int) = nullptr;
+  std::mutex failure_mutex_;
+  std::exception_ptr failure_;
+};
+
+/// The executor of calls that name none: one thread for each of the machine's processors, made at the first use.
+inline Executor& default_executor() {
+  static Executor executor;
+  return executor;
+}
+
+}  // namespace fit::inline FIT_ABI

@@ -1,0 +1,129 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <concepts>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <fit/core/memory.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// A trained array whose shape is part of its type. Copies deeply; starts at zero.
+template <class T, int... Sizes>
+class Parameter {
+  static_assert(((Sizes > 0) && ...), "fit: every dimension of a parameter must be positive");
+
+ public:
+  using Scalar = T;
+  static constexpr std::array<Index, sizeof...(Sizes)> shape{Sizes...};
+  static constexpr Index size() { return (Index{1} * ... * Sizes); }
+
+  T* data() { return values_.data(); }
+  const T* data() const { return values_.data(); }
+
+ private:
+  Buffer<T> values_{size()};
+};
+
+template <class T, int Width>
+using Vector = Parameter<T, Width>;
+
+template <class T, int Rows, int Columns>
+using Matrix = Parameter<T, Rows, Columns>;
+
+/// What a visitor sees of a Parameter: its elements and its shape, without its type.
+template <class T>
+struct ParameterView {
+  T* data;
+  Index size;
+  std::span<const Index> shape;
+};
+
+/// Where a visitor stands, as a chain of parts on the stack: naming a parameter costs nothing until text() is asked.
+struct ParameterName {
+  const ParameterName* parent = nullptr;
+  std::string_view part;
+  Index index = -1;
+
+  /// "stages.0.local.1.mlp.fc1.weight"
+  std::string text() const {
+    std::string result = parent ? parent->text() : std::string();
+    if (!result.empty()) result += '.';
+    return result + (index < 0 ? std::string(part) : std::to_string(index));
+  }
+};
+
+namespace detail {
+
+template <class T>
+inline constexpr bool is_parameter = false;
+template <class T, int... Sizes>
+inline constexpr bool is_parameter<Parameter<T, Sizes...>> = true;
+template <class T>
+inline constexpr bool is_vector = false;
+template <class T>
+inline constexpr bool is_vector<std::vector<T>> = true;
+template <class T>
+inline constexpr bool is_optional = false;
+template <class T>
+inline constexpr bool is_optional<std::optional<T>> = true;
+
+template <class P>
+auto view(P& parameter) {
+  return ParameterView<std::remove_pointer_t<decltype(parameter.data())>>{parameter.data(), P::size(), P::shape};
+}
+
+template <class F, class First, class... Others>
+void walk(const ParameterName* name, F& f, First& first, Others&... others) {
+  using Type = std::remove_const_t<First>;
+  if constexpr (is_parameter<Type>) {
+    f(*name, view(first), view(others)...);
+  } else if constexpr (is_vector<Type>) {
+    for (std::size_t i = 0; i < first.size(); ++i) {
+      const ParameterName element{name, {}, static_cast<Index>(i)};
+      walk(&element, f, first[i], others[i]...);
+    }
+  } else if constexpr (is_optional<Type>) {
+    if (first) walk(name, f, *first, *others...);
+  } else {
+    Type::visit(
+        [&](std::string_view part, auto&... members) {
+          const ParameterName member{name, part};
+          walk(&member, f, members...);
+        },
+        first, others...);
+  }
+}
+
+}  // namespace detail
+
+/// The one walk over parameters: f(name, view of the parameter in `first`, views of the same one in the others), in a
+/// fixed order. `first` and the others are objects of one layer or model type, constant or not; a layer takes part by
+///
+///     static void visit(auto&& f, auto&... p) { f("weight", p.weight...); f("bias", p.bias...); }
+template <class F, class First, class... Others>
+void for_each_parameter(F&& f, First& first, Others&... others) {
+  detail::walk(nullptr, f, first, others...);
+}
+
+/// Number of trained scalars in a layer or model.
+template <class Layer>
+Index count_parameters(const Layer& layer) {
+  Index total = 0;
+  for_each_parameter([&](const ParameterName&, auto parameter) { total += parameter.size; }, layer);
+  return total;
+}
+
+/// Sets every parameter of a layer or model to zero.
+template <class Layer>
+void set_zero(Layer& layer) {
+  for_each_parameter([](const ParameterName&, auto parameter) { std::fill_n(parameter.data, parameter.size, 0); },
+                     layer);
+}
+
+}  // namespace fit::inline FIT_ABI

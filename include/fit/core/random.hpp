@@ -1,0 +1,54 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include <fit/core/memory.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// 64 random bits as a function of a key and a counter: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast
+/// splittable pseudorandom number generators", OOPSLA 2014), at any place of its sequence.
+constexpr std::uint64_t random_bits(std::uint64_t key, std::uint64_t counter) {
+  std::uint64_t z = key + (counter + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+/// A counter-based generator: its whole state is two numbers, and a draw depends on nothing else.
+class Random {
+ public:
+  explicit constexpr Random(std::uint64_t seed) : key_(random_bits(seed, 0)) {}
+  /// The generator that key() and counter() describe.
+  constexpr Random(std::uint64_t key, std::uint64_t counter) : key_(key), counter_(counter) {}
+
+  constexpr std::uint64_t key() const { return key_; }
+  constexpr std::uint64_t counter() const { return counter_; }
+
+  constexpr std::uint64_t bits() { return random_bits(key_, counter_++); }
+
+  /// Uniform in [0, 1).
+  constexpr double uniform() { return static_cast<double>(bits() >> 11) * 0x1p-53; }
+
+  /// Uniform in 0 .. bound-1; bound must be positive.
+  constexpr Index below(Index bound) {
+    return std::min(bound - 1, static_cast<Index>(uniform() * static_cast<double>(bound)));
+  }
+
+  /// Normal with mean 0 and deviation 1 (Box and Muller, 1958; one of the pair).
+  double normal() {
+    const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform()));
+    return radius * std::cos(6.283185307179586 * uniform());
+  }
+
+  /// An independent generator; takes one draw from this one.
+  constexpr Random split() { return Random(bits()); }
+
+ private:
+  std::uint64_t key_;
+  std::uint64_t counter_ = 0;
+};
+
+}  // namespace fit::inline FIT_ABI

@@ -1,0 +1,183 @@
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+#include <span>
+
+#include <fit/core/arena.hpp>
+#include <fit/core/executor.hpp>
+#include <fit/kernels/dropout.hpp>
+#include <fit/kernels/gelu.hpp>
+#include <fit/kernels/micro_kernel.hpp>
+#include <fit/kernels/panels.hpp>
+
+namespace fit::inline FIT_ABI::kernels {
+
+/// a b, one summand of a product: a [rows, depth], b [depth, columns], each plain or transposed.
+template <class T>
+struct Factors {
+  Operand<T> a, b;
+  Index depth = 0;
+};
+
+enum class Activation {
+  none,
+  gelu,           // c = the sums (kept for the way back), activated = gelu(c), dropped out
+  gelu_backward,  // c = the sums, dropped out alike, times gelu'(before)
+};
+
+/// c = row_scale * (sum of the factors + bias), plus c if `accumulate`; then the activation.
+template <class T>
+struct Product {
+  Index rows = 0, columns = 0;
+  Factors<T> factors[3] = {};
+  int count = 1;
+  T* c = nullptr;  // [rows, columns], rows c_row apart
+  Index c_row = 0;
+  Finish<T> finish = {};
+  Activation activation = Activation::none;
+  T* activated = nullptr;     // [rows, columns], laid out as c
+  const T* before = nullptr;  // [rows, columns], laid out as c
+  Dropout dropout = {};
+};
+
+/// x [rows, width] as a left or right operand, and its transpose.
+template <class T>
+Operand<T> plain(const T* data, Index width) {
+  return {data, width, 1};
+}
+template <class T>
+Operand<T> transposed(const T* data, Index width) {
+  return {data, 1, width};
+}
+
+namespace detail {
+
+inline constexpr Index depth_block = 512;  // of a panel, so that a tile's rows of `a` stay in the first-level cache
+
+template <class T>
+Index packed_size(const Factors<T>& factors, Index columns) {
+  return factors.depth * padded_columns<T>(columns);
+}
+
+/// Rows row..row+rows-1 and columns column..column+columns-1 of one product from its packed operands.
+template <class T>
+void multiply_block(const Product<T>& product, const T* const* packed, Index row, Index rows, Index column,
+                    Index columns) {
+  for (int f = 0; f < product.count; ++f) {
+    const Factors<T>& factors = product.factors[f];
+    for (Index k = 0; k == 0 || k < factors.depth; k += depth_block) {
+      const Index depth = std::min(depth_block, factors.depth - k);
+      const bool first = f == 0 && k == 0, last = f == product.count - 1 && k + depth_block >= factors.depth;
+      for (Index i = row; i < row + rows; i += tile_rows<T>) {
+        const Index tile = std::min<Index>(tile_rows<T>, row + rows - i);
+        const T* a = factors.a.data + i * factors.a.row + k * factors.a.column;
+        Finish<T> finish = product.finish;
+        finish.accumulate = finish.accumulate || !first;
+        finish.first_row = i;
+        for (Index j = column; j < column + columns; j += panel_width<T>) {
+          const Index wide = std::min(panel_width<T>, product.columns - j);
+          const T* panel = packed[f] + j * factors.depth + k * padded_columns<T>(wide);
+          finish.bias = first && product.finish.bias ? product.finish.bias + j : nullptr;
+          T* c = product.c + i * product.c_row + j;
+          multiply_tile(tile, wide, a, factors.a.row, factors.a.column, panel, depth, c, product.c_row, finish);
+          if (!last || product.activation == Activation::none) continue;
+          for (Index r = 0; r < tile; ++r) {
+            const Index offset = r * product.c_row;
+            const auto element = static_cast<std::uint64_t>((i + r) * product.columns + j);
+            if (product.activation == Activation::gelu) {
+              T* activated = product.activated + (c - product.c) + offset;
+              gelu(c + offset, activated, wide);
+              if (product.dropout) product.dropout.apply(activated, wide, element);
+            } else {
+              if (product.dropout) product.dropout.apply(c + offset, wide, element);
+              gelu_backward(product.before + (c - product.c) + offset, c + offset, wide);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Computes up to 8 products side by side; none may read or write what another one writes. Every element is summed in
+/// the order of the depth, whatever the threads and the other products. Takes the packed operands' room from the arena
+/// and gives it back.
+template <class T>
+void multiply(std::span<const Product<T>> products, Executor& executor, Arena& arena) {
+  constexpr std::size_t most = 8;
+  constexpr Index pack_rows = 2 * detail::depth_block;
+  require(products.size() <= most, "multiply takes at most 8 products, not ", products.size());
+  const auto mark = arena.mark();
+  const T* packed[most][3] = {};
+  Index packs = 0, work = 0;
+  for (std::size_t p = 0; p < products.size(); ++p) {
+    const Product<T>& product = products[p];
+    for (int f = 0; f < product.count; ++f) {
+      const Factors<T>& factors = product.factors[f];
+      packed[p][f] = arena.allocate<T>(detail::packed_size(factors, product.columns));
+      packs += (product.columns + panel_width<T> - 1) / panel_width<T> * ((factors.depth + pack_rows - 1) / pack_rows);
+      work += product.rows * product.columns * factors.depth;
+    }
+  }
+
+  executor.parallel_for(packs, [&](Index task, int) {
+    for (std::size_t p = 0; p < products.size(); ++p) {
+      const Product<T>& product = products[p];
+      for (int f = 0; f < product.count; ++f) {
+        const Factors<T>& factors = product.factors[f];
+        const Index panels = (product.columns + panel_width<T> - 1) / panel_width<T>;
+        const Index pieces = (factors.depth + pack_rows - 1) / pack_rows;
+        if (task >= panels * pieces) {
+          task -= panels * pieces;
+          continue;
+        }
+        const Index j = task / pieces * panel_width<T>, k = task % pieces * pack_rows;
+        const Operand<T> from{factors.b.data + j * factors.b.column, factors.b.row, factors.b.column};
+        pack_panel(from, std::min(panel_width<T>, product.columns - j), k, std::min(k + pack_rows, factors.depth),
+                   const_cast<T*>(packed[p][f]) + j * factors.depth);
+        return;
+      }
+    }
+  });
+
+  // Blocks of 112 x 256 suit the caches; smaller ones where there would be too few to share out. How the elements are
+  // dealt to blocks does not touch how each is summed.
+  Index rows = 8 * tile_rows<T>, columns = 8 * panel_width<T>;
+  const auto blocks_of = [&](const Product<T>& product) {
+    return ((product.rows + rows - 1) / rows) * ((product.columns + columns - 1) / columns);
+  };
+  Index blocks = 0;
+  for (;;) {
+    blocks = 0;
+    for (const Product<T>& product : products) blocks += blocks_of(product);
+    const bool enough = blocks >= 4 * executor.lanes() || work < (Index{1} << 18) || executor.lanes() == 1;
+    if (enough || (rows == tile_rows<T> && columns == panel_width<T>)) break;
+    (columns > panel_width<T> ? columns : rows) /= 2;
+    rows = std::max<Index>(tile_rows<T>, rows / tile_rows<T> * tile_rows<T>);
+  }
+  executor.parallel_for(blocks, [&](Index task, int) {
+    for (std::size_t p = 0; p < products.size(); ++p) {
+      const Product<T>& product = products[p];
+      const Index here = blocks_of(product), across = (product.columns + columns - 1) / columns;
+      if (task >= here) {
+        task -= here;
+        continue;
+      }
+      const Index row = task / across * rows, column = task % across * columns;
+      detail::multiply_block(product, packed[p], row, std::min(rows, product.rows - row), column,
+                             std::min(columns, product.columns - column));
+      return;
+    }
+  });
+  arena.rewind(mark);
+}
+
+template <class T>
+void multiply(std::initializer_list<Product<T>> products, Executor& executor, Arena& arena) {
+  multiply(std::span<const Product<T>>(products.begin(), products.size()), executor, arena);
+}
+
+}  // namespace fit::inline FIT_ABI::kernels

@@ -1,0 +1,105 @@
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include <fit/simd/batch.hpp>
+
+namespace fit::inline FIT_ABI::kernels {
+
+/// What becomes of a tile's sums. c = scale_i * (sums + bias_j), plus c if `accumulate`.
+template <class T>
+struct Finish {
+  bool accumulate = false;
+  const T* bias = nullptr;       // [columns] of the tile, or none
+  const T* row_scale = nullptr;  // by row / rows_per_scale, counted from `first_row`, or none
+  Index first_row = 0, rows_per_scale = 1;
+
+  T scale(Index row) const { return row_scale ? row_scale[(first_row + row) / rows_per_scale] : T(1); }
+};
+
+/// Rows of the largest tile: its sums, two vectors a row, fill the registers but for the operands.
+template <class T>
+inline constexpr int tile_rows = simd::registers == 32 ? 14 : 6;
+
+namespace detail {
+
+/// c(i, j) over a tile of Rows x Vectors registers; `columns` says how many of the tile's columns are there.
+template <class T, int Rows, int Vectors>
+[[gnu::noinline]] void micro_kernel(const T* a, Index a_row, Index a_depth, const T* panel, Index depth, T* c,
+                                    Index c_row, Index columns, const Finish<T>& finish) {
+  using Batch = simd::Batch<T>;
+  constexpr Index w = simd::width<T>;
+  Batch sums[Rows][Vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) sums[i][v] = Batch(T(0));
+  }
+  for (Index k = 0; k < depth; ++k) {
+    Batch b[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) b[v] = simd::load(panel + v * w);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const Batch factor(a[i * a_row]);
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sums[i][v] = simd::fma(factor, b[v], sums[i][v]);
+    }
+    a += a_depth;
+    panel += Vectors * w;
+  }
+  const bool plain = !finish.bias && !finish.row_scale;
+  if (columns == Vectors * w && plain) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        T* to = c + i * c_row + v * w;
+        simd::store(to, finish.accumulate ? simd::load(to) + sums[i][v] : sums[i][v]);
+      }
+    }
+    return;
+  }
+  alignas(alignment) T tile[Rows * Vectors * w];
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) simd::store(tile + (i * Vectors + v) * w, sums[i][v]);
+  }
+  for (int i = 0; i < Rows; ++i) {
+    const Batch scale(finish.scale(i));
+    for (Index j = 0; j < columns; j += w) {
+      Batch value = simd::load(tile + i * Vectors * w + j);
+      T* to = c + i * c_row + j;
+      if (finish.bias) value += simd::load_part(finish.bias + j, columns - j);
+      if (finish.row_scale) value *= scale;
+      if (finish.accumulate) value += simd::load_part(to, columns - j);
+      simd::store_part(to, value, columns - j);
+    }
+  }
+}
+
+template <class T>
+using MicroKernel = void (*)(const T*, Index, Index, const T*, Index, T*, Index, Index, const Finish<T>&);
+
+template <class T>
+inline constexpr auto micro_kernels = []<std::size_t... I>(std::index_sequence<I...>) {
+  return std::array<std::array<MicroKernel<T>, 2>, sizeof...(I)>{
+      {{&micro_kernel<T, static_cast<int>(I) + 1, 1>, &micro_kernel<T, static_cast<int>(I) + 1, 2>}...}};
+}
+(std::make_index_sequence<static_cast<std::size_t>(tile_rows<T>)>{});
+
+}  // namespace detail
+
+/// One tile of a product: `rows` (1 .. tile_rows) by `columns` (1 .. panel_width) sums over `depth` of
+/// a(i, k) = a[i * a_row + k * a_depth] times the packed panel, finished into c.
+template <class T>
+void multiply_tile(Index rows, Index columns, const T* a, Index a_row, Index a_depth, const T* panel, Index depth, T* c,
+                   Index c_row, const Finish<T>& finish) {
+  const std::size_t vectors = columns > simd::width<T> ? 1 : 0;
+  detail::micro_kernels<T>[static_cast<std::size_t>(rows - 1)][vectors](a, a_row, a_depth, panel, depth, c, c_row,
+                                                                        columns, finish);
+}
+
+}  // namespace fit::inline FIT_ABI::kernels

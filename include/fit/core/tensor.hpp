@@ -12,12 +12,6 @@
 
 namespace fit::inline FIT_ABI {
 
-/// A row-major Eigen tensor over memory that somebody else owns. TensorView<const T, Rank> cannot write to it.
-template <class T, int Rank>
-using TensorView = Eigen::TensorMap<
-    std::conditional_t<std::is_const_v<T>, const Eigen::Tensor<std::remove_const_t<T>, Rank, Eigen::RowMajor>,
-                       Eigen::Tensor<T, Rank, Eigen::RowMajor>>>;
-
 /// "[2, 3, 4]"
 template <class Dimensions>
 std::string shape_text(const Dimensions& dimensions) {
@@ -28,6 +22,67 @@ std::string shape_text(const Dimensions& dimensions) {
   }
   return text + "]";
 }
+
+template <class T, int Rank>
+class Tensor;
+
+namespace detail {
+
+template <std::size_t Rank, class Dimensions, class... Positions>
+Index offset_of(const Dimensions& dimensions, Positions... positions) {
+  Index result = 0;
+  std::size_t axis = 0;
+  ((result = result * dimensions[axis++] + static_cast<Index>(positions)), ...);
+  return result;
+}
+
+}  // namespace detail
+
+/// A row-major tensor over memory that somebody else owns: what functions of the library take. Tensors, Eigen's own
+/// row-major tensors and their maps convert to it. TensorView<const T, Rank> cannot write.
+template <class T, int Rank>
+class TensorView {
+  using Value = std::remove_const_t<T>;
+  using Plain = Eigen::Tensor<Value, Rank, Eigen::RowMajor>;
+  using PlainMap = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
+
+ public:
+  using Scalar = T;
+  using Dimensions = Eigen::DSizes<Index, Rank>;
+
+  TensorView() = default;
+  TensorView(T* data, const Dimensions& dimensions) : data_(data), dimensions_(dimensions) {}
+  template <std::convertible_to<Index>... Sizes>
+  requires(sizeof...(Sizes) == Rank && Rank > 0) TensorView(T* data, Sizes... sizes)
+      : TensorView(data, Dimensions(static_cast<Index>(sizes)...)) {}
+
+  TensorView(const TensorView<Value, Rank>& view) requires std::is_const_v<T>
+      : TensorView(view.data(), view.dimensions()) {}
+  TensorView(std::conditional_t<std::is_const_v<T>, const Tensor<Value, Rank>, Tensor<Value, Rank>>& tensor)
+      : TensorView(tensor.data(), tensor.dimensions()) {}
+  TensorView(PlainMap& tensor) : TensorView(tensor.data(), tensor.dimensions()) {}
+  TensorView(const Eigen::TensorMap<Plain>& map) : TensorView(const_cast<T*>(map.data()), map.dimensions()) {}
+  TensorView(const Eigen::TensorMap<const Plain>& map) requires std::is_const_v<T>
+      : TensorView(map.data(), map.dimensions()) {}
+
+  T* data() const { return data_; }
+  Index size() const { return data_ ? dimensions_.TotalSize() : 0; }
+  Index dimension(std::size_t axis) const { return dimensions_[axis]; }
+  const Dimensions& dimensions() const { return dimensions_; }
+
+  /// The element at a position, one index for each axis; not checked.
+  template <std::convertible_to<Index>... Positions>
+  requires(sizeof...(Positions) == Rank) T& operator()(Positions... positions) const {
+    return data_[detail::offset_of<Rank>(dimensions_, positions...)];
+  }
+
+  /// The tensor in Eigen's expressions.
+  Eigen::TensorMap<PlainMap> eigen() const { return Eigen::TensorMap<PlainMap>(data_, dimensions_); }
+
+ private:
+  T* data_ = nullptr;
+  Dimensions dimensions_{};
+};
 
 /// A row-major Eigen tensor that owns its memory, aligned alike under all compiler flags (Eigen's own depends on
 /// them). `eigen()` is the tensor in Eigen's expressions, and a Tensor can be made from an expression:
@@ -66,16 +121,16 @@ class Tensor {
 
   /// The element at a position, one index for each axis; not checked.
   template <std::convertible_to<Index>... Positions>
-  requires(sizeof...(Positions) == Rank) T& operator()(Positions... positions) { return data()[offset(positions...)]; }
+  requires(sizeof...(Positions) == Rank) T& operator()(Positions... positions) {
+    return data()[detail::offset_of<Rank>(dimensions_, positions...)];
+  }
   template <std::convertible_to<Index>... Positions>
   requires(sizeof...(Positions) == Rank) const T& operator()(Positions... positions) const {
-    return data()[offset(positions...)];
+    return data()[detail::offset_of<Rank>(dimensions_, positions...)];
   }
 
-  TensorView<T, Rank> eigen() { return TensorView<T, Rank>(data(), dimensions_); }
-  TensorView<const T, Rank> eigen() const { return TensorView<const T, Rank>(data(), dimensions_); }
-  operator TensorView<T, Rank>() { return eigen(); }
-  operator TensorView<const T, Rank>() const { return eigen(); }
+  auto eigen() { return TensorView<T, Rank>(*this).eigen(); }
+  auto eigen() const { return TensorView<const T, Rank>(*this).eigen(); }
 
   Tensor& setConstant(T value) {
     std::fill_n(data(), size(), value);
@@ -101,14 +156,6 @@ class Tensor {
     Dimensions dimensions;
     for (std::size_t i = 0; i < Rank; ++i) dimensions[i] = found[i];
     return dimensions;
-  }
-
-  template <class... Positions>
-  Index offset(Positions... positions) const {
-    Index result = 0;
-    std::size_t axis = 0;
-    ((result = result * dimensions_[axis++] + static_cast<Index>(positions)), ...);
-    return result;
   }
 
   Buffer<T> memory_;

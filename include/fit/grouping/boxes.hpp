@@ -1,0 +1,157 @@
+#pragma once
+
+#include <fit/core/tensor.hpp>
+
+#include <array>
+#include <concepts>
+#include <cstring>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+namespace fit::inline FIT_ABI::detail {
+
+template <class X>
+inline constexpr bool is_row_major = true;
+template <class X>
+requires requires { X::Layout; }
+inline constexpr bool is_row_major<X> = static_cast<int>(X::Layout) == static_cast<int>(Eigen::RowMajor);
+
+template <class X>
+inline constexpr std::size_t rank_of = X::Dimensions::count;
+
+template <class X>
+using ScalarOf = std::remove_const_t<typename X::Scalar>;
+
+/// A Tensor, a TensorView or an Eigen tensor of at least this rank: dense, row-major, of trivial elements.
+template <class X, std::size_t Rank>
+concept TensorFrom = requires(const X& x) {
+  { x.data() } -> std::convertible_to<const ScalarOf<X>*>;
+  requires is_row_major<X>;
+  requires std::is_trivially_copyable_v<ScalarOf<X>>;
+  requires(rank_of<X> >= Rank);
+};
+
+/// The same of exactly this rank.
+template <class X, std::size_t Rank>
+concept TensorOf = requires {
+  requires TensorFrom<X, Rank>;
+  requires(rank_of<X> == Rank);
+};
+
+template <class X>
+std::array<Index, rank_of<X>> shape_of(const X& x) {
+  std::array<Index, rank_of<X>> shape;
+  for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = x.dimensions()[i];
+  return shape;
+}
+
+template <class X, std::size_t Rank>
+void require_shape(std::string_view function, std::string_view what, const X& x,
+                   const std::array<Index, Rank>& expected) {
+  const auto found = shape_of(x);
+  if (found == expected) return;  // no text, no allocation
+  throw Error(
+      concatenate(function, ": ", what, " must have the shape ", shape_text(expected), ", not ", shape_text(found)));
+}
+
+/// What messages call the function and the sizes.
+struct BoxNames {
+  std::string_view function, whole, box, patch;
+};
+
+/// How [B, F, H, W, c] lies in boxes: size / box of them along each axis, each with box / patch patches. An image is a
+/// video of one frame.
+struct Boxes {
+  using Axes = std::array<Index, 3>;
+  Axes size, box, patch;
+
+  /// Throws Error unless the boxes divide the whole and the patches the boxes.
+  Boxes(const BoxNames& names, const Axes& whole, const Axes& outer, const Axes& inner)
+      : size(whole), box(outer), patch(inner) {
+    constexpr std::string_view axes[] = {"frames", "height", "width"};
+    for (std::size_t i = 0; i < 3; ++i) {
+      require(patch[i] > 0, names.function, ": the ", names.patch, "'s ", axes[i], " must be positive, not ", patch[i]);
+      require(box[i] > 0, names.function, ": the ", names.box, "'s ", axes[i], " must be positive, not ", box[i]);
+      require(size[i] >= 0 && size[i] % box[i] == 0, names.function, ": the ", names.whole, "'s ", axes[i], ", ",
+              size[i], ", must be a multiple of the ", names.box, "'s, ", box[i]);
+      require(box[i] % patch[i] == 0, names.function, ": the ", names.box, "'s ", axes[i], ", ", box[i],
+              ", must be a multiple of the ", names.patch, "'s, ", patch[i]);
+    }
+  }
+
+  /// Boxes, patches in a box, pixels in a patch.
+  Index groups() const { return size[0] / box[0] * (size[1] / box[1]) * (size[2] / box[2]); }
+  Index tokens() const { return box[0] / patch[0] * (box[1] / patch[1]) * (box[2] / patch[2]); }
+  Index pixels() const { return patch[0] * patch[1] * patch[2]; }
+
+  /// Channels of a pixel in groups [B, T, n, C], or in patches [B, n, C] of a single box. Throws Error when the shape
+  /// is not what these boxes make.
+  template <class Groups>
+  Index channels_of(std::string_view function, std::string_view what, const Groups& x) const {
+    auto shape = shape_of(x);
+    const Index values = shape.back();
+    require(values % pixels() == 0, function, ": ", what, "' last axis, ", values, ", must be a multiple of the ",
+            pixels(), " pixels of a patch");
+    shape[shape.size() - 2] = tokens();
+    if constexpr (rank_of<Groups> == 4) shape[1] = groups();
+    require_shape(function, what, x, shape);
+    return values / pixels();
+  }
+
+  /// Calls copy(offset in [B, F, H, W, c], offset in [B, groups, tokens, pixels, c]) for every row of pixels of every
+  /// patch, in the order of the groups. `snake` runs through every odd row of patches from its end.
+  template <class Copy>
+  void for_each_row(Index batch, Index channels, bool snake, Copy copy) const {
+    const Index pixel_row = size[2] * channels, frame = size[1] * pixel_row, row = patch[2] * channels;
+    Index grouped = 0;
+    const auto copy_patch = [&](Index corner) {
+      for (Index f = 0; f < patch[0]; ++f) {
+        for (Index y = 0; y < patch[1]; ++y, grouped += row) copy(corner + f * frame + y * pixel_row, grouped);
+      }
+    };
+    const auto copy_box = [&](Index corner) {
+      for (Index f = 0; f < box[0]; f += patch[0]) {
+        for (Index y = 0; y < box[1]; y += patch[1]) {
+          const Index first = corner + f * frame + y * pixel_row;
+          const bool backward = snake && y / patch[1] % 2 == 1;
+          for (Index x = 0; x < box[2]; x += patch[2]) {
+            copy_patch(first + (backward ? box[2] - patch[2] - x : x) * channels);
+          }
+        }
+      }
+    };
+    for (Index b = 0; b < batch; ++b) {
+      for (Index f = 0; f < size[0]; f += box[0]) {
+        for (Index y = 0; y < size[1]; y += box[1]) {
+          for (Index x = 0; x < size[2]; x += box[2]) {
+            copy_box((b * size[0] + f) * frame + y * pixel_row + x * channels);
+          }
+        }
+      }
+    }
+  }
+
+  /// [B, F, H, W, c] -> [B, groups, tokens, pixels * c].
+  template <class T>
+  void group(const T* whole, T* groups, Index batch, Index channels, bool snake = false) const {
+    const std::size_t bytes = static_cast<std::size_t>(patch[2] * channels) * sizeof(T);
+    for_each_row(batch, channels, snake,
+                 [&](Index at, Index grouped) { copy_row(groups + grouped, whole + at, bytes); });
+  }
+
+  /// The inverse.
+  template <class T>
+  void ungroup(const T* groups, T* whole, Index batch, Index channels, bool snake = false) const {
+    const std::size_t bytes = static_cast<std::size_t>(patch[2] * channels) * sizeof(T);
+    for_each_row(batch, channels, snake,
+                 [&](Index at, Index grouped) { copy_row(whole + at, groups + grouped, bytes); });
+  }
+
+ private:
+  static void copy_row(void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+};
+
+}  // namespace fit::inline FIT_ABI::detail

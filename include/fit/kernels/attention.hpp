@@ -1,0 +1,187 @@
+#pragma once
+
+#include <cmath>
+
+#include <fit/core/arena.hpp>
+#include <fit/core/executor.hpp>
+#include <fit/kernels/dropout.hpp>
+#include <fit/kernels/mask.hpp>
+#include <fit/kernels/micro_kernel.hpp>
+#include <fit/kernels/panels.hpp>
+#include <fit/simd/math.hpp>
+
+namespace fit::inline FIT_ABI::kernels {
+
+/// Attention of many heads over many sequences. Queries, and what comes out, are [sequences, queries, heads *
+/// head_width], keys and values [sequences, keys, heads * head_width].
+struct AttentionShape {
+  Index sequences = 0, queries = 0, keys = 0, heads = 0, head_width = 0;
+  Mask mask = {};
+  Dropout dropout = {};  // on the weights, which are numbered as [sequences, heads, queries, keys]
+
+  Index width() const { return heads * head_width; }
+  /// Scores are q . k times this.
+  double scale() const { return 1.0 / std::sqrt(static_cast<double>(head_width)); }
+};
+
+namespace detail {
+
+inline constexpr double log2_e = 1.4426950408889634;
+
+/// One head's [rows, head_width] inside [sequences, rows, width].
+template <class T>
+T* head_of(T* data, const AttentionShape& shape, Index rows, Index sequence, Index head) {
+  return data + sequence * rows * shape.width() + head * shape.head_width;
+}
+
+/// Packs [depth, columns] with either stride as panels, whole.
+template <class T>
+void pack(const Operand<T>& from, Index depth, Index columns, T* panels) {
+  for (Index j = 0; j < columns; j += panel_width<T>) {
+    pack_panel(Operand<T>{from.data + j * from.column, from.row, from.column}, std::min(panel_width<T>, columns - j), 0,
+               depth, panels + j * depth);
+  }
+}
+
+/// c [rows, columns] = or += a [rows, depth] . panels, of which rows first..first+depth-1 of `panel_depth` are used.
+template <class T>
+void multiply_panels(Index rows, Index columns, const Operand<T>& a, const T* panels, Index panel_depth, Index first,
+                     Index depth, T* c, Index c_row, bool accumulate) {
+  const Finish<T> finish{.accumulate = accumulate};
+  for (Index i = 0; i < rows; i += tile_rows<T>) {
+    const Index tile = std::min<Index>(tile_rows<T>, rows - i);
+    for (Index j = 0; j < columns; j += panel_width<T>) {
+      const Index wide = std::min(panel_width<T>, columns - j);
+      multiply_tile(tile, wide, a.data + i * a.row, a.row, a.column,
+                    panels + j * panel_depth + first * padded_columns<T>(wide), depth, c + i * c_row + j, c_row,
+                    finish);
+    }
+  }
+}
+
+/// to[i, :] = factor * from[i, :]
+template <class T>
+void scale_rows(Index rows, Index columns, const T* from, Index from_row, T factor, T* to, Index to_row) {
+  const simd::Batch<T> by(factor);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < columns; j += simd::width<T>) {
+      simd::store_part(to + i * to_row + j, simd::load_part(from + i * from_row + j, columns - j) * by, columns - j);
+    }
+  }
+}
+
+/// Memory of one lane of the forward kernel.
+template <class T>
+struct AttentionScratch {
+  static constexpr Index key_block = 16 * simd::width<T>;
+
+  T *keys, *values, *scores, *queries, *mixed;
+
+  static Index size(const AttentionShape& shape) {
+    const Index head = padded_columns<T>(shape.head_width);
+    return shape.head_width * padded_columns<T>(shape.keys) + head * shape.keys +
+           tile_rows<T> * (key_block + 2 * head) + 5 * simd::width<T>;
+  }
+  AttentionScratch(T* memory, const AttentionShape& shape) {
+    const Index head = padded_columns<T>(shape.head_width);
+    keys = memory;
+    values = keys + shape.head_width * padded_columns<T>(shape.keys);
+    scores = values + head * shape.keys;
+    queries = scores + tile_rows<T> * key_block;
+    mixed = queries + tile_rows<T> * head;
+  }
+};
+
+/// One tile of query rows of one head, whose keys and values are packed: online softmax (Milakov and Gimelshein, arXiv
+/// 1805.02867) over blocks of keys in base 2.
+template <class T>
+void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, Index first, Index rows, const T* q, T* o,
+                 T* log_sum, std::uint64_t row_number) {
+  using Batch = simd::Batch<T>;
+  constexpr Index w = simd::width<T>, block = AttentionScratch<T>::key_block;
+  const Index width = shape.width(), head = shape.head_width, o_row = padded_columns<T>(head);
+  const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys);
+  constexpr T lowest = -std::numeric_limits<T>::infinity();
+  T peak[tile_rows<T>], total[tile_rows<T>];
+  std::fill_n(peak, rows, lowest);
+  std::fill_n(total, rows, T(0));
+  scale_rows(rows, head, q + first * width, width, static_cast<T>(shape.scale() * log2_e), at.queries, o_row);
+
+  for (Index key = 0; key < end; key += block) {
+    const Index count = std::min(block, end - key), padded = padded_columns<T>(count);
+    for (Index j = 0; j < count; j += panel_width<T>) {
+      const Index wide = std::min(panel_width<T>, shape.keys - key - j);
+      multiply_tile(rows, padded_columns<T>(wide), at.queries, o_row, 1, at.keys + (key + j) * head, head,
+                    at.scores + j, block, Finish<T>{});
+    }
+    for (Index i = 0; i < rows; ++i) {
+      T* scores = at.scores + i * block;
+      const Index seen = std::clamp<Index>(shape.mask.visible_keys(first + i, shape.keys) - key, 0, count);
+      std::fill(scores + seen, scores + padded, lowest);
+      Batch highest(peak[i]);
+      for (Index j = 0; j < padded; j += w) highest = xsimd::max(highest, simd::load(scores + j));
+      const T now = simd::maximum(highest);
+      Batch sum(T(0));
+      for (Index j = 0; j < padded; j += w) {
+        const Batch weight = simd::exp2(simd::load(scores + j) - Batch(now));
+        simd::store(scores + j, weight);
+        sum += weight;
+      }
+      const T fade = key == 0 ? T(0) : std::exp2(peak[i] - now);
+      total[i] = total[i] * fade + simd::sum(sum);
+      peak[i] = now;
+      if (shape.dropout) {
+        const std::uint64_t row = row_number + static_cast<std::uint64_t>(first + i);
+        shape.dropout.apply(scores, count,
+                            row * static_cast<std::uint64_t>(shape.keys) + static_cast<std::uint64_t>(key));
+      }
+      if (key > 0) scale_rows(1, o_row, at.mixed + i * o_row, o_row, fade, at.mixed + i * o_row, o_row);
+    }
+    multiply_panels(rows, o_row, Operand<T>{at.scores, block, 1}, at.values, shape.keys, key, count, at.mixed, o_row,
+                    key > 0);
+  }
+  for (Index i = 0; i < rows; ++i) {
+    scale_rows(1, head, at.mixed + i * o_row, o_row, T(1) / total[i], o + (first + i) * width, width);
+    if (log_sum) log_sum[first + i] = peak[i] + std::log2(total[i]);
+  }
+}
+
+}  // namespace detail
+
+/// o = softmax(q k^T / sqrt(head_width), masked) v for every sequence and head, the scores staying in the cache.
+/// `log_sum`, when not null, receives log2(sum over keys of 2^(score / ln 2)), [sequences, heads, queries]: all that
+/// the way back needs of the softmax. After Dao et al., arXiv 2205.14135. Without keys, o is zero.
+template <class T>
+void attention(const AttentionShape& shape, const T* q, const T* k, const T* v, T* o, T* log_sum, Executor& executor,
+               Arena& arena) {
+  constexpr Index query_block = 32 * tile_rows<T>;
+  if (shape.keys == 0) {
+    std::fill_n(o, shape.sequences * shape.queries * shape.width(), T(0));
+    return;
+  }
+  const auto mark = arena.mark();
+  const Index scratch = detail::AttentionScratch<T>::size(shape);
+  T* memory = arena.allocate<T>(scratch * executor.lanes());
+  const Index blocks = (shape.queries + query_block - 1) / query_block;
+  executor.parallel_for(shape.sequences * shape.heads * blocks, [&](Index task, int lane) {
+    const Index block = task % blocks, head = task / blocks % shape.heads, sequence = task / blocks / shape.heads;
+    const detail::AttentionScratch<T> at(memory + lane * scratch, shape);
+    const Index first = block * query_block, last = std::min(first + query_block, shape.queries);
+    const Index end = shape.mask.visible_keys(last - 1, shape.keys);
+    const T* keys = detail::head_of(k, shape, shape.keys, sequence, head);
+    const T* values = detail::head_of(v, shape, shape.keys, sequence, head);
+    detail::pack(Operand<T>{keys, 1, shape.width()}, shape.head_width,
+                 std::min(shape.keys, (end + panel_width<T> - 1) / panel_width<T> * panel_width<T>), at.keys);
+    detail::pack(Operand<T>{values, shape.width(), 1}, shape.keys, shape.head_width, at.values);
+    const Index row = (sequence * shape.heads + head) * shape.queries;
+    for (Index i = first; i < last; i += tile_rows<T>) {
+      detail::attend_tile(shape, at, i, std::min<Index>(tile_rows<T>, last - i),
+                          detail::head_of(q, shape, shape.queries, sequence, head),
+                          detail::head_of(o, shape, shape.queries, sequence, head), log_sum ? log_sum + row : nullptr,
+                          static_cast<std::uint64_t>(row));
+    }
+  });
+  arena.rewind(mark);
+}
+
+}  // namespace fit::inline FIT_ABI::kernels

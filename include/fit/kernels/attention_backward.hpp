@@ -1,0 +1,164 @@
+#pragma once
+
+#include <fit/kernels/attention.hpp>
+
+namespace fit::inline FIT_ABI::kernels {
+
+namespace detail {
+
+/// Memory of one lane of the backward kernel: one head's operands as panels, one block of scores, and what is summed.
+template <class T>
+struct AttentionBackwardScratch {
+  static constexpr Index key_block = 8 * simd::width<T>, query_block = 4 * tile_rows<T>;
+
+  T* queries_scaled;                                        // [queries, head], as a left operand
+  T *keys_transposed, *values_transposed;                   // panels over keys, [head, keys]
+  T *queries, *keys, *gradient;                             // panels over head, [queries or keys, head]
+  T *weights, *scores;                                      // [query_block, key_block]
+  T *query_gradient, *key_gradient, *value_gradient, *dot;  // [queries, head], [key_block, head] twice, [queries]
+
+  static Index size(const AttentionShape& shape) { return AttentionBackwardScratch(nullptr, shape).size_; }
+  AttentionBackwardScratch(T* memory, const AttentionShape& shape) {
+    const Index head = padded_columns<T>(shape.head_width), keys_padded = padded_columns<T>(shape.keys);
+    const auto take = [&](Index count) {
+      T* part = memory ? memory + size_ : nullptr;
+      size_ += (count + simd::width<T> - 1) / simd::width<T> * simd::width<T>;
+      return part;
+    };
+    queries_scaled = take(shape.queries * head);
+    keys_transposed = take(shape.head_width * keys_padded);
+    values_transposed = take(shape.head_width * keys_padded);
+    queries = take(shape.queries * head);
+    keys = take(shape.keys * head);
+    gradient = take(shape.queries * head);
+    weights = take(query_block * key_block);
+    scores = take(query_block * key_block);
+    query_gradient = take(shape.queries * head);
+    key_gradient = take(key_block * head);
+    value_gradient = take(key_block * head);
+    dot = take(shape.queries);
+  }
+
+ private:
+  Index size_ = 0;
+};
+
+/// One head's pointers, rows shape.width() apart.
+template <class T>
+struct AttentionHead {
+  const T *q, *k, *v, *o, *o_gradient, *log_sum;
+  T *q_gradient, *k_gradient, *v_gradient;
+  std::uint64_t row_number;
+};
+
+/// Weights and score gradients of rows first..first+rows-1 against keys key..key+count-1, into at.weights, at.scores.
+template <class T>
+void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head,
+                     Index first, Index rows, Index key, Index count) {
+  using Batch = simd::Batch<T>;
+  constexpr Index w = simd::width<T>, block = AttentionBackwardScratch<T>::key_block;
+  const Index width = shape.width(), depth = shape.head_width, q_row = padded_columns<T>(depth);
+  const Index padded = padded_columns<T>(count);
+  for (Index i = 0; i < rows; i += tile_rows<T>) {
+    const Index tile = std::min<Index>(tile_rows<T>, rows - i);
+    for (Index j = 0; j < count; j += panel_width<T>) {
+      const Index wide = std::min(panel_width<T>, shape.keys - key - j);
+      multiply_tile(tile, padded_columns<T>(wide), at.queries_scaled + (first + i) * q_row, q_row, 1,
+                    at.keys_transposed + (key + j) * depth, depth, at.weights + i * block + j, block, Finish<T>{});
+      multiply_tile(tile, padded_columns<T>(wide), head.o_gradient + (first + i) * width, width, 1,
+                    at.values_transposed + (key + j) * depth, depth, at.scores + i * block + j, block, Finish<T>{});
+    }
+  }
+  for (Index i = 0; i < rows; ++i) {
+    T *weights = at.weights + i * block, *scores = at.scores + i * block;
+    const Index seen = std::clamp<Index>(shape.mask.visible_keys(first + i, shape.keys) - key, 0, count);
+    std::fill(weights + seen, weights + padded, -std::numeric_limits<T>::infinity());
+    const Batch log_sum(head.log_sum[first + i]), dot(at.dot[first + i]);
+    for (Index j = 0; j < padded; j += w) simd::store(weights + j, simd::exp2(simd::load(weights + j) - log_sum));
+    if (!shape.dropout) {
+      for (Index j = 0; j < padded; j += w) {
+        simd::store(scores + j, simd::load(weights + j) * (simd::load(scores + j) - dot));
+      }
+      continue;
+    }
+    const std::uint64_t element =
+        (head.row_number + static_cast<std::uint64_t>(first + i)) * static_cast<std::uint64_t>(shape.keys) +
+        static_cast<std::uint64_t>(key);
+    shape.dropout.apply(scores, count, element);
+    for (Index j = 0; j < padded; j += w) {
+      simd::store(scores + j, simd::load(weights + j) * (simd::load(scores + j) - dot));
+    }
+    shape.dropout.apply(weights, count, element);
+  }
+}
+
+template <class T>
+void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head) {
+  constexpr Index key_block = AttentionBackwardScratch<T>::key_block,
+                  query_block = AttentionBackwardScratch<T>::query_block;
+  const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
+  const T scale = static_cast<T>(shape.scale());
+  scale_rows(shape.queries, depth, head.q, width, static_cast<T>(shape.scale() * log2_e), at.queries_scaled, row);
+  pack(Operand<T>{head.k, 1, width}, depth, shape.keys, at.keys_transposed);
+  pack(Operand<T>{head.v, 1, width}, depth, shape.keys, at.values_transposed);
+  pack(Operand<T>{head.q, width, 1}, shape.queries, depth, at.queries);
+  pack(Operand<T>{head.k, width, 1}, shape.keys, depth, at.keys);
+  pack(Operand<T>{head.o_gradient, width, 1}, shape.queries, depth, at.gradient);
+  std::fill_n(at.query_gradient, shape.queries * row, T(0));
+  // The gradient of a softmax needs sum_j weight_j gradient_j, which is the output times its gradient.
+  for (Index i = 0; i < shape.queries; ++i) {
+    simd::Batch<T> dot(T(0));
+    for (Index j = 0; j < depth; j += simd::width<T>) {
+      dot = simd::fma(simd::load_part(head.o + i * width + j, depth - j),
+                      simd::load_part(head.o_gradient + i * width + j, depth - j), dot);
+    }
+    at.dot[i] = simd::sum(dot);
+  }
+
+  for (Index key = 0; key < shape.keys; key += key_block) {
+    const Index count = std::min(key_block, shape.keys - key);
+    const Index start = shape.mask.first_query(key);
+    std::fill_n(at.key_gradient, count * row, T(0));
+    std::fill_n(at.value_gradient, count * row, T(0));
+    for (Index first = start; first < shape.queries; first += query_block) {
+      const Index rows = std::min(query_block, shape.queries - first);
+      score_gradients(shape, at, head, first, rows, key, count);
+      multiply_panels(count, row, Operand<T>{at.weights, 1, key_block}, at.gradient, shape.queries, first, rows,
+                      at.value_gradient, row, true);
+      multiply_panels(count, row, Operand<T>{at.scores, 1, key_block}, at.queries, shape.queries, first, rows,
+                      at.key_gradient, row, true);
+      multiply_panels(rows, row, Operand<T>{at.scores, key_block, 1}, at.keys, shape.keys, key, count,
+                      at.query_gradient + first * row, row, true);
+    }
+    scale_rows(count, depth, at.key_gradient, row, scale, head.k_gradient + key * width, width);
+    scale_rows(count, depth, at.value_gradient, row, T(1), head.v_gradient + key * width, width);
+  }
+  scale_rows(shape.queries, depth, at.query_gradient, row, scale, head.q_gradient, width);
+}
+
+}  // namespace detail
+
+/// The way back through `attention`: from its arguments, its results o and log_sum, and the gradient of o, writes the
+/// gradients of q, k and v, shaped like them. Weights are made again block by block (Dao et al., arXiv 2205.14135).
+template <class T>
+void attention_backward(const AttentionShape& shape, const T* q, const T* k, const T* v, const T* o, const T* log_sum,
+                        const T* o_gradient, T* q_gradient, T* k_gradient, T* v_gradient, Executor& executor,
+                        Arena& arena) {
+  const auto mark = arena.mark();
+  const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
+  T* memory = arena.allocate<T>(scratch * executor.lanes());
+  executor.parallel_for(shape.sequences * shape.heads, [&](Index task, int lane) {
+    const Index head = task % shape.heads, sequence = task / shape.heads;
+    const auto of_queries = [&](auto* data) { return detail::head_of(data, shape, shape.queries, sequence, head); };
+    const auto of_keys = [&](auto* data) { return detail::head_of(data, shape, shape.keys, sequence, head); };
+    const Index row = task * shape.queries;
+    detail::attend_backward(
+        shape, detail::AttentionBackwardScratch<T>(memory + lane * scratch, shape),
+        detail::AttentionHead<T>{of_queries(q), of_keys(k), of_keys(v), of_queries(o), of_queries(o_gradient),
+                                 log_sum + row, of_queries(q_gradient), of_keys(k_gradient), of_keys(v_gradient),
+                                 static_cast<std::uint64_t>(row)});
+  });
+  arena.rewind(mark);
+}
+
+}  // namespace fit::inline FIT_ABI::kernels

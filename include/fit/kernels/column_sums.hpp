@@ -1,0 +1,80 @@
+#pragma once
+
+#include <initializer_list>
+#include <span>
+
+#include <fit/core/arena.hpp>
+#include <fit/core/executor.hpp>
+#include <fit/simd/batch.hpp>
+
+namespace fit::inline FIT_ABI::kernels {
+
+/// sums[j] += sum over the rows of x[i, j]
+template <class T>
+struct ColumnSum {
+  const T* x;  // [rows, columns]
+  Index rows, columns;
+  T* sums;  // [columns]
+};
+
+/// Several column sums at once. Rows are summed in blocks of a fixed size and the blocks in order, so that the result
+/// does not depend on the threads.
+template <class T>
+void add_column_sums(std::span<const ColumnSum<T>> jobs, Executor& executor, Arena& arena) {
+  constexpr Index w = simd::width<T>, row_block = 128, column_block = 16 * w;
+  const auto mark = arena.mark();
+  Index tasks = 0;
+  for (const auto& job : jobs) tasks += (job.columns + column_block - 1) / column_block;
+  const auto blocks_of = [&](const ColumnSum<T>& job) { return (job.rows + row_block - 1) / row_block; };
+  Index pieces = 0, room = 0;
+  for (const auto& job : jobs) {
+    pieces += blocks_of(job);
+    room += blocks_of(job) * job.columns;
+  }
+  T* partial = arena.allocate<T>(room);
+  executor.parallel_for(pieces, [&](Index task, int) {
+    T* to = partial;
+    for (const auto& job : jobs) {
+      if (task >= blocks_of(job)) {
+        task -= blocks_of(job);
+        to += blocks_of(job) * job.columns;
+        continue;
+      }
+      to += task * job.columns;
+      const Index first = task * row_block, last = std::min(first + row_block, job.rows);
+      for (Index start = 0; start < job.columns; start += column_block) {
+        const Index end = std::min(start + column_block, job.columns);
+        std::copy(job.x + first * job.columns + start, job.x + first * job.columns + end, to + start);
+        for (Index i = first + 1; i < last; ++i) {
+          const T* x = job.x + i * job.columns;
+          for (Index j = start; j < end; ++j) to[j] += x[j];
+        }
+      }
+      return;
+    }
+  });
+  executor.parallel_for(tasks, [&](Index task, int) {
+    const T* from = partial;
+    for (const auto& job : jobs) {
+      const Index here = (job.columns + column_block - 1) / column_block;
+      if (task >= here) {
+        task -= here;
+        from += blocks_of(job) * job.columns;
+        continue;
+      }
+      const Index start = task * column_block, end = std::min(start + column_block, job.columns);
+      for (Index block = 0; block < blocks_of(job); ++block) {
+        for (Index j = start; j < end; ++j) job.sums[j] += from[block * job.columns + j];
+      }
+      return;
+    }
+  });
+  arena.rewind(mark);
+}
+
+template <class T>
+void add_column_sums(std::initializer_list<ColumnSum<T>> jobs, Executor& executor, Arena& arena) {
+  add_column_sums(std::span<const ColumnSum<T>>(jobs.begin(), jobs.size()), executor, arena);
+}
+
+}  // namespace fit::inline FIT_ABI::kernels

@@ -1,0 +1,98 @@
+#pragma once
+
+#include <algorithm>
+
+#include <fit/models/layers.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// Where tokens get their positions from: a trained array, the sine and cosine code of a line, or that of a square.
+enum class Positions { learned, sin_cos, sin_cos_2d };
+
+/// Which latents a latent sees in the global blocks: all, or those of its own and earlier groups.
+enum class Mask { none, causal };
+
+/// The shape of an encoder; a template argument, so every field is a constant. All sizes count elements.
+struct EncoderConfig {
+  Layers layers;       ///< stages of (local blocks) and global blocks
+  int groups = 0;      ///< T, groups per example
+  int tokens = 0;      ///< n, data tokens per group
+  int channels = 0;    ///< C, width of an input token
+  int latents = 0;     ///< m, latents per group
+  int data_dim = 0;    ///< D, width of data tokens inside
+  int latent_dim = 0;  ///< E, width of latents
+  int data_heads = 0;
+  int latent_heads = 0;
+  int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
+  Positions data_positions = Positions::learned;
+  Positions latent_positions = Positions::learned;  ///< learned or sin_cos
+  Mask mask = Mask::none;
+  int extra_tokens = 0;    ///< k, further data tokens per group, of their own width
+  int extra_channels = 0;  ///< C_y, that width
+};
+
+/// What the three models' trunk needs to know of a configuration.
+struct TrunkConfig {
+  Layers layers;
+  int groups, tokens, latents, data_dim, latent_dim, data_heads, latent_heads, mlp_ratio;
+  Mask mask;
+
+  constexpr int cross_dim() const { return std::min(data_dim, latent_dim); }
+  constexpr int cross_heads() const { return std::min(data_heads, latent_heads); }
+};
+
+namespace detail {
+
+/// The largest whole number whose square is at most n.
+constexpr int integer_root(int n) {
+  int root = 0;
+  while ((root + 1) * (root + 1) <= n) ++root;
+  return root;
+}
+
+/// Rules that the three models share.
+template <auto config>
+constexpr bool check_common() {
+  check_layers<config.layers>();
+  static_assert(config.groups > 0, "fit: config.groups must be positive");
+  static_assert(config.tokens > 0, "fit: config.tokens must be positive");
+  static_assert(config.latents > 0, "fit: config.latents must be positive");
+  static_assert(config.data_dim > 0, "fit: config.data_dim must be positive");
+  static_assert(config.latent_dim > 0, "fit: config.latent_dim must be positive");
+  static_assert(config.data_heads > 0, "fit: config.data_heads must be positive");
+  static_assert(config.latent_heads > 0, "fit: config.latent_heads must be positive");
+  static_assert(config.mlp_ratio > 0, "fit: config.mlp_ratio must be positive");
+  static_assert(config.data_dim % std::max(1, config.data_heads) == 0,
+                "fit: config.data_dim must be a multiple of config.data_heads");
+  static_assert(config.latent_dim % std::max(1, config.latent_heads) == 0,
+                "fit: config.latent_dim must be a multiple of config.latent_heads");
+  static_assert(
+      std::min(config.data_dim, config.latent_dim) % std::max(1, std::min(config.data_heads, config.latent_heads)) == 0,
+      "fit: the width of read and write, the smaller of config.data_dim and config.latent_dim, must be a "
+      "multiple of their heads, the smaller of config.data_heads and config.latent_heads");
+  static_assert(config.latent_positions != Positions::sin_cos_2d,
+                "fit: config.latent_positions must be learned or sin_cos");
+  static_assert(config.latent_positions == Positions::learned || config.groups == 1 || config.latents == 1 ||
+                    config.latent_dim % 2 == 0,
+                "fit: sin_cos latent positions need an even config.latent_dim");
+  static_assert(config.data_positions != Positions::sin_cos_2d ||
+                    integer_root(config.tokens) * integer_root(config.tokens) == config.tokens,
+                "fit: sin_cos_2d data positions need a square number as config.tokens");
+  static_assert(config.data_positions != Positions::sin_cos_2d || config.data_dim % 2 == 0 || config.tokens == 1,
+                "fit: sin_cos_2d data positions need an even config.data_dim");
+  return true;
+}
+
+template <EncoderConfig config>
+constexpr bool check_encoder() {
+  check_common<config>();
+  static_assert(config.channels > 0, "fit: config.channels must be positive");
+  static_assert(config.extra_tokens >= 0, "fit: config.extra_tokens must not be negative");
+  static_assert((config.extra_tokens > 0) == (config.extra_channels > 0),
+                "fit: config.extra_tokens and config.extra_channels must both be positive or both be zero");
+  return true;
+}
+
+}  // namespace detail
+
+}  // namespace fit::inline FIT_ABI

@@ -1,0 +1,173 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include <fit/models/config.hpp>
+#include <fit/nn/block.hpp>
+#include <fit/nn/cross.hpp>
+#include <fit/nn/recompute.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// One stage of the trunk: local blocks on the data tokens of each group, and, unless it is a last stage without them,
+/// global blocks on the latents of all groups, which read the data before and write to it afterwards.
+template <class T, TrunkConfig c>
+struct Stage {
+  std::vector<Block<T, c.data_dim, c.data_heads, c.mlp_ratio>> local;
+  std::optional<Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads()>> read;
+  std::vector<Block<T, c.latent_dim, c.latent_heads, c.mlp_ratio>> global;
+  std::optional<Cross<T, c.data_dim, c.latent_dim, c.cross_dim(), c.cross_heads()>> write;
+
+  static void visit(auto&& f, auto&... p) {
+    f("local", p.local...);
+    f("read", p.read...);
+    f("global", p.global...);
+    f("write", p.write...);
+  }
+};
+
+/// Parts of a stage, in the order in which a trace sees them.
+enum class Part { local, read, global, write };
+
+/// Told of the tokens after every part of every stage: groups first .. first + count - 1 of batch * groups in all, data
+/// tokens [count, tokens, data_dim] after local and write, latents [count, latents, latent_dim] after read and global.
+template <class T>
+using Trace = std::function<void(std::size_t stage, Part part, Index first, Index count, const T* data)>;
+
+/// The interleaved stages that the three models share. Chen and Li, arXiv 2305.12689, figure 1.
+///
+/// Groups go through depth first: a chunk of them, of a fixed number of tokens, passes from the write of one stage to
+/// the read of the next before the following chunk starts, so memory holds the inner activations of one chunk.
+template <class T, TrunkConfig c>
+class Trunk {
+ public:
+  static constexpr Schedule schedule = parse_layers(c.layers.view());
+
+  Trunk() : stages_(schedule.count) {
+    for (std::size_t i = 0; i < schedule.count; ++i) {
+      Stage<T, c>& stage = stages_[i];
+      stage.local.resize(static_cast<std::size_t>(schedule.stages[i].local_blocks));
+      stage.global.resize(static_cast<std::size_t>(schedule.stages[i].global_blocks));
+      if (stage.global.empty()) continue;
+      stage.read.emplace();
+      if (i + 1 < schedule.count) stage.write.emplace();
+    }
+  }
+
+  static void visit(auto&& f, auto&... p) { f("stages", p.stages_...); }
+
+  /// x [batch, groups, tokens, data_dim] and z [batch, groups, latents, latent_dim] in place.
+  void forward(T* x, T* z, Index batch, Tape& tape, const Trace<T>& trace = {}) const {
+    for (std::size_t i = 0; i < stages_.size(); ++i) {
+      for_chunks(batch * c.groups, c.tokens, [&](Index first, Index count) {
+        forward_recomputed(groups_of(x, z, first, count), tape, [&](const Streams<T>& streams) {
+          forward_groups(i, streams.data, streams.latents, first, count, tape, trace);
+        });
+      });
+      if (stages_[i].global.empty()) continue;
+      for_chunks(batch, c.groups * c.latents, [&](Index first, Index count) {
+        forward_recomputed(examples_of(z, first, count), tape, [&](const Streams<T>& streams) {
+          forward_examples(i, streams.latents, first, count, tape, trace);
+        });
+      });
+    }
+  }
+
+  /// x_gradient and z_gradient, of what came out and then of what went in, in place; adds to `gradient`.
+  void backward(T* x_gradient, T* z_gradient, Trunk& gradient, Index batch, Tape& tape) const {
+    for (std::size_t i = stages_.size(); i-- > 0;) {
+      if (!stages_[i].global.empty()) {
+        for_chunks_backward(batch, c.groups * c.latents, [&](Index first, Index count) {
+          backward_recomputed<T>(
+              tape, [&](const Streams<T>& streams) { forward_examples(i, streams.latents, first, count, tape, {}); },
+              [&] { backward_examples(i, examples_of(z_gradient, first, count).latents, gradient, count, tape); });
+        });
+      }
+      for_chunks_backward(batch * c.groups, c.tokens, [&](Index first, Index count) {
+        backward_recomputed<T>(
+            tape,
+            [&](const Streams<T>& streams) {
+              forward_groups(i, streams.data, streams.latents, first, count, tape, {});
+            },
+            [&] { backward_groups(i, groups_of(x_gradient, z_gradient, first, count), gradient, count, tape); });
+      });
+    }
+  }
+
+ private:
+  static constexpr Index chunk_tokens = 4096;
+  static constexpr Index data_size = Index{c.tokens} * c.data_dim, latent_size = Index{c.latents} * c.latent_dim;
+
+  static AttentionLengths lengths(Index sequences, Index queries, Index keys) { return {sequences, queries, keys, {}}; }
+
+  static Streams<T> groups_of(T* x, T* z, Index first, Index count) {
+    return {x + first * data_size, count * data_size, z + first * latent_size, count * latent_size};
+  }
+  static Streams<T> examples_of(T* z, Index first, Index count) {
+    return {nullptr, 0, z + first * c.groups * latent_size, count * c.groups * latent_size};
+  }
+
+  /// body(first, count) for chunks of whole sequences, of about chunk_tokens, in order or from the last one back.
+  template <class Body>
+  static void for_chunks(Index sequences, Index length, Body&& body) {
+    const Index chunk = std::max<Index>(1, chunk_tokens / length);
+    for (Index first = 0; first < sequences; first += chunk) body(first, std::min(chunk, sequences - first));
+  }
+  template <class Body>
+  static void for_chunks_backward(Index sequences, Index length, Body&& body) {
+    const Index chunk = std::max<Index>(1, chunk_tokens / length);
+    for (Index first = (sequences - 1) / chunk * chunk; first >= 0 && first < sequences; first -= chunk) {
+      body(first, std::min(chunk, sequences - first));
+    }
+  }
+
+  /// What `count` groups do by themselves on their way from one stage's global blocks to the next one's.
+  void forward_groups(std::size_t i, T* x, T* z, Index first, Index count, Tape& tape, const Trace<T>& trace) const {
+    const auto tell = [&](std::size_t stage, Part part, const T* data) {
+      if (trace) trace(stage, part, first, count, data);
+    };
+    if (i > 0) {
+      fit::forward(*stages_[i - 1].write, x, static_cast<const T*>(z), lengths(count, c.tokens, c.latents), tape);
+      tell(i - 1, Part::write, x);
+    }
+    for (const auto& block : stages_[i].local) fit::forward(block, x, count, c.tokens, kernels::Mask::none(), tape);
+    tell(i, Part::local, x);
+    if (stages_[i].read) {
+      fit::forward(*stages_[i].read, z, static_cast<const T*>(x), lengths(count, c.latents, c.tokens), tape);
+      tell(i, Part::read, z);
+    }
+  }
+
+  void backward_groups(std::size_t i, const Streams<T>& gradients, Trunk& gradient, Index count, Tape& tape) const {
+    const Stage<T, c>& stage = stages_[i];
+    Stage<T, c>& to = gradient.stages_[i];
+    T *x = gradients.data, *z = gradients.latents;
+    if (stage.read) fit::backward(*stage.read, z, x, *to.read, lengths(count, c.latents, c.tokens), tape);
+    for (std::size_t j = stage.local.size(); j-- > 0;) {
+      fit::backward(stage.local[j], x, to.local[j], count, c.tokens, tape);
+    }
+    if (i > 0) {
+      fit::backward(*stages_[i - 1].write, x, z, *gradient.stages_[i - 1].write, lengths(count, c.tokens, c.latents),
+                    tape);
+    }
+  }
+
+  /// What the latents of `count` examples do over all their groups.
+  void forward_examples(std::size_t i, T* z, Index first, Index count, Tape& tape, const Trace<T>& trace) const {
+    const auto mask = c.mask == Mask::causal ? kernels::Mask::chunk_causal(c.latents) : kernels::Mask::none();
+    for (const auto& block : stages_[i].global) fit::forward(block, z, count, c.groups * c.latents, mask, tape);
+    if (trace) trace(i, Part::global, first * c.groups, count * c.groups, z);
+  }
+
+  void backward_examples(std::size_t i, T* z_gradient, Trunk& gradient, Index count, Tape& tape) const {
+    for (std::size_t j = stages_[i].global.size(); j-- > 0;) {
+      fit::backward(stages_[i].global[j], z_gradient, gradient.stages_[i].global[j], count, c.groups * c.latents, tape);
+    }
+  }
+
+  std::vector<Stage<T, c>> stages_;
+};
+
+}  // namespace fit::inline FIT_ABI

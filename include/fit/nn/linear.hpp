@@ -1,0 +1,93 @@
+#pragma once
+
+#include <fit/core/parameter.hpp>
+#include <fit/kernels/column_sums.hpp>
+#include <fit/kernels/gemm.hpp>
+#include <fit/nn/tape.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// y = x weight^T + bias over the last axis.
+template <class T, int Out, int In>
+struct Linear {
+  Matrix<T, Out, In> weight;
+  Vector<T, Out> bias;
+
+  static void visit(auto&& f, auto&... p) {
+    f("weight", p.weight...);
+    f("bias", p.bias...);
+  }
+};
+
+/// The product y [rows, Out] = x [rows, In] weight^T + bias, to be computed with others by kernels::multiply.
+template <class T, int Out, int In>
+kernels::Product<T> output_product(const Linear<T, Out, In>& p, const T* x, T* y, Index rows) {
+  return {.rows = rows,
+          .columns = Out,
+          .factors = {{kernels::plain(x, In), kernels::transposed(p.weight.data(), In), In}},
+          .c = y,
+          .c_row = Out,
+          .finish = {.bias = p.bias.data()}};
+}
+
+/// One summand of an input gradient: y_gradient [rows, Out] weight.
+template <class T, int Out, int In>
+kernels::Factors<T> input_factors(const Linear<T, Out, In>& p, const T* y_gradient) {
+  return {kernels::plain(y_gradient, Out), kernels::plain(p.weight.data(), In), Out};
+}
+
+/// The product x_gradient [rows, In] = y_gradient [rows, Out] weight.
+template <class T, int Out, int In>
+kernels::Product<T> input_product(const Linear<T, Out, In>& p, const T* y_gradient, T* x_gradient, Index rows) {
+  return {.rows = rows, .columns = In, .factors = {input_factors(p, y_gradient)}, .c = x_gradient, .c_row = In};
+}
+
+/// The product gradient.weight += y_gradient^T [Out, rows] x [rows, In].
+template <class T, int Out, int In>
+kernels::Product<T> weight_product(Linear<T, Out, In>& gradient, const T* x, const T* y_gradient, Index rows) {
+  return {.rows = Out,
+          .columns = In,
+          .factors = {{kernels::transposed(y_gradient, Out), kernels::plain(x, In), rows}},
+          .c = gradient.weight.data(),
+          .c_row = In,
+          .finish = {.accumulate = true}};
+}
+
+/// gradient.bias += the column sums of y_gradient [rows, Out].
+template <class T, int Out, int In>
+kernels::ColumnSum<T> bias_sum(Linear<T, Out, In>& gradient, const T* y_gradient, Index rows) {
+  return {y_gradient, rows, Out, gradient.bias.data()};
+}
+
+namespace detail {
+
+template <class T>
+struct LinearRecord {
+  const T* x;
+};
+
+}  // namespace detail
+
+/// y [rows, Out] from x [rows, In], which must stay as it is until backward.
+template <class T, int Out, int In>
+void forward(const Linear<T, Out, In>& p, const T* x, T* y, Index rows, Tape& tape) {
+  const auto start = tape.mark();
+  kernels::multiply({output_product(p, x, y, rows)}, tape.executor(), tape.arena());
+  tape.finish(start, detail::LinearRecord<T>{x});
+}
+
+/// Writes x_gradient, unless it is null, and adds to `gradient`.
+template <class T, int Out, int In>
+void backward(const Linear<T, Out, In>& p, const T* y_gradient, T* x_gradient, Linear<T, Out, In>& gradient, Index rows,
+              Tape& tape) {
+  const auto saved = tape.pop<detail::LinearRecord<T>>();
+  const auto weight = weight_product(gradient, saved->x, y_gradient, rows);
+  if (x_gradient) {
+    kernels::multiply({input_product(p, y_gradient, x_gradient, rows), weight}, tape.executor(), tape.arena());
+  } else {
+    kernels::multiply({weight}, tape.executor(), tape.arena());
+  }
+  kernels::add_column_sums({bias_sum(gradient, y_gradient, rows)}, tape.executor(), tape.arena());
+}
+
+}  // namespace fit::inline FIT_ABI

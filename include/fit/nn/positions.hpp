@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include <fit/core/memory.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// The code of a coordinate in `width` numbers: angles coordinate / 10000^(2 floor(k/2) / width), the even k as sines,
+/// then the odd k as cosines. After Vaswani et al., arXiv 1706.03762, section 3.5, without their interleaving.
+inline void wave_code(double coordinate, Index width, double* code) {
+  const Index sines = (width + 1) / 2;
+  for (Index k = 0; k < width; ++k) {
+    const double rate = std::pow(10000.0, -2.0 * static_cast<double>(k / 2) / static_cast<double>(width));
+    code[k % 2 == 0 ? k / 2 : sines + k / 2] = k % 2 == 0 ? std::sin(coordinate * rate) : std::cos(coordinate * rate);
+  }
+}
+
+/// Codes of 0 .. count-1, stretched to [0, 1000]: [count, width], computed in double and rounded once.
+template <class T>
+Buffer<T> line_code(Index count, Index width) {
+  Buffer<T> codes(count * width);
+  std::vector<double> code(static_cast<std::size_t>(width));
+  for (Index i = 0; i < count; ++i) {
+    wave_code(count > 1 ? static_cast<double>(i) * (1000.0 / static_cast<double>(count - 1)) : 0.0, width, code.data());
+    for (Index k = 0; k < width; ++k) codes.data()[i * width + k] = static_cast<T>(code[static_cast<std::size_t>(k)]);
+  }
+  return codes;
+}
+
+/// Codes of a grid, [rows * columns, width]: the row's in the first half of the width, the column's in the second.
+/// The width must be even. A grid of one row or column is a line.
+template <class T>
+Buffer<T> plane_code(Index rows, Index columns, Index width) {
+  if (rows == 1 || columns == 1) return line_code<T>(rows * columns, width);
+  const Index half = width / 2;
+  const Buffer<T> by_row = line_code<T>(rows, half), by_column = line_code<T>(columns, half);
+  Buffer<T> codes(rows * columns * width);
+  for (Index i = 0; i < rows * columns; ++i) {
+    std::copy_n(by_row.data() + i / columns * half, half, codes.data() + i * width);
+    std::copy_n(by_column.data() + i % columns * half, half, codes.data() + i * width + half);
+  }
+  return codes;
+}
+
+}  // namespace fit::inline FIT_ABI

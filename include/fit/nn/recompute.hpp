@@ -1,0 +1,58 @@
+#pragma once
+
+#include <algorithm>
+
+#include <fit/nn/tape.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// What a piece of a model changes in place: a run of data tokens, a run of latents, or both.
+template <class T>
+struct Streams {
+  T* data = nullptr;
+  Index data_size = 0;
+  T* latents = nullptr;
+  Index latents_size = 0;
+};
+
+namespace detail {
+
+template <class T>
+struct RecomputeRecord {
+  Streams<T> input;
+  Random random;
+};
+
+}  // namespace detail
+
+/// Runs `forward(streams)`. On a tape that records with `recompute`, keeps a copy of the streams and none of the
+/// records. Chen et al., arXiv 1604.06174.
+template <class T, class Forward>
+void forward_recomputed(const Streams<T>& streams, Tape& tape, Forward&& forward) {
+  if (!tape.recording() || !tape.options().recompute) return forward(streams);
+  const auto start = tape.mark();
+  const auto copy = [&](const T* from, Index size) {
+    T* to = tape.allocate<T>(size);
+    std::copy_n(from, size, to);
+    return to;
+  };
+  const detail::RecomputeRecord<T> record{{copy(streams.data, streams.data_size), streams.data_size,
+                                           copy(streams.latents, streams.latents_size), streams.latents_size},
+                                          tape.random()};
+  const auto checkpoint = tape.checkpoint();
+  forward(streams);
+  tape.rewind(checkpoint);
+  tape.finish(start, record);
+}
+
+/// The way back: runs `backward()`, after `forward` once more where its records were dropped, random numbers included.
+template <class T, class Forward, class Backward>
+void backward_recomputed(Tape& tape, Forward&& forward, Backward&& backward) {
+  if (!tape.options().recompute) return backward();
+  const auto saved = tape.pop<detail::RecomputeRecord<T>>();
+  tape.random() = saved->random;
+  forward(saved->input);
+  backward();
+}
+
+}  // namespace fit::inline FIT_ABI

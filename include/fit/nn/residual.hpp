@@ -1,0 +1,41 @@
+#pragma once
+
+#include <fit/kernels/dropout.hpp>
+#include <fit/nn/tape.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// How a residual branch joins its stream: whole sequences of it are dropped and the others scaled by 1 / keep, or
+/// all are added as they are. Huang et al., arXiv 1603.09382.
+template <class T>
+struct PathScale {
+  const T* scale = nullptr;  // [sequences], or none
+  Index rows_per_sequence = 1;
+};
+
+/// Draws which of `sequences` keep their branch, when the tape records with drop_path; the numbers live on the tape.
+template <class T>
+PathScale<T> draw_path(Index sequences, Index length, Tape& tape) {
+  const kernels::Dropout dropout = tape.dropout(tape.options().drop_path);
+  if (!dropout) return {};
+  T* scale = tape.allocate<T>(sequences);
+  std::fill_n(scale, sequences, T(1));
+  dropout.apply(scale, sequences, 0);
+  return {scale, length};
+}
+
+/// The gradient of a branch [rows, width] from that of its stream: the stream's itself, or a scaled copy on the tape.
+template <class T>
+const T* branch_gradient(const PathScale<T>& path, const T* gradient, Index rows, Index width, Tape& tape) {
+  if (!path.scale) return gradient;
+  T* scaled = tape.scratch<T>(rows * width);
+  tape.executor().parallel_for(rows / path.rows_per_sequence, [&](Index sequence, int) {
+    const Index first = sequence * path.rows_per_sequence * width;
+    for (Index i = first; i < first + path.rows_per_sequence * width; ++i) {
+      scaled[i] = gradient[i] * path.scale[sequence];
+    }
+  });
+  return scaled;
+}
+
+}  // namespace fit::inline FIT_ABI

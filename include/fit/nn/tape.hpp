@@ -1,0 +1,164 @@
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include <fit/core/arena.hpp>
+#include <fit/core/executor.hpp>
+#include <fit/core/random.hpp>
+#include <fit/kernels/dropout.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// What differs between training and inference; rates are probabilities in [0, 1).
+struct TrainingOptions {
+  /// Residual branches of local and global blocks, per sequence. Huang et al., arXiv 1603.09382.
+  float drop_path = 0;
+  /// Hidden units of their MLPs, after the GELU.
+  float drop_units = 0;
+  /// Their attention weights.
+  float drop_attention = 0;
+  /// Keep only what enters each stage and compute the rest again on the way back. Chen et al., arXiv 1604.06174.
+  bool recompute = false;
+};
+
+/// The memory of one pass through a model: scratch, and in training also what each layer leaves for the way back, as
+/// records that are popped in reverse order. One pass at a time; reuse it for the next one, which then allocates
+/// nothing. It refers to an executor, which must outlive it.
+class Tape {
+ public:
+  explicit Tape(Executor& executor = default_executor()) : executor_(&executor) {}
+
+  /// Starts a training pass: forgets what an earlier one left. Random numbers of the drop-outs come from `random`.
+  /// Throws Error for a rate outside [0, 1).
+  void record(const TrainingOptions& options = {}, Random random = Random(0)) {
+    for (const auto& [name, rate] : {std::pair{"drop_path", options.drop_path},
+                                     {"drop_units", options.drop_units},
+                                     {"drop_attention", options.drop_attention}}) {
+      require(rate >= 0 && rate < 1, name, " must be in [0, 1), not ", rate);
+    }
+    clear();
+    options_ = options;
+    random_ = random;
+    recording_ = true;
+  }
+
+  /// Ends recording and forgets all records: layers that run now are at inference.
+  void clear() {
+    records_.rewind({});
+    scratch_.rewind({});
+    last_ = nullptr;
+    options_ = {};
+    recording_ = false;
+  }
+
+  Executor& executor() const { return *executor_; }
+  bool recording() const { return recording_; }
+  const TrainingOptions& options() const { return options_; }
+  Random& random() { return random_; }
+
+  /// The drop-out of the next layer that has one.
+  kernels::Dropout dropout(float rate) {
+    if (!recording_ || rate == 0) return {};
+    return {random_.bits(), rate};
+  }
+
+  /// Memory that lasts until the layer's forward ends or, when recording, until its backward ends.
+  template <class T>
+  T* allocate(Index count) {
+    return active().allocate<T>(count);
+  }
+  /// Memory for the length of a layer's backward.
+  template <class T>
+  T* scratch(Index count) {
+    return scratch_.allocate<T>(count);
+  }
+  /// For kernels, which give back what they take.
+  Arena& arena() { return scratch_; }
+
+  /// A layer's forward begins with mark() and ends with finish(), which leaves a record for the way back when
+  /// recording and else gives back what was allocated.
+  Arena::Mark mark() { return active().mark(); }
+  template <class Record>
+  void finish(const Arena::Mark& start, const Record& record) {
+    static_assert(std::is_trivially_copyable_v<Record>);
+    if (!recording_) return scratch_.rewind(start);
+    auto* entry = records_.allocate<Entry<Record>>(1);
+    *entry = {{last_, &tag<Record>, start}, record};
+    last_ = entry;
+  }
+
+  /// The last record. Its memory, and the scratch taken since, are given back when the result is destroyed.
+  template <class Record>
+  class Popped {
+   public:
+    Popped(Tape& tape, const Arena::Mark& start, const Record& record)
+        : tape_(tape), start_(start), scratch_(tape.scratch_.mark()), record_(record) {}
+    Popped(const Popped&) = delete;
+    Popped& operator=(const Popped&) = delete;
+    ~Popped() {
+      tape_.records_.rewind(start_);
+      tape_.scratch_.rewind(scratch_);
+    }
+    const Record* operator->() const { return &record_; }
+
+   private:
+    Tape& tape_;
+    Arena::Mark start_, scratch_;
+    Record record_;
+  };
+
+  /// The last record. Throws Error when it is of another kind: backward without the forward that it belongs to.
+  template <class Record>
+  const Record& peek() const {
+    require(last_ != nullptr && last_->tag == &tag<Record>,
+            "backward does not find its forward on the tape: record, forward and backward must come in this order");
+    return static_cast<const Entry<Record>*>(last_)->record;
+  }
+  template <class Record>
+  Popped<Record> pop() {
+    const Record record = peek<Record>();
+    const Arena::Mark start = last_->start;
+    last_ = last_->previous;
+    return Popped<Record>(*this, start, record);
+  }
+
+  struct Header {
+    const Header* previous;
+    const char* tag;
+    Arena::Mark start;
+  };
+  /// All that the pass has recorded so far, and how to forget what has come since.
+  struct Checkpoint {
+    Arena::Mark mark;
+    const Header* last;
+  };
+  Checkpoint checkpoint() const { return {records_.mark(), last_}; }
+  void rewind(const Checkpoint& checkpoint) {
+    records_.rewind(checkpoint.mark);
+    last_ = checkpoint.last;
+  }
+
+  /// Bytes held, and the most that were ever in use.
+  std::size_t capacity() const { return records_.capacity() + scratch_.capacity(); }
+  std::size_t peak() const { return records_.peak() + scratch_.peak(); }
+
+ private:
+  template <class Record>
+  struct Entry : Header {
+    Record record;
+  };
+  template <class Record>
+  static constexpr char tag = 0;
+
+  Arena& active() { return recording_ ? records_ : scratch_; }
+
+  Executor* executor_;
+  Arena records_, scratch_;
+  const Header* last_ = nullptr;
+  TrainingOptions options_;
+  Random random_{0};
+  bool recording_ = false;
+};
+
+}  // namespace fit::inline FIT_ABI

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include <fit/core/tensor.hpp>
+#include <fit/kernels/cross_entropy.hpp>
+#include <fit/nn/tape.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// Mean of -ln softmax(logits)[target] over the rows, in nats; logits [rows, classes], targets [rows]. Where a gradient
+/// is given, writes that of the mean to it, shaped like logits. Without rows the mean is 0.
+/// Throws Error for shapes that differ or a target outside 0 .. classes-1.
+template <class T>
+double cross_entropy(TensorView<const T, 2> logits, TensorView<const std::int32_t, 1> targets,
+                     std::optional<TensorView<T, 2>> gradient, Tape& tape) {
+  const Index rows = logits.dimension(0), classes = logits.dimension(1);
+  require(targets.dimension(0) == rows, "cross entropy needs a target for each of ", rows, " rows, not ",
+          targets.dimension(0));
+  require(!gradient || (gradient->dimension(0) == rows && gradient->dimension(1) == classes),
+          "the gradient of a cross entropy must have the shape ", shape_text(logits.dimensions()));
+  for (Index i = 0; i < rows; ++i) {
+    require(targets(i) >= 0 && targets(i) < classes, "target ", i, " must be in 0 .. ", classes - 1, ", not ",
+            targets(i));
+  }
+  if (rows == 0) return 0;
+  const auto mark = tape.arena().mark();
+  T* losses = tape.arena().template allocate<T>(rows);
+  kernels::cross_entropy(logits.data(), targets.data(), losses, gradient ? gradient->data() : nullptr,
+                         T(1) / static_cast<T>(rows), rows, classes, tape.executor());
+  double total = 0;
+  for (Index i = 0; i < rows; ++i) total += static_cast<double>(losses[i]);
+  tape.arena().rewind(mark);
+  return total / static_cast<double>(rows);
+}
+
+}  // namespace fit::inline FIT_ABI

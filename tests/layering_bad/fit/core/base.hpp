@@ -1,0 +1,3 @@
+#pragma once
+#include <fit/nn/layer.hpp>
+#include <fit/version.hpp>

@@ -1,0 +1,3 @@
+#pragma once
+#include <fit/core/base.hpp>
+#include <fit/version.hpp>

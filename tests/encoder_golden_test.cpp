@@ -10,25 +10,66 @@ using fit::Index;
 using fit::Mask;
 using fit::Positions;
 
-constexpr fit::EncoderConfig trace{.layers = "(1)1(1)", .groups = 5, .tokens = 7, .channels = 5, .latents = 3,
-                                   .data_dim = 24, .latent_dim = 32, .data_heads = 3, .latent_heads = 4, .mlp_ratio = 2};
-constexpr fit::EncoderConfig causal_no_local{.layers = "(0)2(0)", .groups = 4, .tokens = 16, .channels = 12,
-                                             .latents = 4, .data_dim = 16, .latent_dim = 40, .data_heads = 2,
-                                             .latent_heads = 5, .mlp_ratio = 1,
-                                             .data_positions = Positions::sin_cos, .mask = Mask::causal};
-constexpr fit::EncoderConfig extra_sin_cos{.layers = "(1)2(1)1(1)", .groups = 3, .tokens = 9, .channels = 6,
-                                           .latents = 2, .data_dim = 16, .latent_dim = 24, .data_heads = 4,
-                                           .latent_heads = 2, .mlp_ratio = 3, .data_positions = Positions::sin_cos_2d,
-                                           .latent_positions = Positions::sin_cos, .extra_tokens = 3,
+constexpr fit::EncoderConfig trace{.layers = "(1)1(1)",
+                                   .groups = 5,
+                                   .tokens = 7,
+                                   .channels = 5,
+                                   .latents = 3,
+                                   .data_dim = 24,
+                                   .latent_dim = 32,
+                                   .data_heads = 3,
+                                   .latent_heads = 4,
+                                   .mlp_ratio = 2};
+constexpr fit::EncoderConfig causal_no_local{.layers = "(0)2(0)",
+                                             .groups = 4,
+                                             .tokens = 16,
+                                             .channels = 12,
+                                             .latents = 4,
+                                             .data_dim = 16,
+                                             .latent_dim = 40,
+                                             .data_heads = 2,
+                                             .latent_heads = 5,
+                                             .mlp_ratio = 1,
+                                             .data_positions = Positions::sin_cos,
+                                             .mask = Mask::causal};
+constexpr fit::EncoderConfig extra_sin_cos{.layers = "(1)2(1)1(1)",
+                                           .groups = 3,
+                                           .tokens = 9,
+                                           .channels = 6,
+                                           .latents = 2,
+                                           .data_dim = 16,
+                                           .latent_dim = 24,
+                                           .data_heads = 4,
+                                           .latent_heads = 2,
+                                           .mlp_ratio = 3,
+                                           .data_positions = Positions::sin_cos_2d,
+                                           .latent_positions = Positions::sin_cos,
+                                           .extra_tokens = 3,
                                            .extra_channels = 4};
 
-constexpr fit::EncoderConfig local_only{.layers = "(2)", .groups = 3, .tokens = 8, .channels = 3, .latents = 2,
-                                        .data_dim = 32, .latent_dim = 12, .data_heads = 4, .latent_heads = 2,
-                                        .latent_positions = Positions::sin_cos, .extra_tokens = 1,
+constexpr fit::EncoderConfig local_only{.layers = "(2)",
+                                        .groups = 3,
+                                        .tokens = 8,
+                                        .channels = 3,
+                                        .latents = 2,
+                                        .data_dim = 32,
+                                        .latent_dim = 12,
+                                        .data_heads = 4,
+                                        .latent_heads = 2,
+                                        .latent_positions = Positions::sin_cos,
+                                        .extra_tokens = 1,
                                         .extra_channels = 7};
-constexpr fit::EncoderConfig simd_one_stage{.layers = "(1)1", .groups = 2, .tokens = 16, .channels = 8, .latents = 8,
-                                            .data_dim = 64, .latent_dim = 16, .data_heads = 2, .latent_heads = 1,
-                                            .mlp_ratio = 1, .mask = Mask::causal};
+constexpr fit::EncoderConfig simd_one_stage{.layers = "(1)1",
+                                            .groups = 2,
+                                            .tokens = 16,
+                                            .channels = 8,
+                                            .latents = 8,
+                                            .data_dim = 64,
+                                            .latent_dim = 16,
+                                            .data_heads = 2,
+                                            .latent_heads = 1,
+                                            .mlp_ratio = 1,
+                                            .mask = Mask::causal};
 
 /// The values of a golden tensor, and the error of ours against it as tests/golden/README.md defines it.
 struct Golden {
@@ -160,9 +201,9 @@ void check(const std::string& name) {
     auto extra_gradient = extra;
     typename fit::Encoder<config, T>::InputGradients inputs{.input = x_gradient};
     if (config.extra_tokens > 0) inputs.extra = extra_gradient;
-    encoder.backward({.data = tensor<T>(golden.file, "cotangent.data"),
-                      .latents = tensor<T>(golden.file, "cotangent.latents")},
-                     gradient, tape, inputs);
+    encoder.backward(
+        {.data = tensor<T>(golden.file, "cotangent.data"), .latents = tensor<T>(golden.file, "cotangent.latents")},
+        gradient, tape, inputs);
     std::vector<T> query_bias;
     fit::for_each_parameter(
         [&](const fit::ParameterName& at, auto parameter) {
@@ -177,8 +218,7 @@ void check(const std::string& name) {
           }
         },
         gradient);
-    CHECK(golden.error("grad_input.x", x_gradient.data(), x_gradient.size(), input_scale) <
-          Bounds<T>::input_gradient);
+    CHECK(golden.error("grad_input.x", x_gradient.data(), x_gradient.size(), input_scale) < Bounds<T>::input_gradient);
     if (config.extra_tokens > 0) {
       CHECK(golden.error("grad_input.extra", extra_gradient.data(), extra_gradient.size(), input_scale) <
             Bounds<T>::input_gradient);

@@ -80,7 +80,7 @@ TEST_CASE("golden groupings", "[grouping]") {
 }
 
 TEST_CASE("videos are cut as the formula says", "[grouping]") {
-  constexpr Index B = 2, F = 4, H = 12, W = 6, c = 3, bf = 2, bh = 6, bw = 3, pf = 1, ph = 2, pw = 3;
+  constexpr Index B = 2, F = 8, H = 12, W = 12, c = 3, bf = 4, bh = 6, bw = 6, pf = 2, ph = 2, pw = 3;
   const auto video = counting<std::int32_t, 5>(B, F, H, W, c);
   const fit::VideoGrouping grouping{.box = {bf, bh, bw}, .patch = {pf, ph, pw}};
   const fit::Tensor<std::int32_t, 4> groups = fit::group_video(video, grouping);

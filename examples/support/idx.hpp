@@ -5,10 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <zlib.h>
@@ -96,11 +96,9 @@ class IdxReader {
     const int found = gzread(file_.get(), to, static_cast<unsigned>(count));
     int code = Z_OK;
     const char* const text = gzerror(file_.get(), &code);
-    if (found < 0 || (code != Z_OK && code != Z_STREAM_END)) {
-      // zlib says "unexpected end of file" when the compressed data stop early.
-      idx_error(path_, code == Z_BUF_ERROR ? "truncated: the compressed data end early"
-                                           : std::string("cannot be read: ") + text);
-    }
+    if (code == Z_BUF_ERROR) idx_error(path_, "truncated: the compressed data end early");
+    if (found < 0 || code < 0)
+      throw std::runtime_error("cannot read " + std::string(text));  // text begins with the path
     return static_cast<std::size_t>(found);
   }
 
@@ -149,8 +147,8 @@ inline std::vector<std::uint8_t> read_labels(const std::filesystem::path& path, 
   std::vector<std::uint8_t> labels = reader.rest(reader.header<1>()[0]);
   for (const std::uint8_t label : labels) {
     if (label >= classes) {
-      detail::idx_error(path, "has the label " + std::to_string(label) + ", but there are " + std::to_string(classes) +
-                                  " classes");
+      detail::idx_error(
+          path, "has the label " + std::to_string(label) + ", but there are " + std::to_string(classes) + " classes");
     }
   }
   return labels;
@@ -160,8 +158,9 @@ inline std::vector<std::uint8_t> read_labels(const std::filesystem::path& path, 
 /// wrong, or when there are not as many labels as images.
 inline Fashion load_fashion(const std::filesystem::path& folder = "/usr/share/datasets/fashion-mnist") {
   if (!std::filesystem::is_directory(folder)) {
-    detail::idx_error(folder, "no such folder; Debian has the data in the package dataset-fashion-mnist, "
-                              "everybody else at https://github.com/zalandoresearch/fashion-mnist");
+    detail::idx_error(folder,
+                      "no such folder; Debian has the data in the package dataset-fashion-mnist, "
+                      "everybody else at https://github.com/zalandoresearch/fashion-mnist");
   }
   const auto load = [&](const std::string& part) {
     LabelledImages result{read_images(detail::find_idx(folder, part + "-images", "idx3-ubyte"), 28, 28),

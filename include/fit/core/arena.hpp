@@ -9,8 +9,8 @@
 
 namespace fit::inline FIT_ABI {
 
-/// Aligned last-in-first-out memory. It grows by blocks while it must, never moving what it has handed out, and when
-/// it is empty again makes one block of them: a second run that needs no more than the first allocates nothing.
+/// Aligned last-in-first-out memory. It grows by blocks while it must, never moving what it has handed out. When a
+/// first run is over, consolidate() makes one block of them, and a second run that needs no more allocates nothing.
 class Arena {
  public:
   /// A point to rewind to.
@@ -38,13 +38,14 @@ class Arena {
   Mark mark() const { return top_; }
 
   /// Gives back all that was allocated after the mark.
-  void rewind(const Mark& mark) {
-    top_ = mark;
-    if (top_.total == 0 && blocks_.size() > 1) {
-      blocks_.clear();
-      top_ = {};
-      add_block(peak_);
-    }
+  void rewind(const Mark& mark) { top_ = mark; }
+
+  /// Where nothing is in use, replaces several blocks by one that is large enough for the most that ever was.
+  void consolidate() {
+    if (top_.total > 0 || blocks_.size() <= 1) return;
+    blocks_.clear();
+    top_ = {};
+    add_block(peak_);
   }
 
   /// Bytes held, and the most that were ever in use at once.

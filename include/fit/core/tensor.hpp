@@ -56,7 +56,8 @@ class TensorView {
   requires(sizeof...(Sizes) == Rank && Rank > 0) TensorView(T* data, Sizes... sizes)
       : TensorView(data, Dimensions(static_cast<Index>(sizes)...)) {}
 
-  TensorView(const TensorView<Value, Rank>& view) requires std::is_const_v<T>
+  template <class U>
+  requires(std::is_const_v<T>&& std::is_same_v<U, Value>) TensorView(const TensorView<U, Rank>& view)
       : TensorView(view.data(), view.dimensions()) {}
   TensorView(std::conditional_t<std::is_const_v<T>, const Tensor<Value, Rank>, Tensor<Value, Rank>>& tensor)
       : TensorView(tensor.data(), tensor.dimensions()) {}
@@ -152,10 +153,7 @@ class Tensor {
 
   template <class Expression>
   static Dimensions dimensions_of(const Expression& expression) {
-    const auto found = Eigen::TensorEvaluator<const Expression, Eigen::DefaultDevice>(expression, {}).dimensions();
-    Dimensions dimensions;
-    for (std::size_t i = 0; i < Rank; ++i) dimensions[i] = found[i];
-    return dimensions;
+    return Dimensions(Eigen::TensorEvaluator<const Expression, Eigen::DefaultDevice>(expression, {}).dimensions());
   }
 
   Buffer<T> memory_;

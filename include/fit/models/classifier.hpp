@@ -45,7 +45,7 @@ class Classifier {
     const auto [data, latents] = encoder.forward(input, tape);
     const Index batch = input.dimension(0);
     T* pooled = tape.template allocate<T>(batch * config.latent_dim);
-    T* logits = tape.template allocate<T>(batch * classes);
+    T* logits = tape.template output<T>(batch * classes);
     pool_and_map(latents.data(), pooled, logits, batch, tape);
     tape.finish(start, Record{batch});
     return TensorView<const T, 2>(logits, batch, Index{classes});

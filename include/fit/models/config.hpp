@@ -1,6 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include <fit/models/layers.hpp>
 
@@ -30,6 +33,29 @@ struct EncoderConfig {
   int extra_tokens = 0;    ///< k, further data tokens per group, of their own width
   int extra_channels = 0;  ///< C_y, that width
 };
+
+/// A configuration as text, field by field, under the names of its fields: what a file carries and a load compares.
+using ConfigFields = std::vector<std::pair<std::string, std::string>>;
+
+inline ConfigFields fields_of(const EncoderConfig& c) {
+  constexpr const char* positions[] = {"learned", "sin_cos", "sin_cos_2d"};
+  return {{"kind", "encoder"},
+          {"layers", std::string(c.layers.view())},
+          {"groups", std::to_string(c.groups)},
+          {"tokens", std::to_string(c.tokens)},
+          {"channels", std::to_string(c.channels)},
+          {"latents", std::to_string(c.latents)},
+          {"data_dim", std::to_string(c.data_dim)},
+          {"latent_dim", std::to_string(c.latent_dim)},
+          {"data_heads", std::to_string(c.data_heads)},
+          {"latent_heads", std::to_string(c.latent_heads)},
+          {"mlp_ratio", std::to_string(c.mlp_ratio)},
+          {"data_positions", positions[static_cast<int>(c.data_positions)]},
+          {"latent_positions", positions[static_cast<int>(c.latent_positions)]},
+          {"mask", c.mask == Mask::causal ? "causal" : "none"},
+          {"extra_tokens", std::to_string(c.extra_tokens)},
+          {"extra_channels", std::to_string(c.extra_channels)}};
+}
 
 /// What the three models' trunk needs to know of a configuration.
 struct TrunkConfig {

@@ -226,8 +226,8 @@ class Encoder {
   OutputView record(const TensorView<const T, 4>& input, const TensorView<const T, 4>* extra, Tape& tape) const {
     const Index batch = check(input, extra);
     require(tape.recording(), "forward needs a tape that records: call tape.record() before it");
-    T* data = tape.template allocate<T>(batch * config.groups * data_size);
-    T* latents = tape.template allocate<T>(batch * config.groups * latent_size);
+    T* data = tape.template output<T>(batch * config.groups * data_size);
+    T* latents = tape.template output<T>(batch * config.groups * latent_size);
     run(input.data(), extra ? extra->data() : nullptr, batch, data, latents, tape, {});
     return {TensorView<const T, 4>(data, batch, config.groups, all_tokens, config.data_dim),
             TensorView<const T, 4>(latents, batch, config.groups, config.latents, config.latent_dim)};

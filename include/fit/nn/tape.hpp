@@ -47,6 +47,8 @@ class Tape {
   void clear() {
     records_.rewind({});
     scratch_.rewind({});
+    outputs_.rewind({});
+    consolidate();
     last_ = nullptr;
     options_ = {};
     recording_ = false;
@@ -73,6 +75,11 @@ class Tape {
   T* scratch(Index count) {
     return scratch_.allocate<T>(count);
   }
+  /// Memory that lasts until the next record() or clear(), for what a model hands out.
+  template <class T>
+  T* output(Index count) {
+    return outputs_.allocate<T>(count);
+  }
   /// For kernels, which give back what they take.
   Arena& arena() { return scratch_; }
 
@@ -82,7 +89,10 @@ class Tape {
   template <class Record>
   void finish(const Arena::Mark& start, const Record& record) {
     static_assert(std::is_trivially_copyable_v<Record>);
-    if (!recording_) return scratch_.rewind(start);
+    if (!recording_) {
+      scratch_.rewind(start);
+      return consolidate();
+    }
     auto* entry = records_.allocate<Entry<Record>>(1);
     *entry = {{last_, &tag<Record>, start}, record};
     last_ = entry;
@@ -99,6 +109,7 @@ class Tape {
     ~Popped() {
       tape_.records_.rewind(start_);
       tape_.scratch_.rewind(scratch_);
+      tape_.consolidate();
     }
     const Record* operator->() const { return &record_; }
 
@@ -140,8 +151,8 @@ class Tape {
   }
 
   /// Bytes held, and the most that were ever in use.
-  std::size_t capacity() const { return records_.capacity() + scratch_.capacity(); }
-  std::size_t peak() const { return records_.peak() + scratch_.peak(); }
+  std::size_t capacity() const { return records_.capacity() + scratch_.capacity() + outputs_.capacity(); }
+  std::size_t peak() const { return records_.peak() + scratch_.peak() + outputs_.peak(); }
 
  private:
   template <class Record>
@@ -151,10 +162,14 @@ class Tape {
   template <class Record>
   static constexpr char tag = 0;
 
+  void consolidate() {
+    records_.consolidate();
+    scratch_.consolidate();
+  }
   Arena& active() { return recording_ ? records_ : scratch_; }
 
   Executor* executor_;
-  Arena records_, scratch_;
+  Arena records_, scratch_, outputs_;
   const Header* last_ = nullptr;
   TrainingOptions options_;
   Random random_{0};

@@ -73,13 +73,15 @@ inline T sum(const Batch<T>& value) {
   return part[0];
 }
 
-/// The largest element that is not NaN.
+/// The largest element that is not NaN; NaN when all are.
 template <class T>
 inline T maximum(const Batch<T>& value) {
   alignas(alignment) T part[static_cast<std::size_t>(width<T>)];
   value.store_aligned(part);
   for (Index step = width<T> / 2; step > 0; step /= 2) {
-    for (Index i = 0; i < step; ++i) part[i] = part[i] > part[i + step] ? part[i] : part[i + step];
+    for (Index i = 0; i < step; ++i) {
+      if (part[i + step] > part[i] || part[i] != part[i]) part[i] = part[i + step];
+    }
   }
   return part[0];
 }

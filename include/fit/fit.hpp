@@ -1,0 +1,18 @@
+#pragma once
+
+/// The whole library. Every header also stands alone.
+
+#include <fit/io/checkpoint.hpp>
+#include <fit/grouping/image.hpp>
+#include <fit/grouping/sequence.hpp>
+#include <fit/grouping/shift.hpp>
+#include <fit/grouping/video.hpp>
+#include <fit/models/classifier.hpp>
+#include <fit/models/encoder.hpp>
+#include <fit/training/adamw.hpp>
+#include <fit/training/clip.hpp>
+#include <fit/training/cross_entropy.hpp>
+#include <fit/training/ema.hpp>
+#include <fit/training/learning_rate.hpp>
+#include <fit/training/state.hpp>
+#include <fit/version.hpp>

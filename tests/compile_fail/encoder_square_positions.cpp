@@ -1,0 +1,31 @@
+// expect: need a square number as config.tokens
+#include <fit/models/encoder.hpp>
+
+#ifdef FIT_MUST_FAIL
+constexpr fit::EncoderConfig config{
+    .layers = "(2)1(1)",
+    .groups = 6,
+    .tokens = 8,
+    .channels = 3,
+    .latents = 2,
+    .data_dim = 24,
+    .latent_dim = 32,
+    .data_heads = 2,
+    .latent_heads = 4,
+    .data_positions = fit::Positions::sin_cos_2d};
+#else
+constexpr fit::EncoderConfig config{
+    .layers = "(2)1(1)",
+    .groups = 6,
+    .tokens = 9,
+    .channels = 3,
+    .latents = 2,
+    .data_dim = 24,
+    .latent_dim = 32,
+    .data_heads = 2,
+    .latent_heads = 4};
+#endif
+
+int main() {
+  const fit::Encoder<config> encoder;
+}

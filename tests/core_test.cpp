@@ -1,0 +1,552 @@
+#include <fit/core/arena.hpp>
+#include <fit/core/executor.hpp>
+#include <fit/core/parameter.hpp>
+#include <fit/core/random.hpp>
+#include <fit/core/tensor.hpp>
+
+#include "catch.hpp"
+#include "support.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <thread>
+
+namespace {
+
+using fit::Index;
+
+bool is_aligned(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory) % fit::alignment == 0; }
+
+/// A number that compilers do not see through, or they warn of what is to be refused at run time.
+Index opaque(Index number) {
+  volatile Index hidden = number;
+  return hidden;
+}
+
+/// Two parameters and, to be walked, every kind of member there is.
+struct Affine {
+  fit::Matrix<float, 2, 3> weight;
+  fit::Vector<float, 2> bias;
+  static void visit(auto&& f, auto&... p) {
+    f("weight", p.weight...);
+    f("bias", p.bias...);
+  }
+};
+
+struct Network {
+  Affine stem;
+  std::vector<Affine> stages = std::vector<Affine>(2);
+  std::optional<fit::Vector<float, 5>> positions, absent;
+  std::vector<std::vector<Affine>> nested = std::vector<std::vector<Affine>>(1, std::vector<Affine>(1));
+  static void visit(auto&& f, auto&... p) {
+    f("stem", p.stem...);
+    f("stages", p.stages...);
+    f("positions", p.positions...);
+    f("absent", p.absent...);
+    f("nested", p.nested...);
+  }
+};
+
+/// Waits for `done` at most ten seconds, so that a loop that hangs fails the test instead of stopping it.
+template <class Done>
+bool comes_true(Done done) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (!done()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+/// Every index of a loop exactly once, lanes in range, and no lane twice at the same time.
+void check_loop(fit::Executor& executor, Index count) {
+  std::vector<std::atomic<int>> calls(static_cast<std::size_t>(count));
+  std::vector<std::atomic<int>> inside(static_cast<std::size_t>(executor.lanes()));
+  std::atomic<int> faults{0};
+  executor.parallel_for(count, [&](Index index, int lane) {
+    if (index < 0 || index >= count || lane < 0 || lane >= executor.lanes()) {
+      ++faults;
+      return;
+    }
+    if (inside[static_cast<std::size_t>(lane)].fetch_add(1) != 0) ++faults;
+    ++calls[static_cast<std::size_t>(index)];
+    inside[static_cast<std::size_t>(lane)].fetch_sub(1);
+  });
+  for (const std::atomic<int>& called : calls) faults += called != 1;
+  CHECK(faults == 0);
+}
+
+}  // namespace
+
+TEST_CASE("buffers are aligned, zero and deep", "[core]") {
+  for (Index count : {1, 3, 16, 17, 1000}) {
+    fit::Buffer<char> bytes(count);
+    fit::Buffer<double> numbers(count);
+    CHECK(is_aligned(bytes.data()));
+    CHECK(is_aligned(numbers.data()));
+    CHECK(std::count(numbers.data(), numbers.data() + count, 0.0) == count);
+    CHECK(is_aligned(fit::Buffer<float>::uninitialised(count).data()));
+  }
+  fit::Buffer<int> empty, none(0);
+  CHECK(empty.size() == 0);
+  CHECK(none.size() == 0);
+  CHECK(fit::Buffer<int>(empty).size() == 0);
+
+  fit::Buffer<int> a(3);
+  a.data()[1] = 5;
+  fit::Buffer<int> b = a;
+  b.data()[1] = 6;
+  CHECK(a.data()[1] == 5);
+  const int* const memory = b.data();
+  fit::Buffer<int> c = std::move(b);
+  CHECK(c.data() == memory);
+  CHECK(b.size() == 0);
+  a = c;
+  CHECK(a.data()[1] == 6);
+  fit::Buffer<int>& self = a;
+  a = self;
+  CHECK(a.data()[1] == 6);
+  CHECK(a.size() == 3);
+
+  CHECK(test::error_of([] { fit::Buffer<int>(opaque(-1)); }) == "a buffer cannot hold -1 elements");
+  CHECK_THROWS_AS(fit::Buffer<double>(opaque(std::numeric_limits<Index>::max())), fit::Error);
+}
+
+TEST_CASE("errors put their parts together", "[core]") {
+  CHECK(fit::concatenate("a", 1, std::string("b"), -2, std::string_view("c"), std::size_t{3}) == "a1b-2c3");
+  CHECK(test::error_of([] { fit::require(false, "x is ", 3); }) == "x is 3");
+  CHECK(test::error_of([] { fit::require(true, "x is ", 3); }) == "(no error)");
+}
+
+TEST_CASE("tensors have shapes and elements", "[core]") {
+  fit::Tensor<float, 3> tensor(2, 3, 4);
+  CHECK(tensor.size() == 24);
+  CHECK(tensor.dimension(0) == 2);
+  CHECK(tensor.dimension(2) == 4);
+  CHECK(is_aligned(tensor.data()));
+  CHECK(std::count(tensor.data(), tensor.data() + 24, 0.0f) == 24);
+  CHECK(fit::shape_text(tensor.dimensions()) == "[2, 3, 4]");
+  tensor(1, 2, 3) = 5;
+  tensor(0, 1, 2) = 7;
+  CHECK(tensor.data()[23] == 5);  // row-major
+  CHECK(tensor.data()[6] == 7);
+  CHECK(tensor.eigen()(0, 1, 2) == 7);
+  CHECK(std::as_const(tensor)(1, 2, 3) == 5);
+  CHECK(std::as_const(tensor).eigen()(1, 2, 3) == 5);
+
+  fit::TensorView<float, 3> view = tensor;
+  view(0, 0, 0) = 9;
+  const fit::TensorView<const float, 3> constant = std::as_const(tensor);
+  CHECK(constant(0, 0, 0) == 9);
+  CHECK(constant.data() == tensor.data());
+
+  Eigen::Tensor<float, 3, Eigen::RowMajor> own(1, 2, 2);
+  own.setConstant(3);
+  const fit::TensorView<const float, 3> of_own = own;
+  CHECK(of_own(0, 1, 1) == 3);
+  CHECK(of_own.data() == own.data());
+  fit::TensorView<float, 3> writes = own;
+  writes(0, 0, 1) = 4;
+  CHECK(own(0, 0, 1) == 4);
+  const fit::TensorView<const float, 3> narrowed = view;
+  CHECK(narrowed.dimension(1) == 3);
+  CHECK(narrowed.eigen()(0, 0, 0) == 9);
+  float memory[6] = {0, 1, 2, 3, 4, 5};
+  CHECK(fit::TensorView<float, 2>(memory, 2, 3)(1, 1) == 4);
+  CHECK(fit::TensorView<float, 2>().size() == 0);
+
+  CHECK(fit::Tensor<int, 2>().size() == 0);
+  CHECK(fit::Tensor<int, 2>().dimension(1) == 0);
+  CHECK(fit::Tensor<int, 3>(2, 0, 3).size() == 0);
+  CHECK(fit::shape_text(fit::Tensor<int, 3>(2, 0, 3).dimensions()) == "[2, 0, 3]");
+  CHECK(fit::Tensor<int, 0>(Eigen::DSizes<Index, 0>()).size() == 1);
+  tensor.setConstant(2);
+  CHECK(std::count(tensor.data(), tensor.data() + 24, 2.0f) == 24);
+  tensor.setZero();
+  CHECK(std::count(tensor.data(), tensor.data() + 24, 0.0f) == 24);
+}
+
+TEST_CASE("tensors copy deeply and move cheaply", "[core]") {
+  fit::Tensor<double, 2> a(2, 2);
+  a(1, 1) = 3;
+  fit::Tensor<double, 2> b = a;
+  b(1, 1) = 4;
+  CHECK(a(1, 1) == 3);
+  CHECK(b.data() != a.data());
+  const double* const memory = b.data();
+  fit::Tensor<double, 2> c = std::move(b);
+  CHECK(c.data() == memory);
+  CHECK(c(1, 1) == 4);
+  a = c;
+  CHECK(a(1, 1) == 4);
+  a = fit::Tensor<double, 2>(3, 1);
+  CHECK(a.dimension(0) == 3);
+  CHECK(a.size() == 3);
+}
+
+TEST_CASE("tensors are made from expressions", "[core]") {
+  fit::Tensor<float, 2> a(2, 3), b(2, 3);
+  for (Index i = 0; i < 6; ++i) a.data()[i] = static_cast<float>(i), b.data()[i] = 10;
+  const fit::Tensor<float, 2> c = 2.0f * a.eigen() + b.eigen();
+  CHECK(c.dimension(1) == 3);
+  CHECK(c(1, 2) == 20);
+  CHECK(is_aligned(c.data()));
+  const Eigen::array<int, 2> swap{1, 0};
+  const fit::Tensor<float, 2> transposed = a.eigen().shuffle(swap);
+  CHECK(transposed.dimension(0) == 3);
+  CHECK(transposed(2, 1) == 5);
+  const fit::Tensor<float, 0> sum = std::as_const(a).eigen().sum();
+  CHECK(sum() == 15);
+  const Eigen::Tensor<float, 2, Eigen::RowMajor> own = a.eigen();
+  CHECK(fit::Tensor<float, 2>(own)(1, 0) == 3);
+  Eigen::TensorFixedSize<float, Eigen::Sizes<2, 3>, Eigen::RowMajor> fixed;
+  fixed.setConstant(4);
+  const fit::Tensor<float, 2> from_fixed = fixed + fixed;
+  CHECK(from_fixed.dimension(1) == 3);
+  CHECK(from_fixed(1, 2) == 8);
+  a = a.eigen() * a.eigen();
+  CHECK(a(1, 2) == 25);
+  a.eigen() = c.eigen() - b.eigen();
+  CHECK(a(1, 2) == 10);
+}
+
+TEST_CASE("impossible shapes are refused", "[core]") {
+  CHECK(test::error_of([] { fit::Tensor<float, 2>(2, opaque(-3)); }) == "a tensor cannot have the shape [2, -3]");
+  constexpr Index huge = Index{1} << 40;
+  CHECK_THROWS_AS((fit::Tensor<float, 2>(opaque(huge), huge)), fit::Error);
+  CHECK_THROWS_AS((fit::Tensor<double, 1>(opaque(std::numeric_limits<Index>::max()))), fit::Error);
+  fit::Tensor<float, 2> kept(1, 1);
+  kept(0, 0) = 1;
+  CHECK_THROWS_AS((kept = fit::Tensor<float, 2>(opaque(-1), 1)), fit::Error);
+  CHECK(kept(0, 0) == 1);
+}
+
+TEST_CASE("an arena gives back in reverse order", "[core]") {
+  fit::Arena arena;
+  CHECK(arena.capacity() == 0);
+  const auto start = arena.mark();
+  char* const a = arena.allocate<char>(1);
+  const auto after_a = arena.mark();
+  double* const b = arena.allocate<double>(3);
+  float* const none = arena.allocate<float>(0);
+  CHECK(none != nullptr);
+  CHECK(is_aligned(a));
+  CHECK(is_aligned(b));
+  CHECK(reinterpret_cast<char*>(b) == a + 64);
+  CHECK(arena.peak() == 128);
+  arena.rewind(after_a);
+  CHECK(arena.allocate<double>(3) == b);
+  arena.rewind(after_a);
+  CHECK(arena.peak() == 128);
+  *a = 7;
+  arena.allocate<char>(1000);
+  CHECK(*a == 7);
+  CHECK(arena.peak() == 64 + 1024);
+  arena.rewind(start);
+  CHECK(arena.allocate<char>(1) == a);
+}
+
+TEST_CASE("an arena grows without moving, then is one block", "[core]") {
+  fit::Arena arena;
+  const auto run = [&](std::vector<std::byte*>& places) {
+    fit::Random sizes(5);
+    places.clear();
+    for (int i = 0; i < 200; ++i) {
+      const Index size = 1 + sizes.below(20000);
+      std::byte* const memory = arena.allocate<std::byte>(size);
+      std::fill_n(memory, size, static_cast<std::byte>(i));
+      places.push_back(memory);
+      if (i % 10 == 9) {  // comes and goes
+        const auto mark = arena.mark();
+        arena.allocate<double>(3000);
+        arena.rewind(mark);
+      }
+    }
+    fit::Random again(5);
+    bool kept = true;
+    for (int i = 0; i < 200; ++i) {
+      const Index size = 1 + again.below(20000);
+      kept = kept && is_aligned(places[static_cast<std::size_t>(i)]) &&
+             std::count(places[static_cast<std::size_t>(i)], places[static_cast<std::size_t>(i)] + size,
+                        static_cast<std::byte>(i)) == size;
+    }
+    CHECK(kept);
+  };
+  std::vector<std::byte*> first, second, third;
+  const auto start = arena.mark();
+  run(first);
+  const std::size_t peak = arena.peak();
+  const std::size_t grown = arena.capacity();
+  CHECK(grown >= peak);
+  arena.consolidate();  // nothing to be done while memory is in use
+  CHECK(arena.capacity() == grown);
+  CHECK(*first.front() == std::byte{0});
+  arena.rewind(start);
+  CHECK(arena.capacity() == grown);
+  arena.consolidate();
+  CHECK(arena.capacity() == peak);
+  run(second);
+  CHECK(arena.capacity() == peak);
+  CHECK(arena.peak() == peak);
+  CHECK(std::is_sorted(second.begin(), second.end()));
+  CHECK(static_cast<std::size_t>(second.back() - second.front()) < peak);
+  arena.rewind(start);
+  arena.consolidate();
+  run(third);
+  CHECK(third == second);
+  CHECK(arena.capacity() == peak);
+}
+
+TEST_CASE("a loop calls every index once", "[core]") {
+  for (const int threads : {1, 2, 3, 7}) {
+    INFO(threads);
+    fit::Executor executor(threads);
+    CHECK(executor.lanes() == threads);
+    for (const Index count : {0, 1, 2, 3, 7, 8, 1000}) check_loop(executor, count);
+  }
+  Eigen::ThreadPool pool(3);
+  fit::Executor guest(pool);
+  CHECK(guest.lanes() == 4);
+  for (const Index count : {0, 1, 5, 1000}) check_loop(guest, count);
+  check_loop(fit::default_executor(), 100);
+  CHECK(test::error_of([] { fit::Executor executor(0); }) == "an executor needs at least 1 thread, not 0");
+  CHECK_THROWS_AS(fit::Executor(-1), fit::Error);
+}
+
+TEST_CASE("two executors share a pool", "[core]") {
+  Eigen::ThreadPool pool(2);
+  fit::Executor a(pool), b(pool);
+  std::thread other([&] {
+    for (int i = 0; i < 200; ++i) check_loop(b, 20);
+  });
+  std::atomic<Index> sum{0};
+  for (int i = 0; i < 200; ++i) a.parallel_for(20, [&](Index index, int) { sum += index; });
+  other.join();
+  CHECK(sum == 200 * 190);
+}
+
+TEST_CASE("exceptions leave a loop", "[core]") {
+  for (const int threads : {1, 2, 3, 7}) {
+    fit::Executor executor(threads);
+    for (int round = 0; round < 20; ++round) {
+      std::atomic<int> calls{0};
+      std::string text;
+      try {
+        executor.parallel_for(1000, [&](Index index, int) {
+          ++calls;
+          if (index == 13) throw std::runtime_error("thirteen");
+        });
+      } catch (const std::runtime_error& error) {
+        text = error.what();
+      }
+      CHECK(text == "thirteen");
+      CHECK(calls >= 1);
+      CHECK(calls <= 1000);
+    }
+    CHECK_THROWS_AS(executor.parallel_for(100, [](Index, int) { throw fit::Error("each"); }), fit::Error);
+    check_loop(executor, 100);  // and the next loop is as ever
+  }
+}
+
+TEST_CASE("loops inside loops and beside each other", "[core]") {
+  fit::Executor executor(3);
+  std::atomic<Index> sum{0};
+  executor.parallel_for(
+      20, [&](Index outer, int) { executor.parallel_for(30, [&](Index inner, int) { sum += outer * inner; }); });
+  CHECK(sum == 190 * 435);
+
+  int caught = 0;
+  try {
+    executor.parallel_for(4,
+                          [&](Index, int) { executor.parallel_for(4, [](Index, int) { throw fit::Error("inner"); }); });
+  } catch (const fit::Error&) {
+    ++caught;
+  }
+  CHECK(caught == 1);
+
+  sum = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 200; ++i) executor.parallel_for(10, [&](Index index, int) { sum += index; });
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(sum == 4 * 200 * 45);
+}
+
+TEST_CASE("a pool whose threads are all busy holds no loop up", "[core]") {
+  Eigen::ThreadPool pool(2);
+  std::atomic<bool> release{false};
+  std::atomic<int> blocked{0};
+  for (int i = 0; i < 2; ++i) {
+    pool.Schedule([&] {
+      ++blocked;
+      while (!release) std::this_thread::yield();
+    });
+  }
+  const bool all_busy = comes_true([&] { return blocked == 2; });
+  std::atomic<bool> finished{false};
+  {
+    fit::Executor executor(pool);
+    std::thread caller([&] {
+      for (int i = 0; i < 10; ++i) check_loop(executor, 50);
+      finished = true;
+    });
+    const bool in_time = comes_true([&] { return finished.load(); });
+    release = true;
+    caller.join();
+    CHECK(all_busy);
+    CHECK(in_time);
+    check_loop(executor, 50);  // stale helpers of the loops above do no harm
+  }
+}
+
+TEST_CASE("a loop started by one of the pool's own threads", "[core]") {
+  Eigen::ThreadPool pool(2);
+  fit::Executor executor(pool);
+  std::atomic<Index> sum{0};
+  std::atomic<bool> finished{false};
+  pool.Schedule([&] {
+    executor.parallel_for(100, [&](Index index, int) { sum += index; });
+    finished = true;
+  });
+  CHECK(comes_true([&] { return finished.load(); }));
+  CHECK(sum == 4950);
+}
+
+TEST_CASE("many small loops", "[core]") {
+  for (const int threads : {2, 3, 7}) {
+    fit::Executor executor(threads);
+    std::vector<Index> values(16);
+    Index wrong = 0;
+    for (Index loop = 0; loop < 5000; ++loop) {
+      const Index count = 1 + loop % 16;
+      executor.parallel_for(count, [&](Index index, int) { values[static_cast<std::size_t>(index)] = loop + index; });
+      for (Index i = 0; i < count; ++i) wrong += values[static_cast<std::size_t>(i)] != loop + i;
+    }
+    CHECK(wrong == 0);
+  }
+  for (int i = 0; i < 200; ++i) {  // destroyed right after use
+    fit::Executor executor(3);
+    executor.parallel_for(3, [](Index, int) {});
+  }
+}
+
+TEST_CASE("random numbers are the same ones for ever", "[core]") {
+  CHECK(fit::random_bits(0, 0) == 0xe220a8397b1dcdafu);  // SplitMix64 seeded with 0
+  CHECK(fit::random_bits(0, 1) == 0x6e789e6aa1b965f4u);
+  fit::Random random(42);
+  CHECK(random.key() == 0xbdd732262feb6e95u);
+  for (const std::uint64_t expected : {0x57e1faba65107204u, 0xf4abd143feb24055u, 0x7c816738c12903b2u}) {
+    CHECK(random.bits() == expected);
+  }
+  CHECK(random.counter() == 3);
+  fit::Random resumed(random.key(), random.counter());
+  CHECK(resumed.bits() == 0x113e5dec6f8fd8a8u);
+  CHECK(fit::Random(42).uniform() == 0.34329192209867343);
+  static_assert(fit::Random(42).bits() == 0x57e1faba65107204u);
+}
+
+TEST_CASE("random numbers have their distributions", "[core]") {
+  constexpr int count = 200000;
+  fit::Random random(7);
+  double mean = 0, square = 0, lowest = 1, highest = 0;
+  for (int i = 0; i < count; ++i) {
+    const double u = random.uniform();
+    mean += u / count;
+    square += u * u / count;
+    lowest = std::min(lowest, u);
+    highest = std::max(highest, u);
+  }
+  CHECK(std::abs(mean - 0.5) < 0.003);
+  CHECK(std::abs(square - 1.0 / 3) < 0.003);
+  CHECK(lowest >= 0);
+  CHECK(highest < 1);
+
+  double first = 0, second = 0, third = 0, fourth = 0;
+  for (int i = 0; i < count; ++i) {
+    const double n = random.normal();
+    first += n / count;
+    second += n * n / count;
+    third += n * n * n / count;
+    fourth += n * n * n * n / count;
+  }
+  CHECK(std::abs(first) < 0.01);
+  CHECK(std::abs(second - 1) < 0.015);
+  CHECK(std::abs(third) < 0.04);
+  CHECK(std::abs(fourth - 3) < 0.12);
+
+  std::vector<int> hits(7);
+  for (int i = 0; i < 70000; ++i) {
+    const Index value = random.below(7);
+    if (value < 0 || value >= 7) FAIL(value);
+    ++hits[static_cast<std::size_t>(value)];
+  }
+  for (const int hit : hits) CHECK(std::abs(hit - 10000) < 500);
+  CHECK(random.below(1) == 0);
+}
+
+TEST_CASE("split generators do not know of each other", "[core]") {
+  fit::Random parent(3);
+  fit::Random child = parent.split(), other = parent.split();
+  CHECK(parent.counter() == 2);
+  CHECK(child.key() != other.key());
+  double with_parent = 0, with_other = 0;
+  constexpr int count = 100000;
+  for (int i = 0; i < count; ++i) {
+    const double a = parent.normal(), b = child.normal(), c = other.normal();
+    with_parent += a * b / count;
+    with_other += b * c / count;
+  }
+  CHECK(std::abs(with_parent) < 0.015);
+  CHECK(std::abs(with_other) < 0.015);
+  double neighbours = 0;  // seeds next to each other
+  fit::Random a(100), b(101);
+  for (int i = 0; i < count; ++i) neighbours += a.normal() * b.normal() / count;
+  CHECK(std::abs(neighbours) < 0.015);
+}
+
+TEST_CASE("parameters are walked by name", "[core]") {
+  Network network;
+  network.positions.emplace();
+  std::vector<std::string> names;
+  std::vector<std::string> shapes;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName& name, auto parameter) {
+        names.push_back(name.text());
+        shapes.push_back(fit::shape_text(parameter.shape));
+        for (Index i = 0; i < parameter.size; ++i) parameter.data[i] = static_cast<float>(names.size());
+      },
+      network);
+  const std::vector<std::string> expected{"stem.weight",   "stem.bias",         "stages.0.weight",
+                                          "stages.0.bias", "stages.1.weight",   "stages.1.bias",
+                                          "positions",     "nested.0.0.weight", "nested.0.0.bias"};
+  CHECK(names == expected);
+  CHECK(shapes[0] == "[2, 3]");
+  CHECK(shapes[6] == "[5]");
+  CHECK(network.stages[1].bias.data()[1] == 6);
+  CHECK(fit::count_parameters(network) == 4 * 8 + 5);
+
+  Network copy = network, sum = network;
+  fit::set_zero(copy);
+  CHECK(network.stem.weight.data()[0] == 1);
+  CHECK(copy.stem.weight.data()[0] == 0);
+  Index visited = 0;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName&, auto to, auto a, auto b) {
+        static_assert(std::is_same_v<decltype(a.data), const float*>);
+        visited += to.size;
+        for (Index i = 0; i < to.size; ++i) to.data[i] = a.data[i] + 2 * b.data[i];
+      },
+      sum, std::as_const(network), std::as_const(sum));
+  CHECK(visited == 37);
+  CHECK(sum.nested[0][0].bias.data()[1] == 27);
+
+  static_assert(decltype(Affine::weight)::size() == 6);
+  static_assert(fit::Matrix<float, 2, 3>::shape == std::array<Index, 2>{2, 3});
+  CHECK(is_aligned(network.stem.weight.data()));
+}

@@ -1,0 +1,296 @@
+#include <cstring>
+#include <limits>
+#include <thread>
+
+#include <fit/fit.hpp>
+
+#include "allocations.hpp"
+#include "catch.hpp"
+#include "support.hpp"
+
+namespace {
+
+using fit::Index;
+
+constexpr fit::EncoderConfig config{.layers = "(2)1(1)2(1)",
+                                    .groups = 6,
+                                    .tokens = 10,
+                                    .channels = 3,
+                                    .latents = 3,
+                                    .data_dim = 24,
+                                    .latent_dim = 40,
+                                    .data_heads = 2,
+                                    .latent_heads = 4};
+using Encoder = fit::Encoder<config>;
+
+fit::Tensor<float, 4> random_input(Index batch, std::uint64_t seed = 3) {
+  fit::Tensor<float, 4> input(batch, Index{config.groups}, Index{config.tokens}, Index{config.channels});
+  const auto values = test::normal_values<float>(input.size(), seed);
+  std::copy(values.begin(), values.end(), input.data());
+  return input;
+}
+
+/// All that a few steps of training leave, one number after the other.
+std::vector<float> train(fit::Executor& executor, const fit::TrainingOptions& options, int steps, Index batch) {
+  fit::Tape tape(executor);
+  fit::TrainingState<Encoder> state{.model = Encoder(fit::Random(5)), .random = fit::Random(8)};
+  state.average = state.model;
+  Encoder gradient;
+  std::vector<float> seen;
+  const auto input = random_input(batch);
+  for (int step = 0; step < steps; ++step) {
+    tape.record(options, state.random.split());
+    const auto [data, latents] = state.model.forward(input, tape);
+    seen.insert(seen.end(), data.data(), data.data() + data.size());
+    seen.insert(seen.end(), latents.data(), latents.data() + latents.size());
+    fit::set_zero(gradient);
+    state.model.backward({.data = data, .latents = latents}, gradient, tape);  // of half the squared length
+    fit::clip_gradient(gradient, 1.0, tape);
+    fit::for_each_parameter(
+        [&](const fit::ParameterName&, auto p) { seen.insert(seen.end(), p.data, p.data + p.size); }, gradient);
+    state.optimizer.step(state.model, gradient, 1e-2, tape);
+    fit::update_average(state.average, state.model, 0.9, tape);
+  }
+  fit::for_each_parameter([&](const fit::ParameterName&, auto p) { seen.insert(seen.end(), p.data, p.data + p.size); },
+                          state);
+  return seen;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+}  // namespace
+
+TEST_CASE("outputs, gradients and trained weights have the same bits for any number of threads", "[encoder]") {
+  const fit::TrainingOptions options{.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f};
+  fit::Executor one(1);
+  const auto expected = train(one, options, 3, 70);
+  for (const float value : expected) REQUIRE(std::isfinite(value));
+  for (const int threads : {2, 3, 7}) {
+    INFO(threads << " threads");
+    fit::Executor executor(threads);
+    CHECK(same_bits(train(executor, options, 3, 70), expected));
+  }
+  Eigen::ThreadPool pool(2);
+  fit::Executor borrowed(pool);
+  CHECK(same_bits(train(borrowed, options, 3, 70), expected));
+}
+
+TEST_CASE("recompute changes memory and no bit, drop-outs included", "[encoder]") {
+  fit::Executor executor(2);
+  fit::TrainingOptions options{.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f};
+  const auto kept = train(executor, options, 2, 70);
+  options.recompute = true;
+  CHECK(same_bits(train(executor, options, 2, 70), kept));
+
+  std::size_t peaks[2] = {};
+  const auto input = random_input(800);
+  for (const bool recompute : {false, true}) {
+    fit::Tape tape(executor);
+    tape.record({.recompute = recompute});
+    const Encoder encoder(fit::Random(5));
+    Encoder gradient;
+    const auto [data, latents] = encoder.forward(input, tape);
+    encoder.backward({.data = data, .latents = latents}, gradient, tape);
+    peaks[recompute] = tape.peak();
+  }
+  CHECK(peaks[1] * 3 < peaks[0]);
+}
+
+TEST_CASE("a training step allocates nothing after the first", "[encoder]") {
+  for (const bool recompute : {false, true}) {
+    fit::Executor executor(2);
+    fit::Tape tape(executor);
+    fit::TrainingState<Encoder> state{.model = Encoder(fit::Random(5)), .random = fit::Random(8)};
+    Encoder gradient;
+    const auto input = random_input(70);
+    long before = 0;
+    for (int step = 0; step < 4; ++step) {
+      if (step == 1) before = test::allocations();
+      tape.record({.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f, .recompute = recompute},
+                  state.random.split());
+      const auto [data, latents] = state.model.forward(input, tape);
+      fit::set_zero(gradient);
+      state.model.backward({.data = data, .latents = latents}, gradient, tape);
+      fit::clip_gradient(gradient, 1.0, tape);
+      state.optimizer.step(state.model, gradient, 1e-3, tape);
+      fit::update_average(state.average, state.model, 0.9, tape);
+    }
+    CHECK(test::allocations() - before == 0);
+  }
+}
+
+TEST_CASE("an example's output does not depend on its batch", "[encoder]") {
+  const Encoder encoder(fit::Random(5));
+  const auto whole = encoder(random_input(70));
+  const auto first = encoder(random_input(1));
+  CHECK(test::max_error(first.data.data(), whole.data.data(), first.data.size()) == 0);
+  CHECK(test::max_error(first.latents.data(), whole.latents.data(), first.latents.size()) == 0);
+}
+
+TEST_CASE("a chunk-causal encoder's latents do not see later groups", "[encoder]") {
+  static constexpr fit::EncoderConfig causal = [] {
+    auto c = config;
+    c.layers = "(1)2";
+    c.mask = fit::Mask::causal;
+    return c;
+  }();
+  const fit::Encoder<causal> encoder(fit::Random(5));
+  auto input = random_input(1);
+  const auto before = encoder(input);
+  for (Index g = 1; g < causal.groups; ++g) {
+    auto changed = input;
+    changed(0, g, 4, 1) += 1;
+    const auto after = encoder(changed);
+    const Index unseen = g * causal.latents * causal.latent_dim;
+    CHECK(test::max_error(after.latents.data(), before.latents.data(), unseen) == 0);
+    CHECK(test::max_error(after.latents.data(), before.latents.data(), after.latents.size()) > 0);
+  }
+}
+
+TEST_CASE("a copy of an encoder is independent of it", "[encoder]") {
+  Encoder encoder(fit::Random(5));
+  const Encoder copy = encoder;
+  fit::set_zero(encoder);
+  const auto input = random_input(2);
+  const auto zero = encoder(input), kept = copy(input), expected = Encoder(fit::Random(5))(input);
+  CHECK(test::max_error(kept.latents.data(), expected.latents.data(), kept.latents.size()) == 0);
+  CHECK(test::max_error(zero.latents.data(), expected.latents.data(), kept.latents.size()) > 0);
+}
+
+TEST_CASE("initial values are as the specification has them", "[encoder]") {
+  const Encoder encoder(fit::Random(5)), same(fit::Random(5)), other(fit::Random(6));
+  bool differs = false;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName& at, auto p, auto q, auto r) {
+        INFO(at.text());
+        double sum = 0, squares = 0, largest = 0;
+        for (Index i = 0; i < p.size; ++i) {
+          CHECK(p.data[i] == q.data[i]);
+          differs = differs || p.data[i] != r.data[i];
+          sum += p.data[i];
+          squares += static_cast<double>(p.data[i]) * p.data[i];
+          largest = std::max(largest, std::abs(static_cast<double>(p.data[i])));
+        }
+        const double count = static_cast<double>(p.size);
+        if (at.part == "bias") {
+          CHECK(largest == 0);
+        } else if (p.shape.size() == 1) {
+          CHECK(sum == count);
+        } else {
+          const bool weight = at.part == "weight";
+          const double limit = weight ? std::sqrt(6.0 / static_cast<double>(p.shape[0] + p.shape[1])) : 0.04;
+          const double deviation = weight ? limit / std::sqrt(3.0) : 0.02 * 0.8796;  // of a normal cut at two
+          CHECK(largest <= limit * 1.0001);
+          CHECK(std::abs(std::sqrt(squares / count) / deviation - 1) < 5 / std::sqrt(count));
+          CHECK(std::abs(sum / count) < 5 * deviation / std::sqrt(count));
+        }
+      },
+      encoder, same, other);
+  CHECK(differs);
+}
+
+TEST_CASE("an empty batch, and a NaN, pass through", "[encoder]") {
+  const Encoder encoder(fit::Random(5));
+  const auto none = encoder(random_input(0));
+  CHECK(none.data.dimension(0) == 0);
+  CHECK(none.latents.dimension(0) == 0);
+  fit::Tape tape;
+  tape.record();
+  const auto views = encoder.forward(random_input(0), tape);
+  Encoder gradient;
+  encoder.backward({.data = views.data}, gradient, tape);
+  double length = 0;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName&, auto p) {
+        for (Index i = 0; i < p.size; ++i) length += std::abs(p.data[i]);
+      },
+      gradient);
+  CHECK(length == 0);
+
+  auto input = random_input(2);
+  input(1, 0, 0, 0) = std::numeric_limits<float>::quiet_NaN();
+  const auto output = encoder(input);
+  const Index half = output.data.size() / 2;
+  for (Index i = 0; i < half; ++i) REQUIRE(std::isfinite(output.data.data()[i]));
+  CHECK(std::isnan(output.data.data()[half]));
+}
+
+TEST_CASE("wrong shapes and wrong order are errors that say what was expected", "[encoder]") {
+  const Encoder encoder(fit::Random(5));
+  const auto text = test::error_of([&] { encoder(fit::Tensor<float, 4>(2, 6, 11, 3)); });
+  CHECK(test::contains(text, "[batch, 6, 10, 3]"));
+  CHECK(test::contains(text, "[2, 6, 11, 3]"));
+
+  static constexpr fit::EncoderConfig extra = [] {
+    auto c = config;
+    c.extra_tokens = 2;
+    c.extra_channels = 5;
+    return c;
+  }();
+  const fit::Encoder<extra> with_extra(fit::Random(5));
+  CHECK(test::contains(test::error_of([&] { with_extra(random_input(2), fit::Tensor<float, 4>(1, 6, 2, 5)); }),
+                       "[2, 6, 2, 5], not [1, 6, 2, 5]"));
+
+  fit::Tape tape;
+  Encoder gradient;
+  CHECK(test::contains(test::error_of([&] { encoder.forward(random_input(2), tape); }), "tape.record()"));
+  tape.record();
+  CHECK(test::contains(test::error_of([&] { encoder.backward({}, gradient, tape); }), "backward does not find"));
+  const auto input = random_input(2);
+  const auto views = encoder.forward(input, tape);
+  const fit::Tensor<float, 4> wrong(1, 6, 10, 24);
+  CHECK(test::contains(test::error_of([&] { encoder.backward({.data = wrong}, gradient, tape); }), "[2, 6, 10, 24]"));
+  encoder.backward({.data = views.data}, gradient, tape);  // the failed call has left the tape as it was
+  CHECK(test::contains(test::error_of([&] { tape.record({.drop_units = 1.0f}); }), "drop_units must be in [0, 1)"));
+  CHECK(test::contains(test::error_of([&] { tape.record({.drop_path = std::nanf("")}); }), "drop_path"));
+}
+
+TEST_CASE("calls on one encoder from several threads are safe and equal", "[encoder]") {
+  const Encoder encoder(fit::Random(5));
+  const auto input = random_input(8);
+  const auto expected = encoder(input);
+  std::vector<double> errors(4, -1);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    threads.emplace_back([&, i] {
+      double worst = 0;
+      for (int repeat = 0; repeat < 5; ++repeat) {
+        const auto output = encoder(input);
+        worst = std::max(worst, test::max_error(output.data.data(), expected.data.data(), expected.data.size()));
+      }
+      errors[i] = worst;
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  for (const double error : errors) CHECK(error == 0);
+}
+
+TEST_CASE("a classifier learns a small problem", "[encoder]") {
+  // Which group holds the one bright token?
+  using Model = fit::Classifier<config, config.groups>;
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  fit::TrainingState<Model> state{.model = Model(fit::Random(5)), .random = fit::Random(8)};
+  Model gradient;
+  const Index batch = 32;
+  fit::Tensor<std::int32_t, 1> labels(batch);
+  fit::Tensor<float, 2> logits_gradient(batch, Index{config.groups});
+  double loss = 0;
+  for (int step = 0; step < 300; ++step) {
+    fit::Tensor<float, 4> input(batch, Index{config.groups}, Index{config.tokens}, Index{config.channels});
+    for (Index b = 0; b < batch; ++b) {
+      labels(b) = static_cast<std::int32_t>(state.random.below(config.groups));
+      input(b, labels(b), state.random.below(config.tokens), 0) = 3;
+    }
+    tape.record({}, state.random.split());
+    const auto logits = state.model.forward(input, tape);
+    loss = fit::cross_entropy<float>(logits, labels, logits_gradient, tape);
+    if (step == 0) CHECK(loss > 1.0);
+    fit::set_zero(gradient);
+    state.model.backward(logits_gradient, gradient, tape);
+    state.optimizer.step(state.model, gradient, 2e-3, tape);
+  }
+  CHECK(loss < 0.1);
+}

@@ -1,0 +1,427 @@
+#include <fit/kernels/gemm.hpp>
+
+#include "catch.hpp"
+#include "support.hpp"
+
+#include <cstring>
+#include <deque>
+
+namespace {
+
+using fit::Index;
+namespace kernels = fit::kernels;
+using kernels::Activation;
+
+double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
+
+double gelu_slope(double x) {
+  return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-x * x / 2) / std::sqrt(2 * 3.14159265358979323846);
+}
+
+/// What to compute, in sizes.
+struct Case {
+  Index rows = 1, columns = 1;
+  std::vector<Index> depths = {1};
+  int a_transposed = 0, b_transposed = 0;  // a bit for each of the factors
+  bool bias = false, accumulate = false;
+  Index rows_per_scale = 0;  // 0: not scaled
+  Activation activation = Activation::none;
+  float dropout = 0;
+};
+
+/// A product over memory of its own, misaligned and with gaps between the rows, and what must come out of it.
+template <class T>
+class Problem {
+ public:
+  explicit Problem(const Case& c, std::uint64_t seed = 1) : case_(c), c_row_(c.columns + 3) {
+    product_.rows = c.rows;
+    product_.columns = c.columns;
+    product_.count = static_cast<int>(c.depths.size());
+    const auto area = static_cast<std::size_t>(c.rows * c.columns);
+    expected_.assign(area, 0);
+    tolerance_.assign(area, 0);
+    Index longest = 0;
+    for (std::size_t f = 0; f < c.depths.size(); ++f) {
+      const Index depth = c.depths[f];
+      longest += depth;
+      const bool a_transposed = c.a_transposed >> f & 1, b_transposed = c.b_transposed >> f & 1;
+      product_.factors[f] = {operand(c.rows, depth, a_transposed, seed + 2 * f),
+                             operand(depth, c.columns, b_transposed, seed + 2 * f + 1), depth};
+      const auto& [a, b, k] = product_.factors[f];
+      test::plain_product(c.rows, c.columns, k, a.data, a.row, a.column, b.data, b.row, b.column, expected_.data(),
+                          tolerance_.data());
+    }
+    start_ = test::normal_values<T>(memory_size(), seed + 10);
+    before_ = test::normal_values<T>(memory_size(), seed + 11, 2);
+    bias_ = test::normal_values<T>(c.columns, seed + 12);
+    if (c.bias) product_.finish.bias = bias_.data();
+    product_.finish.accumulate = c.accumulate;
+    if (c.rows_per_scale > 0) {
+      scale_ = test::normal_values<T>(c.rows / c.rows_per_scale + 1, seed + 13);
+      product_.finish.row_scale = scale_.data();
+      product_.finish.rows_per_scale = c.rows_per_scale;
+    }
+    product_.c_row = c_row_;
+    product_.activation = c.activation;
+    product_.dropout = {seed + 14, c.dropout};
+    expect(std::sqrt(static_cast<double>(longest)));
+  }
+
+  /// The product, to be written to memory that is made for it anew.
+  kernels::Product<T> fresh() {
+    c_ = start_;
+    activated_ = start_;
+    product_.c = c_.data() + margin;
+    product_.activated = activated_.data() + margin;
+    product_.before = before_.data() + margin;
+    return product_;
+  }
+
+  /// Elements that are wrong, and elements between and around the rows that were written.
+  Index faults() const {
+    Index faults = 0;
+    for (Index at = 0; at < memory_size(); ++at) {
+      const Index i = (at - margin) / c_row_, j = (at - margin) % c_row_;
+      const bool inside = at >= margin && i < case_.rows && j < case_.columns;
+      const auto here = static_cast<std::size_t>(at);
+      if (!inside) {
+        faults += c_[here] != start_[here];
+        faults += activated_[here] != start_[here];
+        continue;
+      }
+      const auto element = static_cast<std::size_t>(i * case_.columns + j);
+      const double error = std::abs(static_cast<double>(c_[here]) - expected_[element]);
+      faults += !(error <= tolerance_[element]);
+      if (case_.activation == Activation::gelu) {
+        const double expected = gelu(expected_[element]) * kept_[element];
+        const double slack = 1.2 * tolerance_[element] + 8 * epsilon * std::abs(expected_[element]);
+        faults +=
+            !(std::abs(static_cast<double>(activated_[here]) - expected) <= slack * std::max(1.0, kept_[element]));
+      } else {
+        faults += activated_[here] != start_[here];
+      }
+    }
+    return faults;
+  }
+
+  const std::vector<T>& c() const { return c_; }
+  const std::vector<T>& activated() const { return activated_; }
+
+ private:
+  static constexpr Index margin = 5;
+  static constexpr double epsilon = std::numeric_limits<T>::epsilon();
+
+  Index memory_size() const { return 2 * margin + case_.rows * c_row_; }
+
+  /// A matrix [rows, columns], stored so or transposed, one element off every boundary.
+  kernels::Operand<T> operand(Index rows, Index columns, bool is_transposed, std::uint64_t seed) {
+    const Index outer = is_transposed ? columns : rows, row = (is_transposed ? rows : columns) + 2;
+    // Ends with the last element, so that an address sanitiser sees a read beyond it.
+    const Index size = outer > 0 ? 1 + (outer - 1) * row + (row - 2) : 1;
+    operands_.push_back(test::normal_values<T>(size, seed));
+    const T* data = operands_.back().data() + 1;
+    return is_transposed ? kernels::transposed(data, row) : kernels::plain(data, row);
+  }
+
+  /// From sums and their magnitudes to what must be in c, and how far from it a result may be.
+  void expect(double root_of_depth) {
+    kept_.assign(expected_.size(), 1);
+    for (Index i = 0; i < case_.rows; ++i) {
+      std::vector<T> kept(static_cast<std::size_t>(case_.columns), T(1));
+      if (product_.dropout) {
+        product_.dropout.apply(kept.data(), case_.columns, static_cast<std::uint64_t>(i * case_.columns));
+      }
+      for (Index j = 0; j < case_.columns; ++j) {
+        const auto element = static_cast<std::size_t>(i * case_.columns + j);
+        const auto here = static_cast<std::size_t>(margin + i * c_row_ + j);
+        const auto column = static_cast<std::size_t>(j);
+        double value = expected_[element], magnitude = tolerance_[element];
+        if (case_.bias) {
+          value += static_cast<double>(bias_[column]);
+          magnitude += std::abs(static_cast<double>(bias_[column]));
+        }
+        if (case_.rows_per_scale > 0) {
+          const auto scale = static_cast<double>(scale_[static_cast<std::size_t>(i / case_.rows_per_scale)]);
+          value *= scale;
+          magnitude *= std::abs(scale);
+        }
+        if (case_.accumulate) {
+          value += static_cast<double>(start_[here]);
+          magnitude += std::abs(static_cast<double>(start_[here]));
+        }
+        double error = epsilon * (3 + root_of_depth) * magnitude;
+        kept_[element] = static_cast<double>(kept[column]);
+        if (case_.activation == Activation::gelu_backward) {
+          const double factor = kept_[element] * gelu_slope(static_cast<double>(before_[here]));
+          error = error * std::abs(factor) + 16 * epsilon * std::abs(value) * kept_[element];
+          value *= factor;
+        }
+        expected_[element] = value;
+        tolerance_[element] = error;
+      }
+    }
+  }
+
+  Case case_;
+  Index c_row_;
+  kernels::Product<T> product_;
+  std::deque<std::vector<T>> operands_;
+  std::vector<T> start_, before_, bias_, scale_, c_, activated_;
+  std::vector<double> expected_, tolerance_, kept_;
+};
+
+struct Threads {
+  fit::Executor one{1}, two{2}, three{3}, seven{7};
+  fit::Arena arena;
+};
+
+Threads& threads() {
+  static Threads threads;
+  return threads;
+}
+
+/// Computes a problem with 1 thread, checks it, and finds the same bits with 2, 3 and 7.
+template <class T>
+Index faults_of(const Case& c) {
+  Problem<T> problem(c);
+  fit::Arena& arena = threads().arena;
+  kernels::multiply({problem.fresh()}, threads().one, arena);
+  Index faults = problem.faults();
+  const std::vector<T> result = problem.c(), activated = problem.activated();
+  for (fit::Executor* executor : {&threads().two, &threads().three, &threads().seven}) {
+    kernels::multiply({problem.fresh()}, *executor, arena);
+    faults += std::memcmp(problem.c().data(), result.data(), result.size() * sizeof(T)) != 0;
+    faults += std::memcmp(problem.activated().data(), activated.data(), activated.size() * sizeof(T)) != 0;
+  }
+  faults += arena.mark().total != 0;  // all given back
+  return faults;
+}
+
+template <class T>
+void check_sizes() {
+  constexpr Index w = fit::simd::width<T>, tile = kernels::tile_rows<T>;
+  Index cases = 0;
+  for (const Index columns : {Index{0}, Index{1}, w - 1, w, w + 1, 2 * w - 1, 2 * w, 2 * w + 1}) {
+    for (const Index rows : {Index{0}, Index{1}, tile - 1, tile, tile + 1, 2 * w + 1}) {
+      for (const Index depth : {Index{0}, Index{1}, Index{3}, w, 2 * w + 1}) {
+        for (int transposed = 0; transposed < 4; ++transposed) {
+          const Case c{rows, columns, {depth}, transposed & 1, transposed >> 1};
+          Problem<T> problem(c);
+          fit::Executor& executor = cases++ % 5 == 0 ? threads().three : threads().one;
+          kernels::multiply({problem.fresh()}, executor, threads().arena);
+          INFO(rows << " x " << columns << " x " << depth << ", transposed " << transposed);
+          CHECK(problem.faults() == 0);
+        }
+      }
+    }
+  }
+}
+
+/// Everything that may become of the sums, at a few awkward sizes.
+template <class T>
+void check_finishes() {
+  constexpr Index w = fit::simd::width<T>, tile = kernels::tile_rows<T>;
+  for (const auto& [rows, columns] :
+       {std::pair{tile + 2, 2 * w + 3}, std::pair{2 * tile, 4 * w}, std::pair{Index{3}, w - 1}}) {
+    for (const Activation activation : {Activation::none, Activation::gelu, Activation::gelu_backward}) {
+      for (int options = 0; options < 16; ++options) {
+        Case c{rows, columns, {w + 2}, options & 1, options >> 1 & 1};
+        c.bias = options & 1;
+        c.accumulate = options >> 1 & 1;
+        c.rows_per_scale = options >> 2 & 1 ? 1 + rows / 3 : 0;
+        c.dropout = options >> 3 & 1 ? 0.3f : 0.0f;
+        c.activation = activation;
+        INFO(rows << " x " << columns << ", options " << options << ", activation " << static_cast<int>(activation));
+        CHECK(faults_of<T>(c) == 0);
+      }
+    }
+  }
+}
+
+template <class T>
+void check_factors() {
+  constexpr Index w = fit::simd::width<T>;
+  for (int transposed = 0; transposed < 8; ++transposed) {
+    Case c{2 * w + 1, 3 * w + 1, {5, 2 * w, 1}, transposed, 7 - transposed};
+    c.bias = c.accumulate = true;
+    c.rows_per_scale = 2;
+    c.activation = transposed % 2 ? Activation::gelu : Activation::none;
+    c.dropout = 0.5f;
+    INFO(transposed);
+    CHECK(faults_of<T>(c) == 0);
+  }
+  for (const std::vector<Index>& depths : {std::vector<Index>{0, 3}, std::vector<Index>{3, 0}, std::vector<Index>{0, 0},
+                                           std::vector<Index>{600, 0, 513}}) {
+    Case c{4, w + 1, depths, 1, 2};
+    c.bias = true;
+    INFO(depths.size() << " factors, the first of depth " << depths[0]);
+    CHECK(faults_of<T>(c) == 0);
+    c.activation = Activation::gelu;
+    CHECK(faults_of<T>(c) == 0);
+  }
+}
+
+template <class T>
+void check_large() {
+  for (const Index depth : {512, 513, 1100}) {
+    for (int transposed = 0; transposed < 4; ++transposed) {
+      Case c{37, 2 * fit::simd::width<T> * 3 + 5, {depth}, transposed & 1, transposed >> 1};
+      c.bias = c.accumulate = true;
+      c.rows_per_scale = 5;
+      INFO(depth << " deep, transposed " << transposed);
+      CHECK(faults_of<T>(c) == 0);
+    }
+  }
+  Case wide{131, 301, {96}, 0, 1};  // several blocks each way
+  wide.bias = true;
+  CHECK(faults_of<T>(wide) == 0);
+  wide.activation = Activation::gelu;
+  wide.dropout = 0.1f;
+  CHECK(faults_of<T>(wide) == 0);
+  wide.activation = Activation::gelu_backward;
+  wide.depths = {40, 560};
+  CHECK(faults_of<T>(wide) == 0);
+}
+
+template <class T>
+void check_products() {
+  const Case cases[] = {{5, 40, {33}},     {64, 3, {7}, 1},       {0, 9, {4}},       {30, 70, {65}, 0, 1},
+                        {9, 0, {4}, 1, 1}, {17, 31, {600}, 1, 1}, {1, 1, {1, 1}, 2}, {100, 90, {20, 30}, 1, 3}};
+  for (fit::Executor* executor : {&threads().one, &threads().two, &threads().seven}) {
+    for (std::size_t count = 0; count <= std::size(cases); ++count) {
+      std::deque<Problem<T>> problems;
+      std::vector<kernels::Product<T>> products;
+      for (std::size_t i = 0; i < count; ++i) {
+        problems.emplace_back(cases[i], 100 * i);
+        products.push_back(problems.back().fresh());
+      }
+      kernels::multiply(std::span<const kernels::Product<T>>(products), *executor, threads().arena);
+      Index faults = 0;
+      for (std::size_t i = 0; i < count; ++i) {
+        faults += problems[i].faults();
+        // The others at its side change no bit.
+        Problem<T> alone(cases[i], 100 * i);
+        kernels::multiply({alone.fresh()}, threads().one, threads().arena);
+        faults += alone.c() != problems[i].c();
+      }
+      INFO(count << " products on " << executor->lanes() << " threads");
+      CHECK(faults == 0);
+    }
+  }
+  const std::vector<kernels::Product<T>> nine(9);
+  const std::string text = test::error_of(
+      [&] { kernels::multiply(std::span<const kernels::Product<T>>(nine), threads().one, threads().arena); });
+  CHECK(text == "multiply takes at most 8 products, not 9");
+}
+
+template <class T>
+void check_gelu() {
+  constexpr Index w = fit::simd::width<T>;
+  constexpr double epsilon = std::numeric_limits<T>::epsilon();
+  for (Index count = 0; count <= 2 * w + 1; ++count) {
+    std::vector<T> x = test::normal_values<T>(count, 3, 2), y(static_cast<std::size_t>(count + 1), T(77));
+    std::vector<T> gradient = test::normal_values<T>(count + 1, 4), slope = gradient;
+    kernels::gelu(x.data(), y.data(), count);
+    kernels::gelu_backward(x.data(), slope.data(), count);
+    Index faults = y.back() != T(77);
+    faults += slope.back() != gradient.back();
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const auto at = static_cast<double>(x[i]), factor = static_cast<double>(gradient[i]);
+      faults += !(std::abs(static_cast<double>(y[i]) - gelu(at)) <= (6 + at * at) * epsilon * std::abs(gelu(at)));
+      faults += !(std::abs(static_cast<double>(slope[i]) - gelu_slope(at) * factor) <= 8 * epsilon * std::abs(factor));
+    }
+    std::vector<T> in_place = x;
+    kernels::gelu(in_place.data(), in_place.data(), count);
+    faults += !std::equal(in_place.begin(), in_place.end(), y.begin());
+    INFO(count);
+    CHECK(faults == 0);
+  }
+  // Over the whole range, each side of zero. Far below it the slope is nothing, and the value too.
+  constexpr Index count = 24001;
+  std::vector<T> x(count), y(count), slope(count, T(1));
+  for (Index i = 0; i < count; ++i)
+    x[static_cast<std::size_t>(i)] = static_cast<T>(-12 + 0.001 * static_cast<double>(i));
+  kernels::gelu(x.data(), y.data(), count);
+  kernels::gelu_backward(x.data(), slope.data(), count);
+  double worst = 0, worst_slope = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const auto at = static_cast<double>(x[i]);
+    worst = std::max(worst, std::abs(static_cast<double>(y[i]) - gelu(at)) / (std::abs(at) + 1e-30));
+    worst_slope = std::max(worst_slope, std::abs(static_cast<double>(slope[i]) - gelu_slope(at)));
+  }
+  CHECK(worst < 3 * epsilon);
+  CHECK(worst_slope < 6 * epsilon);
+}
+
+}  // namespace
+
+TEST_CASE("products of every size and layout", "[gemm]") {
+  check_sizes<float>();
+  check_sizes<double>();
+}
+
+TEST_CASE("bias, scale, accumulation and activation", "[gemm]") {
+  check_finishes<float>();
+  check_finishes<double>();
+}
+
+TEST_CASE("several factors", "[gemm]") {
+  check_factors<float>();
+  check_factors<double>();
+}
+
+TEST_CASE("deep and wide products", "[gemm]") {
+  check_large<float>();
+  check_large<double>();
+}
+
+TEST_CASE("several products at once", "[gemm]") {
+  check_products<float>();
+  check_products<double>();
+}
+
+TEST_CASE("a second run allocates nothing", "[gemm]") {
+  fit::Arena arena;
+  Problem<float> problem({60, 500, {700}, 0, 1});
+  kernels::multiply({problem.fresh()}, threads().two, arena);
+  const std::size_t capacity = arena.capacity(), peak = arena.peak();
+  CHECK(peak >= sizeof(float) * 500 * 700);
+  kernels::multiply({problem.fresh()}, threads().two, arena);
+  CHECK(arena.capacity() == capacity);
+  CHECK(arena.peak() == peak);
+}
+
+TEST_CASE("the activation and its slope", "[gemm]") {
+  check_gelu<float>();
+  check_gelu<double>();
+}
+
+TEST_CASE("drop-out keeps its share, scaled, and does not see the cuts", "[gemm]") {
+  constexpr Index count = 100000;
+  for (const float rate : {0.1f, 0.5f, 0.9f}) {
+    const kernels::Dropout dropout{17, rate};
+    std::vector<float> whole(count, 2.0f), parts = whole, other = whole;
+    dropout.apply(whole.data(), count, 5);
+    for (Index at = 0, step = 1; at < count; at += step, step = step % 13 + 1) {
+      dropout.apply(parts.data() + at, std::min(step, count - at), static_cast<std::uint64_t>(at) + 5);
+    }
+    CHECK(parts == whole);
+    Index dropped = 0, wrong = 0;
+    for (const float value : whole) {
+      dropped += value == 0;
+      wrong += value != 0 && std::abs(value - 2 / (1 - rate)) > 1e-4f;
+    }
+    CHECK(wrong == 0);
+    CHECK(std::abs(static_cast<double>(dropped) / count - static_cast<double>(rate)) < 0.01);
+    kernels::Dropout{18, rate}.apply(other.data(), count, 5);
+    CHECK(other != whole);
+  }
+  CHECK(!kernels::Dropout{});
+  // Over the border where the number's lower half begins again.
+  const kernels::Dropout dropout{17, 0.5f};
+  constexpr std::uint64_t border = (std::uint64_t{1} << 32) - 50;
+  std::vector<double> whole(100, 1.0), parts = whole;
+  dropout.apply(whole.data(), 100, border);
+  for (Index i = 0; i < 100; ++i) dropout.apply(parts.data() + i, 1, border + static_cast<std::uint64_t>(i));
+  CHECK(parts == whole);
+}

@@ -32,19 +32,23 @@ double at(const std::vector<T>& values, Index i) {
   return static_cast<double>(values[static_cast<std::size_t>(i)]);
 }
 
+/// What references are summed in, so that their own rounding does not count against double.
+using Exact = long double;
+
 /// What should come out, and the rounding error of one unit in each number on the way that reaches it.
 struct Expected {
-  std::vector<double> value, magnitude;
-  explicit Expected(Index count) : value(filled(count, 0.0)), magnitude(filled(count, 0.0)) {}
+  std::vector<Exact> value;
+  std::vector<double> magnitude;
+  explicit Expected(Index count) : value(filled(count, Exact(0))), magnitude(filled(count, 0.0)) {}
   template <class T>
   explicit Expected(const std::vector<T>& before) : Expected(static_cast<Index>(before.size())) {
     for (Index i = 0; i < static_cast<Index>(before.size()); ++i) add(i, at(before, i));
   }
-  void add(Index i, double part, double error) {
+  void add(Index i, Exact part, Exact error) {
     value[static_cast<std::size_t>(i)] += part;
-    magnitude[static_cast<std::size_t>(i)] += error;
+    magnitude[static_cast<std::size_t>(i)] += static_cast<double>(error);
   }
-  void add(Index i, double part) { add(i, part, std::abs(part)); }
+  void add(Index i, Exact part) { add(i, part, std::abs(part)); }
 };
 
 /// The largest error in units of rounding; infinite for NaN.
@@ -52,11 +56,11 @@ template <class T>
 double worst_error(const std::vector<T>& ours, const Expected& expected) {
   REQUIRE(ours.size() == expected.value.size());
   double worst = 0;
-  for (Index i = 0; i < static_cast<Index>(ours.size()); ++i) {
-    const double error = std::abs(at(ours, i) - at(expected.value, i));
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    const auto error = static_cast<double>(std::abs(static_cast<Exact>(ours[i]) - expected.value[i]));
     if (std::isnan(error)) return std::numeric_limits<double>::infinity();
     if (error == 0) continue;
-    worst = std::max(worst, error / static_cast<double>(std::numeric_limits<T>::epsilon()) / at(expected.magnitude, i));
+    worst = std::max(worst, error / static_cast<double>(std::numeric_limits<T>::epsilon()) / expected.magnitude[i]);
   }
   return worst;
 }
@@ -104,30 +108,34 @@ struct Norm {
 template <class T>
 void check_norm_forward(Index rows, Index width, double mean) {
   INFO(rows << " rows of " << width << " around " << mean);
+  // Equal numbers one after the other are all rounded the same way.
+  const double bound = 3 + static_cast<double>(width) / static_cast<double>(8 * ::width<T>);
   Norm<T> norm(rows, width, mean);
   norm.forward(executor());
   Expected y(rows * width), normalised(rows * width), inverse(rows);
   for (Index i = 0; i < rows; ++i) {
-    double total = 0, squares = 0, largest = 0;
+    Exact total = 0, squares = 0;
+    double largest = 0;
     for (Index j = 0; j < width; ++j) total += at(norm.x, i * width + j);
-    const double middle = total / static_cast<double>(width);
+    const Exact middle = total / static_cast<Exact>(width);
     for (Index j = 0; j < width; ++j) {
-      squares += std::pow(at(norm.x, i * width + j) - middle, 2);
+      const Exact off = at(norm.x, i * width + j) - middle;
+      squares += off * off;
       largest = std::max(largest, std::abs(at(norm.x, i * width + j)));
     }
-    const double inverted = 1 / std::sqrt(squares / static_cast<double>(width) + 1e-6);
-    const double size = 1 + largest * inverted;  // of the elements in deviations, which is what a mean is rounded by
+    const Exact inverted = 1 / std::sqrt(squares / static_cast<Exact>(width) + Exact(1e-6));
+    const Exact size = 1 + largest * inverted;  // of the elements in deviations, which is what a mean is rounded by
     inverse.add(i, inverted, inverted * size);
     for (Index j = 0; j < width; ++j) {
-      const double z = (at(norm.x, i * width + j) - middle) * inverted, w = at(norm.weight, j);
+      const Exact z = (at(norm.x, i * width + j) - middle) * inverted, w = at(norm.weight, j);
       normalised.add(i * width + j, z, (1 + std::abs(z)) * size);
       y.add(i * width + j, w * z + at(norm.bias, j),
             std::abs(w) * (1 + std::abs(z)) * size + std::abs(at(norm.bias, j)));
     }
   }
-  CHECK(worst_error(norm.y, y) < 2);
-  CHECK(worst_error(norm.normalised, normalised) < 2);
-  CHECK(worst_error(norm.inverse, inverse) < 2);
+  CHECK(worst_error(norm.y, y) < bound);
+  CHECK(worst_error(norm.normalised, normalised) < bound);
+  CHECK(worst_error(norm.inverse, inverse) < bound);
 
   std::vector<T> in_place = norm.x;
   fit::kernels::layer_norm<T>(in_place.data(), norm.weight.data(), norm.bias.data(), in_place.data(), nullptr, nullptr,
@@ -145,11 +153,11 @@ void check_norm_backward(Index rows, Index width) {
                  bias = normal_values<T>(width, 7);
   const Expected nothing_else(weight);
   Expected to_x(x), to_weight(weight), to_bias(bias);
-  const auto columns = static_cast<double>(width);
+  const auto columns = static_cast<Exact>(width);
   for (Index i = 0; i < rows; ++i) {
-    double mean = 0, slope = 0, mean_size = 0, slope_size = 0;
+    Exact mean = 0, slope = 0, mean_size = 0, slope_size = 0;
     for (Index j = 0; j < width; ++j) {
-      const double g = at(norm.weight, j) * at(gradient, i * width + j), z = at(norm.normalised, i * width + j);
+      const Exact g = at(norm.weight, j) * at(gradient, i * width + j), z = at(norm.normalised, i * width + j);
       mean += g / columns;
       slope += g * z / columns;
       mean_size += std::abs(g) / columns;
@@ -158,7 +166,7 @@ void check_norm_backward(Index rows, Index width) {
       to_bias.add(j, at(gradient, i * width + j));
     }
     for (Index j = 0; j < width; ++j) {
-      const double g = at(norm.weight, j) * at(gradient, i * width + j), z = at(norm.normalised, i * width + j);
+      const Exact g = at(norm.weight, j) * at(gradient, i * width + j), z = at(norm.normalised, i * width + j);
       to_x.add(i * width + j, at(norm.inverse, i) * (g - mean - z * slope),
                at(norm.inverse, i) * (std::abs(g) + mean_size + std::abs(z) * slope_size));
     }
@@ -212,7 +220,7 @@ void check_sums(const std::vector<std::pair<Index, Index>>& shapes) {
   together.run(executor());
   for (std::size_t i = 0; i < shapes.size(); ++i) {
     INFO("job " << i << ": " << shapes[i].first << " rows of " << shapes[i].second);
-    CHECK(worst_error(together.sums[i], expected[i]) < 1);
+    CHECK(worst_error(together.sums[i], expected[i]) < 3);
     if (shapes[i].first == 0) CHECK(together.sums[i] == before[i]);
     fit::Arena arena = poisoned<T>();
     fit::kernels::add_column_sums({apart.job(i)}, executor(), arena);
@@ -244,14 +252,14 @@ struct Entropy {
   std::pair<Expected, Expected> expected(double scale) const {
     std::pair<Expected, Expected> result(Expected{rows}, Expected{rows * classes});
     for (Index i = 0; i < rows; ++i) {
-      double highest = at(logits, i * classes), total = 0;
-      for (Index j = 1; j < classes; ++j) highest = std::max(highest, at(logits, i * classes + j));
+      Exact highest = at(logits, i * classes), total = 0;
+      for (Index j = 1; j < classes; ++j) highest = std::max<Exact>(highest, at(logits, i * classes + j));
       for (Index j = 0; j < classes; ++j) total += std::exp(at(logits, i * classes + j) - highest);
-      const double chosen = at(logits, i * classes + target(i));
+      const Exact chosen = at(logits, i * classes + target(i));
       result.first.add(i, std::log(total) + highest - chosen,
                        1 + std::log(total) + std::abs(highest) + highest - chosen);
       for (Index j = 0; j < classes; ++j) {
-        const double off = at(logits, i * classes + j) - highest, share = std::exp(off) / total;
+        const Exact off = at(logits, i * classes + j) - highest, share = std::exp(off) / total;
         const double smallest = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
         result.second.add(i * classes + j, scale * (share - (j == target(i) ? 1 : 0)),
                           scale * (share * (1 - off) + (j == target(i) ? 1 : 0) + smallest));
@@ -269,7 +277,7 @@ void check_entropy(Index rows, Index classes, double deviation) {
   const auto [losses, gradient] = entropy.expected(static_cast<double>(scale));
   entropy.run(executor(), scale);
   CHECK(worst_error(entropy.losses, losses) < 2);
-  CHECK(worst_error(entropy.gradient, gradient) < 3);
+  CHECK(worst_error(entropy.gradient, gradient) < 10);
 
   Entropy<T> in_place(rows, classes, deviation);
   fit::kernels::cross_entropy<T>(in_place.logits.data(), in_place.targets.data(), in_place.losses.data(), nullptr,
@@ -290,7 +298,7 @@ void check_pool(Index sequences, Index length, Index width) {
   std::vector<T> mean = filled(sequences * width, not_a_number<T>),
                  x_gradient = filled(sequences * length * width, not_a_number<T>);
   Expected expected(sequences * width), expected_gradient(sequences * length * width);
-  const auto tokens = static_cast<double>(length);
+  const auto tokens = static_cast<Exact>(length);
   for (Index i = 0; i < sequences * length * width; ++i) {
     const Index to = i / (length * width) * width + i % width;
     expected.add(to, at(x, i) / tokens);
@@ -360,11 +368,11 @@ TEMPLATE_TEST_CASE("the mean cross entropy", "[reductions]", float, double) {
   fit::Tensor<std::int32_t, 1> targets(37), fewer(36);
   std::copy(entropy.targets.begin(), entropy.targets.end(), targets.data());
   double mean = 0;
-  for (const double loss : losses.value) mean += loss / 37;
+  for (const Exact loss : losses.value) mean += static_cast<double>(loss) / 37;
   const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
   CHECK(std::abs(fit::cross_entropy<T>(logits, targets, {}, tape) - mean) < 4 * epsilon * mean);
   CHECK(std::abs(fit::cross_entropy<T>(logits, targets, to, tape) - mean) < 4 * epsilon * mean);
-  CHECK(worst_error(std::vector<T>(to.data(), to.data() + to.size()), gradient) < 3);
+  CHECK(worst_error(std::vector<T>(to.data(), to.data() + to.size()), gradient) < 10);
   CHECK(tape.arena().mark().total == 0);
 
   CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, fewer, {}, tape); }) ==
@@ -406,7 +414,7 @@ TEMPLATE_TEST_CASE("drop-out drops its share and scales the rest", "[reductions]
       const T scale = T(1) / (T(1) - T(rate));
       CHECK(dropped(values) + std::count(values.begin(), values.end(), scale) == count);
       // Neighbours, near and as far as rows are apart, fall independently of each other.
-      for (const std::size_t apart : {1, 2, 64, 1024}) {
+      for (const std::size_t apart : {1u, 2u, 64u, 1024u}) {
         double both = 0;
         for (std::size_t i = apart; i < values.size(); ++i) both += values[i] == T(0) && values[i - apart] == T(0);
         const double pairs = n - static_cast<double>(apart);
@@ -443,7 +451,7 @@ TEMPLATE_TEST_CASE("drop-out is a function of the key and the element", "[reduct
     for (Index i = 0; i < count; ++i) result += at(base, i) != at(other, i);
     return result;
   };
-  for (const std::uint64_t key : {0, 98, 100, 1 << 20})
+  for (const std::uint64_t key : {0u, 98u, 100u, 1u << 20})
     CHECK(std::abs(differing(factors<T>({key, 0.4f}, count, 0)) - 480) < 80);
   for (const int shift : {32, 33, 50}) {
     CHECK(std::abs(differing(factors<T>(dropout, count, std::uint64_t{1} << shift)) - 480) < 80);

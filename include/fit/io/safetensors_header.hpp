@@ -264,7 +264,9 @@ inline SafetensorsHeader parse_safetensors_header(std::string_view json, Index d
   // nlohmann's parser takes a zero for the end.
   require(json.find('\0') == json.npos, "the header is broken JSON: it holds a zero byte");
   detail::HeaderReader reader;
-  nlohmann::json::sax_parse(json.data(), json.data() + json.size(), &reader);
+  // What json::sax_parse() does for JSON; that one would compile the readers of the binary formats along, for as long.
+  auto input = nlohmann::detail::input_adapter(json.data(), json.data() + json.size());
+  nlohmann::detail::parser<nlohmann::json, decltype(input)>(std::move(input)).sax_parse(&reader);
 
   std::vector<TensorInfos::const_pointer> order;
   for (const auto& tensor : reader.header.tensors) order.push_back(&tensor);

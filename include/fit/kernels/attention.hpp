@@ -53,8 +53,8 @@ void multiply_panels(Index rows, Index columns, const Operand<T>& a, const T* pa
     for (Index j = 0; j < columns; j += panel_width<T>) {
       const Index wide = std::min(panel_width<T>, columns - j);
       multiply_tile(tile, wide, a.data + i * a.row, a.row, a.column,
-                    panels + j * panel_depth + first * padded_columns<T>(wide), depth, c + i * c_row + j, c_row,
-                    finish);
+                    panels + j * panel_depth + first * padded_columns<T>(wide), padded_columns<T>(wide), depth,
+                    c + i * c_row + j, c_row, finish);
     }
   }
 }
@@ -111,8 +111,8 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, Ind
     const Index count = std::min(block, end - key), padded = padded_columns<T>(count);
     for (Index j = 0; j < count; j += panel_width<T>) {
       const Index wide = std::min(panel_width<T>, shape.keys - key - j);
-      multiply_tile(rows, padded_columns<T>(wide), at.queries, o_row, 1, at.keys + (key + j) * head, head,
-                    at.scores + j, block, Finish<T>{});
+      multiply_tile(rows, padded_columns<T>(wide), at.queries, o_row, 1, at.keys + (key + j) * head,
+                    padded_columns<T>(wide), head, at.scores + j, block, Finish<T>{});
     }
     for (Index i = 0; i < rows; ++i) {
       T* scores = at.scores + i * block;

@@ -64,9 +64,11 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
     for (Index j = 0; j < count; j += panel_width<T>) {
       const Index wide = std::min(panel_width<T>, shape.keys - key - j);
       multiply_tile(tile, padded_columns<T>(wide), at.queries_scaled + (first + i) * q_row, q_row, 1,
-                    at.keys_transposed + (key + j) * depth, depth, at.weights + i * block + j, block, Finish<T>{});
+                    at.keys_transposed + (key + j) * depth, padded_columns<T>(wide), depth, at.weights + i * block + j,
+                    block, Finish<T>{});
       multiply_tile(tile, padded_columns<T>(wide), head.o_gradient + (first + i) * width, width, 1,
-                    at.values_transposed + (key + j) * depth, depth, at.scores + i * block + j, block, Finish<T>{});
+                    at.values_transposed + (key + j) * depth, padded_columns<T>(wide), depth, at.scores + i * block + j,
+                    block, Finish<T>{});
     }
   }
   for (Index i = 0; i < rows; ++i) {

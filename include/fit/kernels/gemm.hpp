@@ -55,12 +55,16 @@ namespace detail {
 
 inline constexpr Index depth_block = 512;  // of a panel, so that a tile's rows of `a` stay in the first-level cache
 
+/// Whether a product reads its right operand where it is: few tiles would use a packed one again, and its rows lie
+/// close enough together not to fall on each other in the caches.
 template <class T>
-Index packed_size(const Factors<T>& factors, Index columns) {
-  return factors.depth * padded_columns<T>(columns);
+bool reads_directly(const Product<T>& product, const Factors<T>& factors) {
+  return factors.b.column == 1 && product.columns % simd::width<T> == 0 && factors.b.row <= 16 * simd::width<T> &&
+         product.rows <= 20 * tile_rows<T>;
 }
 
-/// Rows row..row+rows-1 and columns column..column+columns-1 of one product from its packed operands.
+/// Rows row..row+rows-1 and columns column..column+columns-1 of one product, whose right operands are packed where
+/// there is a pointer and else read directly.
 template <class T>
 void multiply_block(const Product<T>& product, const T* const* packed, Index row, Index rows, Index column,
                     Index columns) {
@@ -77,10 +81,11 @@ void multiply_block(const Product<T>& product, const T* const* packed, Index row
         finish.first_row = i;
         for (Index j = column; j < column + columns; j += panel_width<T>) {
           const Index wide = std::min(panel_width<T>, product.columns - j);
-          const T* panel = packed[f] + j * factors.depth + k * padded_columns<T>(wide);
+          const Index b_row = packed[f] ? padded_columns<T>(wide) : factors.b.row;
+          const T* b = packed[f] ? packed[f] + j * factors.depth + k * b_row : factors.b.data + k * b_row + j;
           finish.bias = first && product.finish.bias ? product.finish.bias + j : nullptr;
           T* c = product.c + i * product.c_row + j;
-          multiply_tile(tile, wide, a, factors.a.row, factors.a.column, panel, depth, c, product.c_row, finish);
+          multiply_tile(tile, wide, a, factors.a.row, factors.a.column, b, b_row, depth, c, product.c_row, finish);
           if (!last || product.activation == Activation::none) continue;
           for (Index r = 0; r < tile; ++r) {
             const Index offset = r * product.c_row;
@@ -117,9 +122,10 @@ void multiply(std::span<const Product<T>> products, Executor& executor, Arena& a
     const Product<T>& product = products[p];
     for (int f = 0; f < product.count; ++f) {
       const Factors<T>& factors = product.factors[f];
-      packed[p][f] = arena.allocate<T>(detail::packed_size(factors, product.columns));
-      packs += (product.columns + panel_width<T> - 1) / panel_width<T> * ((factors.depth + pack_rows - 1) / pack_rows);
       work += product.rows * product.columns * factors.depth;
+      if (detail::reads_directly(product, factors)) continue;
+      packed[p][f] = arena.allocate<T>(factors.depth * padded_columns<T>(product.columns));
+      packs += (product.columns + panel_width<T> - 1) / panel_width<T> * ((factors.depth + pack_rows - 1) / pack_rows);
     }
   }
 
@@ -127,6 +133,7 @@ void multiply(std::span<const Product<T>> products, Executor& executor, Arena& a
     for (std::size_t p = 0; p < products.size(); ++p) {
       const Product<T>& product = products[p];
       for (int f = 0; f < product.count; ++f) {
+        if (!packed[p][f]) continue;
         const Factors<T>& factors = product.factors[f];
         const Index panels = (product.columns + panel_width<T> - 1) / panel_width<T>;
         const Index pieces = (factors.depth + pack_rows - 1) / pack_rows;

@@ -26,7 +26,7 @@ namespace detail {
 
 /// c(i, j) over a tile of Rows x Vectors registers; `columns` says how many of the tile's columns are there.
 template <class T, int Rows, int Vectors>
-[[gnu::noinline]] void micro_kernel(const T* a, Index a_row, Index a_depth, const T* panel, Index depth, T* c,
+[[gnu::noinline]] void micro_kernel(const T* a, Index a_row, Index a_depth, const T* b, Index b_row, Index depth, T* c,
                                     Index c_row, Index columns, const Finish<T>& finish) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
@@ -37,17 +37,17 @@ template <class T, int Rows, int Vectors>
     for (int v = 0; v < Vectors; ++v) sums[i][v] = Batch(T(0));
   }
   for (Index k = 0; k < depth; ++k) {
-    Batch b[Vectors];
+    Batch right[Vectors];
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) b[v] = simd::load(panel + v * w);
+    for (int v = 0; v < Vectors; ++v) right[v] = simd::load(b + v * w);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
       const Batch factor(a[i * a_row]);
 #pragma GCC unroll 2
-      for (int v = 0; v < Vectors; ++v) sums[i][v] = simd::fma(factor, b[v], sums[i][v]);
+      for (int v = 0; v < Vectors; ++v) sums[i][v] = simd::fma(factor, right[v], sums[i][v]);
     }
     a += a_depth;
-    panel += Vectors * w;
+    b += b_row;
   }
   const bool plain = !finish.bias && !finish.row_scale;
   if (columns == Vectors * w && plain) {
@@ -81,7 +81,7 @@ template <class T, int Rows, int Vectors>
 }
 
 template <class T>
-using MicroKernel = void (*)(const T*, Index, Index, const T*, Index, T*, Index, Index, const Finish<T>&);
+using MicroKernel = void (*)(const T*, Index, Index, const T*, Index, Index, T*, Index, Index, const Finish<T>&);
 
 template <class T>
 inline constexpr auto micro_kernels = []<std::size_t... I>(std::index_sequence<I...>) {
@@ -93,12 +93,13 @@ inline constexpr auto micro_kernels = []<std::size_t... I>(std::index_sequence<I
 }  // namespace detail
 
 /// One tile of a product: `rows` (1 .. tile_rows) by `columns` (1 .. panel_width) sums over `depth` of
-/// a(i, k) = a[i * a_row + k * a_depth] times the packed panel, finished into c.
+/// a(i, k) = a[i * a_row + k * a_depth] times b(k, j) = b[k * b_row + j], finished into c. Whole vectors of b are read:
+/// it is a packed panel, or its columns are a whole number of vectors.
 template <class T>
-void multiply_tile(Index rows, Index columns, const T* a, Index a_row, Index a_depth, const T* panel, Index depth, T* c,
-                   Index c_row, const Finish<T>& finish) {
+void multiply_tile(Index rows, Index columns, const T* a, Index a_row, Index a_depth, const T* b, Index b_row,
+                   Index depth, T* c, Index c_row, const Finish<T>& finish) {
   const std::size_t vectors = columns > simd::width<T> ? 1 : 0;
-  detail::micro_kernels<T>[static_cast<std::size_t>(rows - 1)][vectors](a, a_row, a_depth, panel, depth, c, c_row,
+  detail::micro_kernels<T>[static_cast<std::size_t>(rows - 1)][vectors](a, a_row, a_depth, b, b_row, depth, c, c_row,
                                                                         columns, finish);
 }
 

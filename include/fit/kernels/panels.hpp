@@ -38,16 +38,23 @@ void pack_panel(const Operand<T>& from, Index columns, Index first, Index last, 
     }
     return;
   }
+  // Squares are transposed in registers; at the edges they are filled up with zeros first.
+  alignas(alignment) T square[static_cast<std::size_t>(w * w)], turned[static_cast<std::size_t>(w * w)];
   for (Index j = 0; j < row; j += w) {
-    Index k = first;
-    if (columns - j >= w) {
-      for (; k + w <= last; k += w)
-        simd::transpose(from.data + j * from.column + k, from.column, panel + k * row + j, row);
-    }
-    for (; k < last; ++k) {
-      for (Index i = 0; i < w; ++i) {
-        panel[k * row + j + i] = j + i < columns ? from.data[k * from.row + (j + i) * from.column] : T(0);
+    const T* column = from.data + j * from.column;
+    const Index across = std::min(w, columns - j);
+    for (Index k = first; k < last; k += w) {
+      const Index down = std::min(w, last - k);
+      T* to = panel + k * row + j;
+      if (across == w && down == w) {
+        simd::transpose(column + k, from.column, to, row);
+        continue;
       }
+      for (Index i = 0; i < w; ++i) {
+        simd::store(square + i * w, simd::load_part(column + i * from.column + k, i < across ? down : 0));
+      }
+      simd::transpose(square, w, turned, w);
+      for (Index i = 0; i < down; ++i) simd::store(to + i * row, simd::load(turned + i * w));
     }
   }
 }

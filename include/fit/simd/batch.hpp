@@ -2,6 +2,9 @@
 
 #include <fit/core/memory.hpp>
 
+#include <limits>
+#include <utility>
+
 #include <xsimd/xsimd.hpp>
 
 namespace fit::inline FIT_ABI::simd {
@@ -31,22 +34,59 @@ inline void store(T* to, const Batch<T>& value) {
   value.store_unaligned(to);
 }
 
-/// The first `count` elements at `from`, zeros after them; reads nothing beyond. 0 <= count <= width.
+namespace detail {
+
+#if defined(__AVX512F__)
 template <class T>
-inline Batch<T> load_part(const T* from, Index count) {
-  if (count >= width<T>) return load(from);
+inline constexpr bool has_masks = sizeof(Batch<T>) == 64;
+#else
+template <class T>
+inline constexpr bool has_masks = false;
+#endif
+
+/// Element by element, and out of line: only edges come here.
+template <class T>
+[[gnu::noinline]] Batch<T> load_elements(const T* from, Index count) {
   alignas(alignment) T whole[static_cast<std::size_t>(width<T>)] = {};
   for (Index i = 0; i < count; ++i) whole[i] = from[i];
   return Batch<T>::load_aligned(whole);
 }
-
-/// Writes the first `count` elements and nothing beyond. 0 <= count <= width.
 template <class T>
-inline void store_part(T* to, const Batch<T>& value, Index count) {
-  if (count >= width<T>) return store(to, value);
+[[gnu::noinline]] void store_elements(T* to, Batch<T> value, Index count) {
   alignas(alignment) T whole[static_cast<std::size_t>(width<T>)];
   value.store_aligned(whole);
   for (Index i = 0; i < count; ++i) to[i] = whole[i];
+}
+
+}  // namespace detail
+
+/// The first `count` elements at `from`, zeros after them; reads nothing beyond. 0 <= count; more than a whole register
+/// is one.
+template <class T>
+inline Batch<T> load_part(const T* from, Index count) {
+  if (count >= width<T>) return load(from);
+#if defined(__AVX512F__)
+  if constexpr (detail::has_masks<T> && sizeof(T) == 4) {
+    return Batch<T>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from));
+  } else if constexpr (detail::has_masks<T>) {
+    return Batch<T>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from));
+  }
+#endif
+  return detail::load_elements(from, count);
+}
+
+/// Writes the first `count` elements and nothing beyond, `count` as above.
+template <class T>
+inline void store_part(T* to, const Batch<T>& value, Index count) {
+  if (count >= width<T>) return store(to, value);
+#if defined(__AVX512F__)
+  if constexpr (detail::has_masks<T> && sizeof(T) == 4) {
+    return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), value);
+  } else if constexpr (detail::has_masks<T>) {
+    return _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), value);
+  }
+#endif
+  detail::store_elements(to, value, count);
 }
 
 /// a * b + c, rounded once where the hardware can.
@@ -62,28 +102,56 @@ inline Batch<T> fma(const Batch<T>& a, const Batch<T>& b, const Batch<T>& c) {
   return xsimd::fma(a, b, c);
 }
 
-/// Sum over the elements, in a fixed order.
-template <class T>
-inline T sum(const Batch<T>& value) {
-  alignas(alignment) T part[static_cast<std::size_t>(width<T>)];
+namespace detail {
+
+#if defined(__GNUC__)
+/// The register with its elements moved down by `Step` places, the lowest ones coming back at the top.
+template <int Step, class T, std::size_t... Lane>
+inline Batch<T> rotate(const Batch<T>& value, std::index_sequence<Lane...>) {
+  using Register = typename Batch<T>::register_type;
+  typedef T Lanes __attribute__((vector_size(sizeof(Register))));
+  const Lanes x = reinterpret_cast<Lanes>(static_cast<Register>(value));
+  return Batch<T>(
+      reinterpret_cast<Register>(__builtin_shufflevector(x, x, static_cast<int>((Lane + Step) % sizeof...(Lane))...)));
+}
+
+/// combine over all elements as a tree of halves, in every element of the result.
+template <class T, class Combine, int Step = static_cast<int>(Batch<T>::size) / 2>
+inline T reduce(const Batch<T>& value, Combine combine) {
+  if constexpr (Step == 0) {
+    typedef T Lanes __attribute__((vector_size(sizeof(Batch<T>))));
+    return reinterpret_cast<Lanes>(static_cast<typename Batch<T>::register_type>(value))[0];
+  } else {
+    const auto turned = rotate<Step>(value, std::make_index_sequence<Batch<T>::size>{});
+    return reduce<T, Combine, Step / 2>(combine(value, turned), combine);
+  }
+}
+#else
+template <class T, class Combine>
+inline T reduce(const Batch<T>& value, Combine combine) {
+  alignas(alignment) T part[2 * static_cast<std::size_t>(width<T>)] = {};
   value.store_aligned(part);
   for (Index step = width<T> / 2; step > 0; step /= 2) {
-    for (Index i = 0; i < step; ++i) part[i] += part[i + step];
+    const Batch<T> low = load(part), high = load(part + step);
+    combine(low, high).store_aligned(part);
   }
   return part[0];
 }
+#endif
 
-/// The largest element that is not NaN; NaN when all are.
+}  // namespace detail
+
+/// Sum over the elements, in a fixed order.
+template <class T>
+inline T sum(const Batch<T>& value) {
+  return detail::reduce(value, [](const Batch<T>& a, const Batch<T>& b) { return a + b; });
+}
+
+/// The largest element that is not NaN; minus infinity when all are.
 template <class T>
 inline T maximum(const Batch<T>& value) {
-  alignas(alignment) T part[static_cast<std::size_t>(width<T>)];
-  value.store_aligned(part);
-  for (Index step = width<T> / 2; step > 0; step /= 2) {
-    for (Index i = 0; i < step; ++i) {
-      if (part[i + step] > part[i] || part[i] != part[i]) part[i] = part[i + step];
-    }
-  }
-  return part[0];
+  const Batch<T> numbers = xsimd::select(value == value, value, Batch<T>(-std::numeric_limits<T>::infinity()));
+  return detail::reduce(numbers, [](const Batch<T>& a, const Batch<T>& b) { return xsimd::max(a, b); });
 }
 
 }  // namespace fit::inline FIT_ABI::simd

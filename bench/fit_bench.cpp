@@ -1,0 +1,321 @@
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <fit/fit.hpp>
+#include <map>
+#include <vector>
+
+namespace {
+
+using fit::Index;
+
+/// GFLOP/s of nothing but fused multiply-adds in registers, on as many threads.
+double measure_peak(int threads) {
+  using Batch = fit::simd::Batch<float>;
+  constexpr int chains = fit::simd::registers / 2;
+  constexpr Index rounds = 400'000;
+  fit::Executor executor(threads);
+  double best = 0;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    executor.parallel_for(threads, [&](Index, int) {
+      float numbers[] = {0.999f, 0.001f};
+      benchmark::DoNotOptimize(numbers);
+      const Batch factor(numbers[0]), summand(numbers[1]);
+      Batch sums[chains];
+#pragma GCC unroll 16
+      for (int i = 0; i < chains; ++i) sums[i] = Batch(static_cast<float>(i));
+      for (Index round = 0; round < rounds; ++round) {
+#pragma GCC unroll 16
+        for (int i = 0; i < chains; ++i) sums[i] = fit::simd::fma(sums[i], factor, summand);
+      }
+      float total = 0;
+#pragma GCC unroll 16
+      for (int i = 0; i < chains; ++i) total += fit::simd::sum(sums[i]);
+      benchmark::DoNotOptimize(total);
+    });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, 2.0 * chains * fit::simd::width<float> * rounds * threads / seconds);
+  }
+  return best;
+}
+
+double peak(int threads) {
+  static std::map<int, double> known;
+  const auto [entry, fresh] = known.try_emplace(threads, 0.0);
+  if (fresh) entry->second = measure_peak(threads);
+  return entry->second;
+}
+
+/// Reports work done in floating-point operations, as a rate and as a share of the peak of this run.
+void report(benchmark::State& state, double operations, int threads) {
+  state.counters["GFLOP/s"] = benchmark::Counter(operations / 1e9, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["of_peak"] =
+      benchmark::Counter(operations / peak(threads), benchmark::Counter::kIsIterationInvariantRate);
+}
+
+std::vector<float> values(Index count) {
+  fit::Random random(7);
+  std::vector<float> result(static_cast<std::size_t>(count));
+  for (float& value : result) value = static_cast<float>(2 * random.uniform() - 1);
+  return result;
+}
+
+void FmaPeak(benchmark::State& state) {
+  const int threads = static_cast<int>(state.range(0));
+  for (auto _ : state) benchmark::DoNotOptimize(peak(threads));
+  state.counters["peak_GFLOP/s"] = peak(threads) / 1e9;
+}
+BENCHMARK(FmaPeak)->ArgName("threads")->Arg(1)->Arg(2)->Iterations(1);
+
+/// y [M, N] = x [M, K] weight [N, K]^T, the packing of the weight included.
+void Gemm(benchmark::State& state) {
+  const Index m = state.range(0), k = state.range(1), n = state.range(2);
+  fit::Executor executor(static_cast<int>(state.range(3)));
+  fit::Arena arena;
+  const auto x = values(m * k), weight = values(n * k);
+  auto y = values(m * n);
+  for (auto _ : state) {
+    fit::kernels::multiply<float>(
+        {{.rows = m,
+          .columns = n,
+          .factors = {{fit::kernels::plain(x.data(), k), fit::kernels::transposed(weight.data(), k), k}},
+          .c = y.data(),
+          .c_row = n}},
+        executor, arena);
+    benchmark::ClobberMemory();
+  }
+  report(state, 2.0 * static_cast<double>(m * n * k), executor.lanes());
+}
+
+/// weight gradient [N, K] += y gradient [M, N]^T x [M, K].
+void GemmWeightGradient(benchmark::State& state) {
+  const Index m = state.range(0), k = state.range(1), n = state.range(2);
+  fit::Executor executor(static_cast<int>(state.range(3)));
+  fit::Arena arena;
+  const auto x = values(m * k), y = values(m * n);
+  auto gradient = values(n * k);
+  for (auto _ : state) {
+    fit::kernels::multiply<float>(
+        {{.rows = n,
+          .columns = k,
+          .factors = {{fit::kernels::transposed(y.data(), n), fit::kernels::plain(x.data(), k), m}},
+          .c = gradient.data(),
+          .c_row = k,
+          .finish = {.accumulate = true}}},
+        executor, arena);
+    benchmark::ClobberMemory();
+  }
+  report(state, 2.0 * static_cast<double>(m * n * k), executor.lanes());
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"M", "K", "N", "threads"})->UseRealTime();
+  for (const Index threads : {1, 2}) {
+    for (const auto& [m, k, n] : {std::array<Index, 3>{256, 512, 512},
+                                  {256, 512, 2048},
+                                  {256, 2048, 512},
+                                  {4096, 512, 2048},
+                                  {6272, 64, 256},
+                                  {65536, 256, 1024}}) {
+      b->Args({m, k, n, threads});
+    }
+  }
+}
+BENCHMARK(Gemm)->Apply(shapes);
+BENCHMARK(GemmWeightGradient)->Apply(shapes);
+
+/// Sequences of queries and keys in 8 heads of 64; `chunk` 1 is causal, 0 no mask. A mask's work counts as if full.
+struct AttentionCase {
+  fit::kernels::AttentionShape shape;
+  std::vector<float> q, k, v, o, log_sum;
+
+  explicit AttentionCase(const benchmark::State& state)
+      : shape{state.range(0),
+              state.range(1),
+              state.range(2),
+              8,
+              64,
+              state.range(3) == 1 ? fit::kernels::Mask::causal() : fit::kernels::Mask::none()},
+        q(values(shape.sequences * shape.queries * shape.width())),
+        k(values(shape.sequences * shape.keys * shape.width())),
+        v(k),
+        o(q),
+        log_sum(values(shape.sequences * shape.queries * shape.heads)) {}
+
+  double operations() const {
+    return 4.0 * static_cast<double>(shape.sequences * shape.queries * shape.keys * shape.width());
+  }
+};
+
+void Attention(benchmark::State& state) {
+  AttentionCase c(state);
+  fit::Executor executor(static_cast<int>(state.range(4)));
+  fit::Arena arena;
+  for (auto _ : state) {
+    fit::kernels::attention(c.shape, c.q.data(), c.k.data(), c.v.data(), c.o.data(), c.log_sum.data(), executor, arena);
+    benchmark::ClobberMemory();
+  }
+  report(state, c.operations(), executor.lanes());
+}
+
+void AttentionBackward(benchmark::State& state) {
+  AttentionCase c(state);
+  fit::Executor executor(static_cast<int>(state.range(4)));
+  fit::Arena arena;
+  const auto o_gradient = c.q;
+  auto q_gradient = c.q, k_gradient = c.k, v_gradient = c.v;
+  fit::kernels::attention(c.shape, c.q.data(), c.k.data(), c.v.data(), c.o.data(), c.log_sum.data(), executor, arena);
+  for (auto _ : state) {
+    fit::kernels::attention_backward(c.shape, c.q.data(), c.k.data(), c.v.data(), c.o.data(), c.log_sum.data(),
+                                     o_gradient.data(), q_gradient.data(), k_gradient.data(), v_gradient.data(),
+                                     executor, arena);
+    benchmark::ClobberMemory();
+  }
+  report(state, 2.5 * c.operations(), executor.lanes());
+}
+
+void attention_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"sequences", "queries", "keys", "causal", "threads"})->UseRealTime();
+  for (const Index threads : {1, 2}) {
+    b->Args({64, 256, 256, 0, threads})->Args({64, 256, 256, 1, threads})->Args({1, 2048, 2048, 0, threads});
+    b->Args({64, 8, 256, 0, threads})->Args({64, 256, 8, 0, threads})->Args({512, 49, 49, 0, threads});
+  }
+}
+BENCHMARK(Attention)->Apply(attention_shapes);
+BENCHMARK(AttentionBackward)->Apply(attention_shapes);
+
+void LayerNorm(benchmark::State& state) {
+  const Index rows = state.range(0), width = state.range(1);
+  fit::Executor executor(static_cast<int>(state.range(2)));
+  const auto x = values(rows * width), weight = values(width);
+  auto y = x;
+  for (auto _ : state) {
+    fit::kernels::layer_norm<float>(x.data(), weight.data(), weight.data(), y.data(), nullptr, nullptr, rows, width,
+                                    executor);
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(state.iterations() * rows * width * 8);
+}
+BENCHMARK(LayerNorm)->ArgNames({"rows", "width", "threads"})->UseRealTime()->ArgsProduct({{4096}, {64, 512}, {1, 2}});
+
+/// Multiply-adds, two operations each, of a block forward on `tokens` tokens in sequences of `length`.
+double block_operations(Index tokens, Index length, Index width) {
+  return 2.0 * static_cast<double>(tokens * (12 * width * width + 2 * length * width));
+}
+
+template <bool training>
+void Block(benchmark::State& state) {
+  constexpr Index width = 512, length = 256;
+  const Index sequences = state.range(0) / length;
+  fit::Executor executor(static_cast<int>(state.range(1)));
+  fit::Tape tape(executor);
+  fit::Block<float, width, 8, 4> block, gradient;
+  fit::initialise(block, fit::Random(7));
+  auto x = values(sequences * length * width);
+  const auto input = x;
+  for (auto _ : state) {
+    std::copy(input.begin(), input.end(), x.begin());
+    if (training) {
+      tape.record();
+    } else {
+      tape.clear();
+    }
+    fit::forward(block, x.data(), sequences, length, fit::kernels::Mask::none(), tape);
+    if (training) fit::backward(block, x.data(), gradient, sequences, length, tape);
+    benchmark::ClobberMemory();
+  }
+  report(state, (training ? 3 : 1) * block_operations(sequences * length, length, width), executor.lanes());
+}
+BENCHMARK_TEMPLATE(Block, false)
+    ->Name("BlockForward")
+    ->ArgNames({"tokens", "threads"})
+    ->UseRealTime()
+    ->ArgsProduct({{4096, 16384}, {1, 2}});
+BENCHMARK_TEMPLATE(Block, true)
+    ->Name("BlockForwardBackward")
+    ->ArgNames({"tokens", "threads"})
+    ->UseRealTime()
+    ->ArgsProduct({{4096, 16384}, {1, 2}});
+
+// The encoder of examples/classify_images.cpp, and a wider one.
+constexpr fit::EncoderConfig small{.layers = "(1)1(1)1",
+                                   .groups = 7,
+                                   .tokens = 7,
+                                   .channels = 16,
+                                   .latents = 2,
+                                   .data_dim = 64,
+                                   .latent_dim = 128,
+                                   .data_heads = 2,
+                                   .latent_heads = 4};
+constexpr fit::EncoderConfig wide{.layers = "(2)2(2)",
+                                  .groups = 16,
+                                  .tokens = 256,
+                                  .channels = 48,
+                                  .latents = 16,
+                                  .data_dim = 256,
+                                  .latent_dim = 512,
+                                  .data_heads = 4,
+                                  .latent_heads = 8};
+
+/// Operations of the blocks, read and write of an encoder forward for one example.
+double encoder_operations(const fit::EncoderConfig& c) {
+  const auto schedule = fit::parse_layers(c.layers.view());
+  const Index tokens = Index{c.groups} * c.tokens, latents = Index{c.groups} * c.latents;
+  const Index cross = std::min(c.data_dim, c.latent_dim);
+  double total = 0;
+  for (std::size_t i = 0; i < schedule.count; ++i) {
+    const auto& stage = schedule.stages[i];
+    total += stage.local_blocks * block_operations(tokens, c.tokens, c.data_dim);
+    total += stage.global_blocks * block_operations(latents, latents, c.latent_dim);
+    const int crossings = (stage.global_blocks > 0) + (stage.global_blocks > 0 && i + 1 < schedule.count);
+    total += crossings * 4.0 *
+             static_cast<double>(cross * (tokens * c.data_dim + latents * c.latent_dim) + tokens * c.latents * cross);
+  }
+  return total + 2.0 * static_cast<double>(tokens * c.channels * c.data_dim);
+}
+
+template <fit::EncoderConfig config, bool training>
+void Encoder(benchmark::State& state) {
+  const Index batch = state.range(0);
+  fit::Executor executor(static_cast<int>(state.range(1)));
+  fit::Tape tape(executor);
+  const fit::Encoder<config> encoder(fit::Random(7));
+  fit::Encoder<config> gradient;
+  fit::Tensor<float, 4> input(batch, Index{config.groups}, Index{config.tokens}, Index{config.channels});
+  const auto from = values(input.size());
+  std::copy(from.begin(), from.end(), input.data());
+  for (auto _ : state) {
+    if constexpr (training) {
+      tape.record();
+      const auto [data, latents] = encoder.forward(input, tape);
+      encoder.backward({.data = data, .latents = latents}, gradient, tape);
+    } else {
+      benchmark::DoNotOptimize(encoder(input, tape));
+    }
+  }
+  state.SetItemsProcessed(state.iterations() * batch);
+  report(state, (training ? 3 : 1) * static_cast<double>(batch) * encoder_operations(config), executor.lanes());
+}
+BENCHMARK_TEMPLATE(Encoder, small, false)
+    ->Name("SmallEncoderForward")
+    ->ArgNames({"batch", "threads"})
+    ->UseRealTime()
+    ->ArgsProduct({{128}, {1, 2}});
+BENCHMARK_TEMPLATE(Encoder, small, true)
+    ->Name("SmallEncoderForwardBackward")
+    ->ArgNames({"batch", "threads"})
+    ->UseRealTime()
+    ->ArgsProduct({{128}, {1, 2}});
+BENCHMARK_TEMPLATE(Encoder, wide, false)
+    ->Name("WideEncoderForward")
+    ->ArgNames({"batch", "threads"})
+    ->UseRealTime()
+    ->ArgsProduct({{1}, {1, 2}});
+BENCHMARK_TEMPLATE(Encoder, wide, true)
+    ->Name("WideEncoderForwardBackward")
+    ->ArgNames({"batch", "threads"})
+    ->UseRealTime()
+    ->ArgsProduct({{1}, {1, 2}});
+
+}  // namespace

@@ -64,12 +64,16 @@ class Executor {
     };
     const std::uint64_t loop = (state_.load(std::memory_order_relaxed) & loop_mask) + loop_step;
     state_.store(loop | open_bit, std::memory_order_release);
-    scheduled_.fetch_add(helpers, std::memory_order_relaxed);
     for (int i = 0; i < helpers; ++i) {
-      pool_->Schedule([this, loop] {  // small enough for std::function to hold without allocating
-        help(loop);
-        scheduled_.fetch_sub(1, std::memory_order_release);
-      });
+      scheduled_.fetch_add(1, std::memory_order_relaxed);
+      try {
+        pool_->Schedule([this, loop] {  // small enough for std::function to hold without allocating
+          help(loop);
+          scheduled_.fetch_sub(1, std::memory_order_release);
+        });
+      } catch (...) {  // one helper less
+        scheduled_.fetch_sub(1, std::memory_order_relaxed);
+      }
     }
     run(0);
     // A helper that has not come by now finds the loop closed, so a pool with other work to do cannot hold us up.

@@ -93,11 +93,21 @@ class TensorView {
 /// Elements start at zero. It converts to TensorView<const T, Rank>, which is what the models take.
 template <class T, int Rank>
 class Tensor {
+  static_assert(Rank > 0, "fit: a tensor has at least one axis");
+
  public:
   using Scalar = T;
   using Dimensions = Eigen::DSizes<Index, Rank>;
 
   Tensor() = default;
+  Tensor(const Tensor&) = default;
+  Tensor(Tensor&& other) noexcept
+      : memory_(std::move(other.memory_)), dimensions_(std::exchange(other.dimensions_, Dimensions{})) {}
+  Tensor& operator=(Tensor other) noexcept {
+    memory_ = std::move(other.memory_);
+    dimensions_ = other.dimensions_;
+    return *this;
+  }
 
   /// Throws Error when a dimension is negative or the number of elements overflows.
   explicit Tensor(const Dimensions& dimensions) : memory_(count(dimensions)), dimensions_(dimensions) {}
@@ -144,8 +154,9 @@ class Tensor {
     Index product = 1;
     for (std::size_t i = 0; i < Rank; ++i) {
       const Index size = dimensions[i];
-      require(size >= 0 && (size == 0 || product <= std::numeric_limits<Index>::max() / size),
-              "a tensor cannot have the shape ", shape_text(dimensions));
+      if (size < 0 || (size > 0 && product > std::numeric_limits<Index>::max() / size)) {
+        throw Error(concatenate("a tensor cannot have the shape ", shape_text(dimensions)));
+      }
       product *= size;
     }
     return product;

@@ -34,8 +34,10 @@ class Classifier {
   Tensor<T, 2> operator()(TensorView<const T, 4> input, Tape& tape) const {
     const auto [data, latents] = encoder(input, tape);
     Tensor<T, 2> logits(input.dimension(0), Index{classes});
+    const auto start = tape.mark();
     T* pooled = tape.template allocate<T>(input.dimension(0) * config.latent_dim);
     pool_and_map(latents.data(), pooled, logits.data(), input.dimension(0), tape);
+    tape.finish(start, Record{});
     return logits;
   }
 
@@ -55,9 +57,10 @@ class Classifier {
   /// Throws Error when its shape is not that of the forward pass, or when there was none.
   void backward(TensorView<const T, 2> logits_gradient, Classifier& gradient, Tape& tape) const {
     const Index batch = tape.template peek<Record>().batch, length = config.groups * config.latents;
-    require(logits_gradient.dimension(0) == batch && logits_gradient.dimension(1) == classes,
-            "the gradient of the logits must have the shape [", batch, ", ", classes, "], not ",
-            shape_text(logits_gradient.dimensions()));
+    if (logits_gradient.dimension(0) != batch || logits_gradient.dimension(1) != classes) {
+      throw Error(concatenate("the gradient of the logits must have the shape [", batch, ", ", classes, "], not ",
+                              shape_text(logits_gradient.dimensions())));
+    }
     const auto saved = tape.template pop<Record>();
     T* pooled = tape.template scratch<T>(batch * config.latent_dim);
     fit::backward(head, logits_gradient.data(), pooled, gradient.head, batch, tape);
@@ -70,7 +73,7 @@ class Classifier {
 
  private:
   struct Record {
-    Index batch;
+    Index batch = 0;
   };
 
   void pool_and_map(const T* latents, T* pooled, T* logits, Index batch, Tape& tape) const {

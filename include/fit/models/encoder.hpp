@@ -19,7 +19,6 @@ struct Absent {
 
 inline Tape& inference_tape() {
   thread_local Tape tape;
-  tape.clear();
   return tape;
 }
 
@@ -109,12 +108,10 @@ class Encoder {
   }
   /// The same with the threads and the scratch memory of a tape, which stops recording; a trace sees what is inside.
   Output operator()(TensorView<const T, 4> input, Tape& tape, const Trace<T>& trace = {}) const requires(!has_extra) {
-    tape.clear();
     return infer(input, nullptr, tape, trace);
   }
   Output operator()(TensorView<const T, 4> input, TensorView<const T, 4> extra, Tape& tape,
                     const Trace<T>& trace = {}) const requires has_extra {
-    tape.clear();
     return infer(input, &extra, tape, trace);
   }
 
@@ -217,6 +214,7 @@ class Encoder {
   Output infer(const TensorView<const T, 4>& input, const TensorView<const T, 4>* extra, Tape& tape,
                const Trace<T>& trace) const {
     const Index batch = check(input, extra);
+    tape.clear();
     Output output{Tensor<T, 4>(batch, config.groups, all_tokens, config.data_dim),
                   Tensor<T, 4>(batch, config.groups, config.latents, config.latent_dim)};
     run(input.data(), extra ? extra->data() : nullptr, batch, output.data.data(), output.latents.data(), tape, trace);

@@ -90,7 +90,8 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T
   const auto to_query = weight_product(gradient.query, saved->input, dq, rows);
   const auto to_key = weight_product(gradient.key, saved->context, dk, context_rows);
   const auto to_value = weight_product(gradient.value, saved->context, dv, context_rows);
-  if (saved->input == saved->context && rows == context_rows) {  // without rows, the input may lie anywhere
+  // Tensors without rows may share an address.
+  if (QueryDim == ContextDim && rows == context_rows && saved->input == saved->context) {
     to_input.factors[1] = input_factors(p.key, dk);
     to_input.factors[2] = input_factors(p.value, dv);
     to_input.count = 3;

@@ -18,8 +18,10 @@ double cross_entropy(TensorView<const T, 2> logits, TensorView<const std::int32_
   const Index rows = logits.dimension(0), classes = logits.dimension(1);
   require(targets.dimension(0) == rows, "cross entropy needs a target for each of ", rows, " rows, not ",
           targets.dimension(0));
-  require(!gradient || (gradient->dimension(0) == rows && gradient->dimension(1) == classes),
-          "the gradient of a cross entropy must have the shape ", shape_text(logits.dimensions()));
+  if (gradient && (gradient->dimension(0) != rows || gradient->dimension(1) != classes)) {
+    throw Error(concatenate("the gradient of a cross entropy must have the shape ", shape_text(logits.dimensions()),
+                            ", not ", shape_text(gradient->dimensions())));
+  }
   for (Index i = 0; i < rows; ++i) {
     require(targets(i) >= 0 && targets(i) < classes, "target ", i, " must be in 0 .. ", classes - 1, ", not ",
             targets(i));

@@ -161,7 +161,7 @@ void check(const std::string& name) {
 
   std::size_t traced = 0;
   const fit::Trace<T> trace_of = [&](std::size_t stage, fit::Part part, Index first, Index count, const T* data) {
-    static const char* const parts[] = {"local", "read", "global", "write"};
+    static const char* const parts[] = {"local", "read", "condition", "global", "write"};
     const std::string key = "trace.stages." + std::to_string(stage) + "." + parts[static_cast<int>(part)];
     if (!golden.file.contains(key)) return;
     INFO(key);

@@ -93,7 +93,7 @@ struct MLPAdaptor {
   Index outputs() const { return rows() * Width; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::forward(p, x[0], y, rows(), path<T>(sizes, tape), tape);
+    fit::forward(p, x[0], y, rows(), path<T>(sizes, tape), tape.dropout(tape.options().drop_units), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
@@ -238,7 +238,7 @@ void read_parameters(const Values& values, Layer& layer) {
 
 /// A layer that knows its scalar type.
 template <class Adaptor, class T>
-struct Scaled : Adaptor::template Layer<T> {
+struct Typed : Adaptor::template Layer<T> {
   using Scalar = T;
 };
 
@@ -265,7 +265,7 @@ class Subject {
 
   /// Into buffers that hold `before` where gradients are added, and NaN where they are written.
   Outcome backward(Tape& tape, const Data& before) const {
-    Scaled<Adaptor, T> gradient;
+    Typed<Adaptor, T> gradient;
     read_parameters(before.parameters, gradient);
     std::vector<std::vector<T>> dx;
     Pointers<T> pointers;
@@ -311,7 +311,7 @@ class Subject {
 
  private:
   Adaptor adaptor_;
-  Scaled<Adaptor, T> layer_;
+  Typed<Adaptor, T> layer_;
   std::vector<std::vector<T>> x_;
   std::vector<T> dy_;
 };
@@ -620,7 +620,7 @@ TEST_CASE("computing a block again gives the gradients that keeping it does", "[
 TEST_CASE("a block drops the branches of whole sequences", "[layers]") {
   constexpr std::size_t sequences = 400, size = 3 * 4;
   const fit::Block<double, 4, 1, 1> block = [] {
-    Scaled<BlockAdaptor<4, 1, 1>, double> layer;
+    Typed<BlockAdaptor<4, 1, 1>, double> layer;
     read_parameters(noise(BlockAdaptor<4, 1, 1>{{1, 1, 1}}, 1, 1).parameters, layer);
     return layer;
   }();

@@ -381,7 +381,7 @@ TEMPLATE_TEST_CASE("the mean cross entropy", "[reductions]", float, double) {
   for (const auto& [rows, classes] : {std::pair{36, 11}, {37, 10}, {11, 37}}) {
     fit::Tensor<T, 2> wrong(rows, classes);
     CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, targets, wrong, tape); }) ==
-          "the gradient of a cross entropy must have the shape [37, 11]");
+          "the gradient of a cross entropy must have the shape [37, 11], not " + fit::shape_text(wrong.dimensions()));
   }
   for (const std::int32_t target : {-1, 11, std::numeric_limits<std::int32_t>::min()}) {
     targets(36) = target;

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <fit/core/memory.hpp>
@@ -35,6 +36,15 @@ using Vector = Parameter<T, Width>;
 
 template <class T, int Rows, int Columns>
 using Matrix = Parameter<T, Rows, Columns>;
+
+/// Stands for a part that a configuration does not have.
+struct Absent {
+  static void visit(auto&&, auto&...) {}
+};
+
+/// A part that is there on a condition.
+template <bool present, class Part>
+using If = std::conditional_t<present, Part, Absent>;
 
 /// What a visitor sees of a Parameter: its elements and its shape, without its type.
 template <class T>

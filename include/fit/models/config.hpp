@@ -62,6 +62,7 @@ struct TrunkConfig {
   Layers layers;
   int groups, tokens, latents, data_dim, latent_dim, data_heads, latent_heads, mlp_ratio;
   Mask mask;
+  bool local_attention = true, cross_mlp = false, cross_context_norm = true, conditioned = false;
 
   constexpr int cross_dim() const { return std::min(data_dim, latent_dim); }
   constexpr int cross_heads() const { return std::min(data_heads, latent_heads); }

@@ -12,11 +12,6 @@ namespace fit::inline FIT_ABI {
 
 namespace detail {
 
-/// Stands for a part that a configuration does not have.
-struct Absent {
-  static void visit(auto&&, auto&...) {}
-};
-
 inline Tape& inference_tape() {
   thread_local Tape tape;
   return tape;
@@ -138,7 +133,7 @@ class Encoder {
                   groups * config.latents, tape);
     fit::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, groups * all_tokens,
                   tape);
-    trunk_.backward(x, z, gradient.trunk_, batch, tape);
+    trunk_.backward(x, z, {}, gradient.trunk_, batch, tape);
     if constexpr (config.latent_positions == Positions::learned) {
       kernels::add_column_sums(
           {kernels::ColumnSum<T>{z, batch, config.groups * latent_size, gradient.latent_positions_.data()}},
@@ -175,8 +170,6 @@ class Encoder {
   struct Record {
     Index batch;
   };
-  template <bool present, class Part>
-  using If = std::conditional_t<present, Part, detail::Absent>;
 
   static T* zeros(Index count, Tape& tape) {
     T* values = tape.template scratch<T>(count);
@@ -254,7 +247,7 @@ class Encoder {
     for (Index b = 0; b < batch; ++b) {
       std::copy_n(latent_positions(), config.groups * latent_size, z + b * config.groups * latent_size);
     }
-    trunk_.forward(x, z, batch, tape, trace);
+    trunk_.forward(x, z, {}, batch, tape, trace);
     fit::forward(data_norm_, static_cast<const T*>(x), data, groups * all_tokens, tape);
     fit::forward(latent_norm_, static_cast<const T*>(z), latents, groups * config.latents, tape);
     tape.finish(start, Record{batch});

@@ -15,24 +15,41 @@ namespace fit::inline FIT_ABI {
 /// global blocks on the latents of all groups, which read the data before and write to it afterwards.
 template <class T, TrunkConfig c>
 struct Stage {
-  std::vector<Block<T, c.data_dim, c.data_heads, c.mlp_ratio>> local;
-  std::optional<Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads()>> read;
+  static constexpr CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
+  static constexpr CrossOptions conditioning{c.cross_context_norm, 0};
+  using Local = std::conditional_t<c.local_attention, Block<T, c.data_dim, c.data_heads, c.mlp_ratio>,
+                                   ResidualMLP<T, c.data_dim, c.mlp_ratio>>;
+
+  std::vector<Local> local;
+  std::optional<Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads(), cross>> read;
+  If<c.conditioned, std::optional<Cross<T, c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, conditioning>>>
+      condition;
   std::vector<Block<T, c.latent_dim, c.latent_heads, c.mlp_ratio>> global;
-  std::optional<Cross<T, c.data_dim, c.latent_dim, c.cross_dim(), c.cross_heads()>> write;
+  std::optional<Cross<T, c.data_dim, c.latent_dim, c.cross_dim(), c.cross_heads(), cross>> write;
 
   static void visit(auto&& f, auto&... p) {
     f("local", p.local...);
     f("read", p.read...);
+    f("condition", p.condition...);
     f("global", p.global...);
     f("write", p.write...);
   }
 };
 
-/// Parts of a stage, in the order in which a trace sees them.
-enum class Part { local, read, global, write };
+/// What the latents of an example attend to besides the data: tokens [batch, count, latent_dim], or none, and where to
+/// add their gradient on the way back.
+template <class T>
+struct Conditioning {
+  const T* tokens = nullptr;
+  Index count = 0;
+  T* gradient = nullptr;
+};
+
+/// Parts of a stage.
+enum class Part { local, read, condition, global, write };
 
 /// Told of the tokens after every part of every stage: groups first .. first + count - 1 of batch * groups in all, data
-/// tokens [count, tokens, data_dim] after local and write, latents [count, latents, latent_dim] after read and global.
+/// tokens [count, tokens, data_dim] after local and write, else latents [count, latents, latent_dim].
 template <class T>
 using Trace = std::function<void(std::size_t stage, Part part, Index first, Index count, const T* data)>;
 
@@ -52,6 +69,7 @@ class Trunk {
       stage.global.resize(static_cast<std::size_t>(schedule.stages[i].global_blocks));
       if (stage.global.empty()) continue;
       stage.read.emplace();
+      if constexpr (c.conditioned) stage.condition.emplace();
       if (i + 1 < schedule.count) stage.write.emplace();
     }
   }
@@ -59,7 +77,8 @@ class Trunk {
   static void visit(auto&& f, auto&... p) { f("stages", p.stages_...); }
 
   /// x [batch, groups, tokens, data_dim] and z [batch, groups, latents, latent_dim] in place.
-  void forward(T* x, T* z, Index batch, Tape& tape, const Trace<T>& trace = {}) const {
+  void forward(T* x, T* z, const Conditioning<T>& condition, Index batch, Tape& tape,
+               const Trace<T>& trace = {}) const {
     for (std::size_t i = 0; i < stages_.size(); ++i) {
       for_chunks(batch * c.groups, c.tokens, [&](Index first, Index count) {
         forward_recomputed(groups_of(x, z, first, count), tape, [&](const Streams<T>& streams) {
@@ -69,20 +88,27 @@ class Trunk {
       if (stages_[i].global.empty()) continue;
       for_chunks(batch, c.groups * c.latents, [&](Index first, Index count) {
         forward_recomputed(examples_of(z, first, count), tape, [&](const Streams<T>& streams) {
-          forward_examples(i, streams.latents, first, count, tape, trace);
+          forward_examples(i, streams.latents, condition, first, count, tape, trace);
         });
       });
     }
   }
 
   /// x_gradient and z_gradient, of what came out and then of what went in, in place; adds to `gradient`.
-  void backward(T* x_gradient, T* z_gradient, Trunk& gradient, Index batch, Tape& tape) const {
+  void backward(T* x_gradient, T* z_gradient, const Conditioning<T>& condition, Trunk& gradient, Index batch,
+                Tape& tape) const {
     for (std::size_t i = stages_.size(); i-- > 0;) {
       if (!stages_[i].global.empty()) {
         for_chunks_backward(batch, c.groups * c.latents, [&](Index first, Index count) {
           backward_recomputed<T>(
-              tape, [&](const Streams<T>& streams) { forward_examples(i, streams.latents, first, count, tape, {}); },
-              [&] { backward_examples(i, examples_of(z_gradient, first, count).latents, gradient, count, tape); });
+              tape,
+              [&](const Streams<T>& streams) {
+                forward_examples(i, streams.latents, condition, first, count, tape, {});
+              },
+              [&] {
+                backward_examples(i, examples_of(z_gradient, first, count).latents, condition, first, gradient, count,
+                                  tape);
+              });
         });
       }
       for_chunks_backward(batch * c.groups, c.tokens, [&](Index first, Index count) {
@@ -155,15 +181,29 @@ class Trunk {
   }
 
   /// What the latents of `count` examples do over all their groups.
-  void forward_examples(std::size_t i, T* z, Index first, Index count, Tape& tape, const Trace<T>& trace) const {
+  void forward_examples(std::size_t i, T* z, const Conditioning<T>& condition, Index first, Index count, Tape& tape,
+                        const Trace<T>& trace) const {
+    const auto tell = [&](Part part) {
+      if (trace) trace(i, part, first * c.groups, count * c.groups, z);
+    };
+    if constexpr (c.conditioned) {
+      fit::forward(*stages_[i].condition, z, condition.tokens + first * condition.count * c.latent_dim,
+                   lengths(count, c.groups * c.latents, condition.count), tape);
+      tell(Part::condition);
+    }
     const auto mask = c.mask == Mask::causal ? kernels::Mask::chunk_causal(c.latents) : kernels::Mask::none();
     for (const auto& block : stages_[i].global) fit::forward(block, z, count, c.groups * c.latents, mask, tape);
-    if (trace) trace(i, Part::global, first * c.groups, count * c.groups, z);
+    tell(Part::global);
   }
 
-  void backward_examples(std::size_t i, T* z_gradient, Trunk& gradient, Index count, Tape& tape) const {
+  void backward_examples(std::size_t i, T* z_gradient, const Conditioning<T>& condition, Index first, Trunk& gradient,
+                         Index count, Tape& tape) const {
     for (std::size_t j = stages_[i].global.size(); j-- > 0;) {
       fit::backward(stages_[i].global[j], z_gradient, gradient.stages_[i].global[j], count, c.groups * c.latents, tape);
+    }
+    if constexpr (c.conditioned) {
+      fit::backward(*stages_[i].condition, z_gradient, condition.gradient + first * condition.count * c.latent_dim,
+                    *gradient.stages_[i].condition, lengths(count, c.groups * c.latents, condition.count), tape);
     }
   }
 

@@ -11,39 +11,14 @@ template <class T, int Width, int Heads, int Ratio>
 struct Block {
   LayerNorm<T, Width> attention_norm;
   Attention<T, Width, Width, Width, Heads> attention;
-  LayerNorm<T, Width> mlp_norm;
-  MLP<T, Width, Ratio> mlp;
+  ResidualMLP<T, Width, Ratio> residual_mlp;
 
   static void visit(auto&& f, auto&... p) {
     f("attention_norm", p.attention_norm...);
     f("attention", p.attention...);
-    f("mlp_norm", p.mlp_norm...);
-    f("mlp", p.mlp...);
+    ResidualMLP<T, Width, Ratio>::visit(f, p.residual_mlp...);
   }
 };
-
-namespace detail {
-
-struct FrameRecord {};
-
-/// x [rows, Width] += path * MLP(Norm(x))
-template <class T, int Width, int Ratio>
-void forward_mlp(const LayerNorm<T, Width>& norm, const MLP<T, Width, Ratio>& mlp, T* x, Index rows,
-                 const PathScale<T>& path, Tape& tape) {
-  T* normed = tape.allocate<T>(rows * Width);
-  forward(norm, static_cast<const T*>(x), normed, rows, tape);
-  forward(mlp, static_cast<const T*>(normed), x, rows, path, tape);
-}
-
-template <class T, int Width, int Ratio>
-void backward_mlp(const LayerNorm<T, Width>& norm, const MLP<T, Width, Ratio>& mlp, T* x_gradient,
-                  LayerNorm<T, Width>& norm_gradient, MLP<T, Width, Ratio>& mlp_gradient, Index rows, Tape& tape) {
-  T* normed = tape.scratch<T>(rows * Width);
-  backward(mlp, static_cast<const T*>(x_gradient), normed, mlp_gradient, rows, tape);
-  backward(norm, static_cast<const T*>(normed), x_gradient, norm_gradient, rows, tape);
-}
-
-}  // namespace detail
 
 /// x [sequences, length, Width] in place; each sequence by itself, under the mask.
 template <class T, int Width, int Heads, int Ratio>
@@ -56,7 +31,8 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
   forward(p.attention_norm, static_cast<const T*>(x), normed, rows, tape);
   forward(p.attention, static_cast<const T*>(normed), static_cast<const T*>(normed), x,
           {sequences, length, length, mask}, attention_path, tape.dropout(tape.options().drop_attention), tape);
-  detail::forward_mlp(p.mlp_norm, p.mlp, x, rows, draw_path<T>(sequences, length, tape), tape);
+  const PathScale<T> mlp_path = draw_path<T>(sequences, length, tape);
+  forward(p.residual_mlp, x, rows, mlp_path, tape.dropout(tape.options().drop_units), tape);
   tape.finish(start, detail::FrameRecord{});
 }
 
@@ -67,10 +43,26 @@ void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Wi
               Index sequences, Index length, Tape& tape) {
   const auto frame = tape.pop<detail::FrameRecord>();
   const Index rows = sequences * length;
-  detail::backward_mlp(p.mlp_norm, p.mlp, x_gradient, gradient.mlp_norm, gradient.mlp, rows, tape);
+  backward(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
   T* normed = tape.scratch<T>(rows * Width);
   backward(p.attention, static_cast<const T*>(x_gradient), normed, static_cast<T*>(nullptr), gradient.attention, tape);
   backward(p.attention_norm, static_cast<const T*>(normed), x_gradient, gradient.attention_norm, rows, tape);
+}
+
+/// A block without attention, with the same arguments.
+template <class T, int Width, int Ratio>
+void forward(const ResidualMLP<T, Width, Ratio>& p, T* x, Index sequences, Index length, const kernels::Mask&,
+             Tape& tape) {
+  const auto start = tape.mark();
+  const PathScale<T> path = draw_path<T>(sequences, length, tape);
+  forward(p, x, sequences * length, path, tape.dropout(tape.options().drop_units), tape);
+  tape.finish(start, detail::FrameRecord{});
+}
+template <class T, int Width, int Ratio>
+void backward(const ResidualMLP<T, Width, Ratio>& p, T* x_gradient, ResidualMLP<T, Width, Ratio>& gradient,
+              Index sequences, Index length, Tape& tape) {
+  const auto frame = tape.pop<detail::FrameRecord>();
+  backward(p, x_gradient, gradient, sequences * length, tape);
 }
 
 }  // namespace fit::inline FIT_ABI

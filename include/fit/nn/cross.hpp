@@ -1,50 +1,73 @@
 #pragma once
 
+#include <algorithm>
+
 #include <fit/nn/attention.hpp>
-#include <fit/nn/block.hpp>
 #include <fit/nn/layer_norm.hpp>
+#include <fit/nn/mlp.hpp>
 
 namespace fit::inline FIT_ABI {
 
-/// read, write: one set of tokens attends to another. x += Attention(Norm_q(x), Norm_c(context)).
-template <class T, int QueryDim, int ContextDim, int Width, int Heads>
+/// What a cross-attention layer has besides its attention.
+struct CrossOptions {
+  bool context_norm = true;
+  int mlp_ratio = 0;  ///< of an MLP after the attention; 0 for none
+};
+
+/// read, write, condition: one set of tokens attends to another. x += Attention(Norm_q(x), Norm_c(context)), the
+/// context without a norm, and x += MLP(Norm(x)) afterwards, as the options say.
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOptions options = CrossOptions{}>
 struct Cross {
   LayerNorm<T, QueryDim> query_norm;
-  LayerNorm<T, ContextDim> context_norm;
+  If<options.context_norm, LayerNorm<T, ContextDim>> context_norm;
   Attention<T, QueryDim, ContextDim, Width, Heads> attention;
+  If<(options.mlp_ratio > 0), ResidualMLP<T, QueryDim, std::max(1, options.mlp_ratio)>> residual_mlp;
 
   static void visit(auto&& f, auto&... p) {
     f("query_norm", p.query_norm...);
     f("context_norm", p.context_norm...);
     f("attention", p.attention...);
+    decltype(Cross::residual_mlp)::visit(f, p.residual_mlp...);
   }
 };
 
 /// x [sequences, queries, QueryDim] in place, context [sequences, keys, ContextDim].
-template <class T, int QueryDim, int ContextDim, int Width, int Heads>
-void forward(const Cross<T, QueryDim, ContextDim, Width, Heads>& p, T* x, const T* context,
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOptions options>
+void forward(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x, const T* context,
              const AttentionLengths& lengths, Tape& tape) {
   const auto start = tape.mark();
   const Index rows = lengths.sequences * lengths.queries, context_rows = lengths.sequences * lengths.keys;
   T* query = tape.allocate<T>(rows * QueryDim);
   T* normed = tape.allocate<T>(context_rows * ContextDim);
   forward(p.query_norm, static_cast<const T*>(x), query, rows, tape);
-  forward(p.context_norm, context, normed, context_rows, tape);
+  if constexpr (options.context_norm) {
+    forward(p.context_norm, context, normed, context_rows, tape);
+  } else {
+    std::copy_n(context, context_rows * ContextDim, normed);  // backward needs it as it is now
+  }
   forward(p.attention, static_cast<const T*>(query), static_cast<const T*>(normed), x, lengths, {}, {}, tape);
+  if constexpr (options.mlp_ratio > 0) forward(p.residual_mlp, x, rows, {}, {}, tape);
   tape.finish(start, detail::FrameRecord{});
 }
 
-/// Adds what the branch contributes to x_gradient (the gradient of x after the layer, then before it) and to
+/// Adds what the branches contribute to x_gradient (the gradient of x after the layer, then before it) and to
 /// context_gradient, and adds to `gradient`.
-template <class T, int QueryDim, int ContextDim, int Width, int Heads>
-void backward(const Cross<T, QueryDim, ContextDim, Width, Heads>& p, T* x_gradient, T* context_gradient,
-              Cross<T, QueryDim, ContextDim, Width, Heads>& gradient, const AttentionLengths& lengths, Tape& tape) {
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOptions options>
+void backward(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x_gradient, T* context_gradient,
+              Cross<T, QueryDim, ContextDim, Width, Heads, options>& gradient, const AttentionLengths& lengths,
+              Tape& tape) {
   const auto frame = tape.pop<detail::FrameRecord>();
   const Index rows = lengths.sequences * lengths.queries, context_rows = lengths.sequences * lengths.keys;
+  if constexpr (options.mlp_ratio > 0) backward(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
   T* query = tape.scratch<T>(rows * QueryDim);
   T* normed = tape.scratch<T>(context_rows * ContextDim);
   backward(p.attention, static_cast<const T*>(x_gradient), query, normed, gradient.attention, tape);
-  backward(p.context_norm, static_cast<const T*>(normed), context_gradient, gradient.context_norm, context_rows, tape);
+  if constexpr (options.context_norm) {
+    backward(p.context_norm, static_cast<const T*>(normed), context_gradient, gradient.context_norm, context_rows,
+             tape);
+  } else {
+    for (Index i = 0; i < context_rows * ContextDim; ++i) context_gradient[i] += normed[i];
+  }
   backward(p.query_norm, static_cast<const T*>(query), x_gradient, gradient.query_norm, rows, tape);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <fit/nn/layer_norm.hpp>
 #include <fit/nn/linear.hpp>
 #include <fit/nn/residual.hpp>
 
@@ -28,13 +29,13 @@ struct MLPRecord {
 
 }  // namespace detail
 
-/// stream [rows, Width] += path * MLP(input [rows, Width]). The input must stay as it is until backward.
+/// stream [rows, Width] += path * MLP(input [rows, Width]), hidden units dropped out. The input must stay as it is
+/// until backward.
 template <class T, int Width, int Ratio>
 void forward(const MLP<T, Width, Ratio>& p, const T* input, T* stream, Index rows, const PathScale<T>& path,
-             Tape& tape) {
+             const kernels::Dropout& dropout, Tape& tape) {
   constexpr Index hidden = Width * Ratio;
   const auto start = tape.mark();
-  const kernels::Dropout dropout = tape.dropout(tape.options().drop_units);
   T* before = tape.allocate<T>(rows * hidden);
   T* activated = tape.recording() ? tape.allocate<T>(rows * hidden) : before;
   auto up = output_product(p.fc1, input, before, rows);
@@ -69,6 +70,40 @@ void backward(const MLP<T, Width, Ratio>& p, const T* stream_gradient, T* input_
       tape.executor(), tape.arena());
   kernels::add_column_sums({bias_sum(gradient.fc1, hidden, rows), bias_sum(gradient.fc2, branch, rows)},
                            tape.executor(), tape.arena());
+}
+
+/// x += MLP(Norm(x)).
+template <class T, int Width, int Ratio>
+struct ResidualMLP {
+  LayerNorm<T, Width> mlp_norm;
+  MLP<T, Width, Ratio> mlp;
+
+  static void visit(auto&& f, auto&... p) {
+    f("mlp_norm", p.mlp_norm...);
+    f("mlp", p.mlp...);
+  }
+};
+
+/// x [rows, Width] in place.
+template <class T, int Width, int Ratio>
+void forward(const ResidualMLP<T, Width, Ratio>& p, T* x, Index rows, const PathScale<T>& path,
+             const kernels::Dropout& dropout, Tape& tape) {
+  const auto start = tape.mark();
+  T* normed = tape.allocate<T>(rows * Width);
+  forward(p.mlp_norm, static_cast<const T*>(x), normed, rows, tape);
+  forward(p.mlp, static_cast<const T*>(normed), x, rows, path, dropout, tape);
+  tape.finish(start, detail::FrameRecord{});
+}
+
+/// Adds what the branch contributes to x_gradient, the gradient of x after the layer and then before it, and adds to
+/// `gradient`.
+template <class T, int Width, int Ratio>
+void backward(const ResidualMLP<T, Width, Ratio>& p, T* x_gradient, ResidualMLP<T, Width, Ratio>& gradient, Index rows,
+              Tape& tape) {
+  const auto frame = tape.pop<detail::FrameRecord>();
+  T* normed = tape.scratch<T>(rows * Width);
+  backward(p.mlp, static_cast<const T*>(x_gradient), normed, gradient.mlp, rows, tape);
+  backward(p.mlp_norm, static_cast<const T*>(normed), x_gradient, gradient.mlp_norm, rows, tape);
 }
 
 }  // namespace fit::inline FIT_ABI

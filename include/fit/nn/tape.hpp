@@ -176,4 +176,11 @@ class Tape {
   bool recording_ = false;
 };
 
+namespace detail {
+
+/// The record of a layer that has nothing to remember but where it began.
+struct FrameRecord {};
+
+}  // namespace detail
+
 }  // namespace fit::inline FIT_ABI

@@ -93,13 +93,12 @@ class TensorView {
 /// Elements start at zero. It converts to TensorView<const T, Rank>, which is what the models take.
 template <class T, int Rank>
 class Tensor {
-  static_assert(Rank > 0, "fit: a tensor has at least one axis");
-
  public:
   using Scalar = T;
   using Dimensions = Eigen::DSizes<Index, Rank>;
 
-  Tensor() = default;
+  /// Without elements; of rank 0, with its one.
+  Tensor() : Tensor(Dimensions{}) {}
   Tensor(const Tensor&) = default;
   Tensor(Tensor&& other) noexcept
       : memory_(std::move(other.memory_)), dimensions_(std::exchange(other.dimensions_, Dimensions{})) {}

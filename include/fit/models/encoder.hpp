@@ -4,9 +4,9 @@
 #include <type_traits>
 
 #include <fit/core/tensor.hpp>
+#include <fit/models/stem.hpp>
 #include <fit/models/trunk.hpp>
 #include <fit/nn/initialise.hpp>
-#include <fit/nn/positions.hpp>
 
 namespace fit::inline FIT_ABI {
 
@@ -66,28 +66,16 @@ class Encoder {
   };
 
   /// All parameters zero: a gradient, or an encoder to load into.
-  Encoder() {
-    if constexpr (config.data_positions == Positions::sin_cos) {
-      data_code_ = line_code<T>(config.tokens, config.data_dim);
-    } else if constexpr (config.data_positions == Positions::sin_cos_2d) {
-      constexpr int side = detail::integer_root(config.tokens);
-      data_code_ = plane_code<T>(side, side, config.data_dim);
-    }
-    if constexpr (config.latent_positions == Positions::sin_cos) {
-      latent_code_ = plane_code<T>(config.groups, config.latents, config.latent_dim);
-    }
-  }
+  Encoder() = default;
 
   /// Initial values for training.
   explicit Encoder(Random random) : Encoder() { initialise(*this, random); }
 
   static void visit(auto&& f, auto&... p) {
-    f("stem", p.stem_...);
-    f("stem_norm", p.stem_norm_...);
+    Stem::visit(f, p.stem_...);
     f("extra_stem", p.extra_stem_...);
     f("extra_stem_norm", p.extra_stem_norm_...);
-    f("data_positions", p.data_positions_...);
-    f("latent_positions", p.latent_positions_...);
+    Start::visit(f, p.start_...);
     Trunk<T, trunk_config>::visit(f, p.trunk_...);
     f("data_norm", p.data_norm_...);
     f("latent_norm", p.latent_norm_...);
@@ -134,30 +122,21 @@ class Encoder {
     fit::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, groups * all_tokens,
                   tape);
     trunk_.backward(x, z, {}, gradient.trunk_, batch, tape);
-    if constexpr (config.latent_positions == Positions::learned) {
-      kernels::add_column_sums(
-          {kernels::ColumnSum<T>{z, batch, config.groups * latent_size, gradient.latent_positions_.data()}},
-          tape.executor(), tape.arena());
-    }
+    fit::backward(z, gradient.start_, batch, tape);
+    T* data = x;
     if constexpr (has_extra) {
-      T* extra = tape.template scratch<T>(groups * config.extra_tokens * config.data_dim);
-      copy_tokens(x, all_tokens, extra, config.extra_tokens, config.extra_tokens, groups);
-      backward_stem(extra_stem_, extra_stem_norm_, extra, inputs.extra, gradient.extra_stem_, gradient.extra_stem_norm_,
+      T* first = tape.template scratch<T>(groups * config.extra_tokens * config.data_dim);
+      T* between = zeros(groups * config.extra_tokens * config.data_dim, tape);
+      copy_tokens(x, all_tokens, first, config.extra_tokens, config.extra_tokens, groups);
+      fit::backward(extra_stem_norm_, static_cast<const T*>(first), between, gradient.extra_stem_norm_,
                     groups * config.extra_tokens, tape);
+      fit::backward(extra_stem_, static_cast<const T*>(between), inputs.extra ? inputs.extra->data() : nullptr,
+                    gradient.extra_stem_, groups * config.extra_tokens, tape);
+      data = tape.template scratch<T>(groups * config.tokens * config.data_dim);
+      copy_tokens(x + config.extra_tokens * config.data_dim, all_tokens, data, config.tokens, config.tokens, groups);
     }
-    const T* data = x;
-    if constexpr (has_extra) {
-      T* rest = tape.template scratch<T>(groups * config.tokens * config.data_dim);
-      copy_tokens(x + config.extra_tokens * config.data_dim, all_tokens, rest, config.tokens, config.tokens, groups);
-      data = rest;
-    }
-    if constexpr (config.data_positions == Positions::learned) {
-      kernels::add_column_sums({kernels::ColumnSum<T>{data, groups, Index{config.tokens} * config.data_dim,
-                                                      gradient.data_positions_.data()}},
-                               tape.executor(), tape.arena());
-    }
-    backward_stem(stem_, stem_norm_, data, inputs.input, gradient.stem_, gradient.stem_norm_, groups * config.tokens,
-                  tape);
+    fit::backward(stem_, static_cast<const T*>(data), inputs.input ? inputs.input->data() : nullptr, gradient.stem_,
+                  groups, tape);
   }
 
  private:
@@ -167,6 +146,8 @@ class Encoder {
   static constexpr TrunkConfig trunk_config{config.layers,    config.groups,     all_tokens,        config.latents,
                                             config.data_dim,  config.latent_dim, config.data_heads, config.latent_heads,
                                             config.mlp_ratio, config.mask};
+  using Stem = DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
+  using Start = LatentStart<T, config.groups, config.latents, config.latent_dim, config.latent_positions>;
   struct Record {
     Index batch;
   };
@@ -230,13 +211,7 @@ class Encoder {
     T* x = tape.template allocate<T>(groups * data_size);
     T* z = tape.template allocate<T>(groups * latent_size);
     T* stem = has_extra ? tape.template allocate<T>(groups * config.tokens * config.data_dim) : x;
-    fit::forward(stem_, input, stem, groups * config.tokens, tape);
-    fit::forward(stem_norm_, static_cast<const T*>(stem), stem, groups * config.tokens, tape);
-    const T* positions = data_positions();
-    tape.executor().parallel_for(groups, [&](Index g, int) {
-      T* group = stem + g * config.tokens * config.data_dim;
-      for (Index i = 0; i < config.tokens * config.data_dim; ++i) group[i] += positions[i];
-    });
+    fit::forward(stem_, input, stem, groups, tape);
     if constexpr (has_extra) {
       T* first = tape.template allocate<T>(groups * config.extra_tokens * config.data_dim);
       fit::forward(extra_stem_, extra, first, groups * config.extra_tokens, tape);
@@ -244,44 +219,20 @@ class Encoder {
       copy_tokens(first, config.extra_tokens, x, all_tokens, config.extra_tokens, groups);
       copy_tokens(stem, config.tokens, x + config.extra_tokens * config.data_dim, all_tokens, config.tokens, groups);
     }
-    for (Index b = 0; b < batch; ++b) {
-      std::copy_n(latent_positions(), config.groups * latent_size, z + b * config.groups * latent_size);
-    }
+    fit::forward(start_, z, batch);
     trunk_.forward(x, z, {}, batch, tape, trace);
     fit::forward(data_norm_, static_cast<const T*>(x), data, groups * all_tokens, tape);
     fit::forward(latent_norm_, static_cast<const T*>(z), latents, groups * config.latents, tape);
     tape.finish(start, Record{batch});
   }
 
-  template <class Dense, class Norm>
-  static void backward_stem(const Dense& dense, const Norm& norm, const T* y_gradient,
-                            const std::optional<TensorView<T, 4>>& input, Dense& dense_gradient, Norm& norm_gradient,
-                            Index rows, Tape& tape) {
-    T* between = zeros(rows * config.data_dim, tape);
-    fit::backward(norm, y_gradient, between, norm_gradient, rows, tape);
-    fit::backward(dense, static_cast<const T*>(between), input ? input->data() : nullptr, dense_gradient, rows, tape);
-  }
-
-  const T* data_positions() const {
-    if constexpr (config.data_positions == Positions::learned) return data_positions_.data();
-    return data_code_.data();
-  }
-  const T* latent_positions() const {
-    if constexpr (config.latent_positions == Positions::learned) return latent_positions_.data();
-    return latent_code_.data();
-  }
-
-  Linear<T, config.data_dim, config.channels> stem_;
-  LayerNorm<T, config.data_dim> stem_norm_;
+  Stem stem_;
   If<has_extra, Linear<T, config.data_dim, std::max(1, config.extra_channels)>> extra_stem_;
   If<has_extra, LayerNorm<T, config.data_dim>> extra_stem_norm_;
-  If<config.data_positions == Positions::learned, Matrix<T, config.tokens, config.data_dim>> data_positions_;
-  If<config.latent_positions == Positions::learned, Matrix<T, config.groups * config.latents, config.latent_dim>>
-      latent_positions_;
+  Start start_;
   Trunk<T, trunk_config> trunk_;
   LayerNorm<T, config.data_dim> data_norm_;
   LayerNorm<T, config.latent_dim> latent_norm_;
-  Buffer<T> data_code_, latent_code_;  // of fixed positions
 };
 
 }  // namespace fit::inline FIT_ABI

@@ -12,6 +12,18 @@ std::atomic<long> count{0};
 
 long test::allocations() { return count; }
 
+// The address sanitizer has operators of its own, which must be left as a set.
+#if !defined(__SANITIZE_ADDRESS__)
+#define FIT_COUNTS_ALLOCATIONS
+#endif
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#undef FIT_COUNTS_ALLOCATIONS
+#endif
+#endif
+
+#ifdef FIT_COUNTS_ALLOCATIONS
+
 void* operator new(std::size_t size) {
   ++count;
   if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
@@ -27,3 +39,5 @@ void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+#endif

@@ -7,7 +7,9 @@
 #include <fit/grouping/sequence.hpp>
 #include <fit/grouping/shift.hpp>
 #include <fit/grouping/video.hpp>
+#include <fit/diffusion/noise_schedule.hpp>
 #include <fit/models/classifier.hpp>
+#include <fit/models/diffusion_decoder.hpp>
 #include <fit/models/encoder.hpp>
 #include <fit/training/adamw.hpp>
 #include <fit/training/clip.hpp>

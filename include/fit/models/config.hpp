@@ -34,6 +34,33 @@ struct EncoderConfig {
   int extra_channels = 0;  ///< C_y, that width
 };
 
+/// What a diffusion decoder is given of its own earlier output: nothing, or the latents of the step before.
+enum class SelfConditioning { none, latent };
+
+/// The shape of a diffusion decoder: the fields of an encoder, without extra tokens, and its own.
+struct DiffusionConfig {
+  Layers layers;       ///< stages of (local blocks) and global blocks
+  int groups = 0;      ///< T, groups per example
+  int tokens = 0;      ///< n, data tokens per group
+  int channels = 0;    ///< C, width of an input token
+  int latents = 0;     ///< m, latents per group
+  int data_dim = 0;    ///< D, width of data tokens inside
+  int latent_dim = 0;  ///< E, width of latents; a multiple of 4
+  int data_heads = 0;
+  int latent_heads = 0;
+  int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
+  Positions data_positions = Positions::learned;
+  Positions latent_positions = Positions::learned;  ///< learned or sin_cos
+  Mask mask = Mask::none;
+  int output_channels = 0;     ///< width of an output token
+  int condition_channels = 0;  ///< c, width of a conditioning token; 0 for no condition but the noise level
+  int condition_tokens = 0;    ///< s, their number; 0 for one vector per example
+  SelfConditioning self_conditioning = SelfConditioning::none;
+  bool local_attention = true;     ///< whether local blocks have attention, or an MLP only
+  bool cross_mlp = false;          ///< whether read and write end with an MLP
+  bool cross_context_norm = true;  ///< whether read, write and condition normalise what they attend to
+};
+
 /// A configuration as text, field by field, under the names of its fields: what a file carries and a load compares.
 using ConfigFields = std::vector<std::pair<std::string, std::string>>;
 
@@ -55,6 +82,24 @@ inline ConfigFields fields_of(const EncoderConfig& c) {
           {"mask", c.mask == Mask::causal ? "causal" : "none"},
           {"extra_tokens", std::to_string(c.extra_tokens)},
           {"extra_channels", std::to_string(c.extra_channels)}};
+}
+
+inline ConfigFields fields_of(const DiffusionConfig& c) {
+  ConfigFields fields =
+      fields_of(EncoderConfig{c.layers, c.groups, c.tokens, c.channels, c.latents, c.data_dim, c.latent_dim,
+                              c.data_heads, c.latent_heads, c.mlp_ratio, c.data_positions, c.latent_positions, c.mask});
+  fields.resize(fields.size() - 2);  // no extra tokens
+  fields[0].second = "diffusion";
+  const auto truth = [](bool value) { return std::string(value ? "true" : "false"); };
+  const ConfigFields own = {{"output_channels", std::to_string(c.output_channels)},
+                            {"condition_channels", std::to_string(c.condition_channels)},
+                            {"condition_tokens", std::to_string(c.condition_tokens)},
+                            {"self_conditioning", c.self_conditioning == SelfConditioning::latent ? "latent" : "none"},
+                            {"local_attention", truth(c.local_attention)},
+                            {"cross_mlp", truth(c.cross_mlp)},
+                            {"cross_context_norm", truth(c.cross_context_norm)}};
+  fields.insert(fields.end(), own.begin(), own.end());
+  return fields;
 }
 
 /// What the three models' trunk needs to know of a configuration.
@@ -117,6 +162,20 @@ constexpr bool check_encoder() {
   static_assert(config.extra_tokens >= 0, "fit: config.extra_tokens must not be negative");
   static_assert((config.extra_tokens > 0) == (config.extra_channels > 0),
                 "fit: config.extra_tokens and config.extra_channels must both be positive or both be zero");
+  return true;
+}
+
+template <DiffusionConfig config>
+constexpr bool check_diffusion() {
+  check_common<config>();
+  static_assert(config.channels > 0, "fit: config.channels must be positive");
+  static_assert(config.output_channels > 0, "fit: config.output_channels must be positive");
+  static_assert(config.latent_dim % 4 == 0 && config.latent_dim >= 8,
+                "fit: config.latent_dim of a diffusion decoder must be a multiple of 4, and at least 8");
+  static_assert(config.condition_channels >= 0, "fit: config.condition_channels must not be negative");
+  static_assert(config.condition_tokens >= 0, "fit: config.condition_tokens must not be negative");
+  static_assert(config.condition_tokens == 0 || config.condition_channels > 0,
+                "fit: config.condition_tokens need config.condition_channels");
   return true;
 }
 

@@ -3,34 +3,12 @@
 #include <optional>
 #include <type_traits>
 
-#include <fit/core/tensor.hpp>
+#include <fit/models/arguments.hpp>
 #include <fit/models/stem.hpp>
 #include <fit/models/trunk.hpp>
 #include <fit/nn/initialise.hpp>
 
 namespace fit::inline FIT_ABI {
-
-namespace detail {
-
-inline Tape& inference_tape() {
-  thread_local Tape tape;
-  return tape;
-}
-
-/// Throws Error unless a tensor has the shape [batch, expected...]; a negative batch accepts any.
-template <class View>
-void require_shape(const char* name, const View& tensor, const std::array<Index, 4>& expected) {
-  bool equal = true;
-  for (std::size_t i = 0; i < 4; ++i) equal = equal && (expected[i] < 0 || tensor.dimension(i) == expected[i]);
-  if (equal) return;
-  std::string wanted = "[";
-  for (std::size_t i = 0; i < 4; ++i) {
-    wanted += (i > 0 ? ", " : "") + (expected[i] < 0 ? std::string("batch") : std::to_string(expected[i]));
-  }
-  throw Error(concatenate(name, " must have the shape ", wanted, "], not ", shape_text(tensor.dimensions())));
-}
-
-}  // namespace detail
 
 /// The FIT encoder: data tokens in, data tokens and latents out. Chen and Li, arXiv 2305.12689, section 3.
 ///
@@ -114,9 +92,10 @@ class Encoder {
     const Index batch = tape.template peek<Record>().batch, groups = batch * config.groups;
     check_shapes(outputs, inputs, batch);
     const auto saved = tape.template pop<Record>();
-    T* x = zeros(groups * data_size, tape);
-    T* z = zeros(groups * latent_size, tape);
-    T* unused = outputs.data && outputs.latents ? nullptr : zeros(groups * std::max(data_size, latent_size), tape);
+    T* x = detail::zeros<T>(groups * data_size, tape);
+    T* z = detail::zeros<T>(groups * latent_size, tape);
+    T* unused =
+        outputs.data && outputs.latents ? nullptr : detail::zeros<T>(groups * std::max(data_size, latent_size), tape);
     fit::backward(latent_norm_, outputs.latents ? outputs.latents->data() : unused, z, gradient.latent_norm_,
                   groups * config.latents, tape);
     fit::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, groups * all_tokens,
@@ -126,7 +105,7 @@ class Encoder {
     T* data = x;
     if constexpr (has_extra) {
       T* first = tape.template scratch<T>(groups * config.extra_tokens * config.data_dim);
-      T* between = zeros(groups * config.extra_tokens * config.data_dim, tape);
+      T* between = detail::zeros<T>(groups * config.extra_tokens * config.data_dim, tape);
       copy_tokens(x, all_tokens, first, config.extra_tokens, config.extra_tokens, groups);
       fit::backward(extra_stem_norm_, static_cast<const T*>(first), between, gradient.extra_stem_norm_,
                     groups * config.extra_tokens, tape);
@@ -152,12 +131,6 @@ class Encoder {
     Index batch;
   };
 
-  static T* zeros(Index count, Tape& tape) {
-    T* values = tape.template scratch<T>(count);
-    std::fill_n(values, count, T(0));
-    return values;
-  }
-
   /// The first `count` tokens of each group, rows of groups of from_tokens and to_tokens.
   static void copy_tokens(const T* from, Index from_tokens, T* to, Index to_tokens, Index count, Index groups) {
     for (Index g = 0; g < groups; ++g) {
@@ -167,17 +140,17 @@ class Encoder {
   }
 
   Index check(const TensorView<const T, 4>& input, const TensorView<const T, 4>* extra) const {
-    detail::require_shape("the encoder's input", input, {-1, config.groups, config.tokens, config.channels});
+    detail::require_shape("the encoder's input", input, std::array<Index, 4>{-1, config.groups, config.tokens, config.channels});
     if (extra) {
       detail::require_shape("the encoder's extra tokens", *extra,
-                            {input.dimension(0), config.groups, config.extra_tokens, config.extra_channels});
+                            std::array<Index, 4>{input.dimension(0), config.groups, config.extra_tokens, config.extra_channels});
     }
     return input.dimension(0);
   }
 
   static void check_shapes(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {
     const auto check_one = [&](const char* name, const auto& gradient, Index tokens, Index width) {
-      if (gradient) detail::require_shape(name, *gradient, {batch, config.groups, tokens, width});
+      if (gradient) detail::require_shape(name, *gradient, std::array<Index, 4>{batch, config.groups, tokens, width});
     };
     check_one("the gradient of the data", outputs.data, all_tokens, config.data_dim);
     check_one("the gradient of the latents", outputs.latents, config.latents, config.latent_dim);

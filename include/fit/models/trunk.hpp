@@ -18,7 +18,7 @@ struct Stage {
   static constexpr CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
   static constexpr CrossOptions conditioning{c.cross_context_norm, 0};
   using Local = std::conditional_t<c.local_attention, Block<T, c.data_dim, c.data_heads, c.mlp_ratio>,
-                                   ResidualMLP<T, c.data_dim, c.mlp_ratio>>;
+                                   MLPBlock<T, c.data_dim, c.mlp_ratio>>;
 
   std::vector<Local> local;
   std::optional<Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads(), cross>> read;

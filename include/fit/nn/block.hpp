@@ -49,20 +49,27 @@ void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Wi
   backward(p.attention_norm, static_cast<const T*>(normed), x_gradient, gradient.attention_norm, rows, tape);
 }
 
-/// A block without attention, with the same arguments.
+/// A block without attention, used in the same way: x += MLP(Norm(x)).
 template <class T, int Width, int Ratio>
-void forward(const ResidualMLP<T, Width, Ratio>& p, T* x, Index sequences, Index length, const kernels::Mask&,
+struct MLPBlock {
+  ResidualMLP<T, Width, Ratio> residual_mlp;
+
+  static void visit(auto&& f, auto&... p) { ResidualMLP<T, Width, Ratio>::visit(f, p.residual_mlp...); }
+};
+
+template <class T, int Width, int Ratio>
+void forward(const MLPBlock<T, Width, Ratio>& p, T* x, Index sequences, Index length, const kernels::Mask&,
              Tape& tape) {
   const auto start = tape.mark();
   const PathScale<T> path = draw_path<T>(sequences, length, tape);
-  forward(p, x, sequences * length, path, tape.dropout(tape.options().drop_units), tape);
+  forward(p.residual_mlp, x, sequences * length, path, tape.dropout(tape.options().drop_units), tape);
   tape.finish(start, detail::FrameRecord{});
 }
 template <class T, int Width, int Ratio>
-void backward(const ResidualMLP<T, Width, Ratio>& p, T* x_gradient, ResidualMLP<T, Width, Ratio>& gradient,
-              Index sequences, Index length, Tape& tape) {
+void backward(const MLPBlock<T, Width, Ratio>& p, T* x_gradient, MLPBlock<T, Width, Ratio>& gradient, Index sequences,
+              Index length, Tape& tape) {
   const auto frame = tape.pop<detail::FrameRecord>();
-  backward(p, x_gradient, gradient, sequences * length, tape);
+  backward(p.residual_mlp, x_gradient, gradient.residual_mlp, sequences * length, tape);
 }
 
 }  // namespace fit::inline FIT_ABI

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cmath>
+
+#include <fit/kernels/silu.hpp>
+#include <fit/nn/linear.hpp>
+#include <fit/nn/positions.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// A token for a noise level g: fc2(silu(fc1(code))), the code being that of 1000 g in Width / 4 numbers, brought to
+/// mean 0 and deviation 1.
+template <class T, int Width>
+struct TimeEmbedding {
+  static_assert(Width % 4 == 0 && Width >= 8,
+                "fit: the width of a time embedding must be a multiple of 4, and at least 8");
+  static constexpr int code_width = Width / 4;
+
+  Linear<T, Width, code_width> fc1;
+  Linear<T, Width, Width> fc2;
+
+  static void visit(auto&& f, auto&... p) {
+    f("fc1", p.fc1...);
+    f("fc2", p.fc2...);
+  }
+};
+
+namespace detail {
+
+template <class T>
+struct TimeEmbeddingRecord {
+  const T *code, *hidden, *activated;
+};
+
+}  // namespace detail
+
+/// tokens [count, Width] of noise levels [count], which are kept in double: 1000 g loses its last digits in float.
+template <class T, int Width>
+void forward(const TimeEmbedding<T, Width>& p, const double* levels, T* tokens, Index count, Tape& tape) {
+  constexpr Index width = TimeEmbedding<T, Width>::code_width;
+  const auto start = tape.mark();
+  T* code = tape.allocate<T>(count * width);
+  double values[width];
+  for (Index i = 0; i < count; ++i) {
+    wave_code(1000 * levels[i], width, values);
+    double mean = 0, square = 0;
+    for (const double value : values) mean += value / static_cast<double>(width);
+    for (const double value : values) square += (value - mean) * (value - mean) / static_cast<double>(width);
+    for (Index k = 0; k < width; ++k) code[i * width + k] = static_cast<T>((values[k] - mean) / std::sqrt(square));
+  }
+  T* hidden = tape.allocate<T>(count * Width);
+  T* activated = tape.allocate<T>(count * Width);
+  kernels::multiply({output_product(p.fc1, static_cast<const T*>(code), hidden, count)}, tape.executor(), tape.arena());
+  kernels::silu(hidden, activated, count * Width);
+  kernels::multiply({output_product(p.fc2, static_cast<const T*>(activated), tokens, count)}, tape.executor(),
+                    tape.arena());
+  tape.finish(start, detail::TimeEmbeddingRecord<T>{code, hidden, activated});
+}
+
+/// Adds to `gradient`; the noise levels have none.
+template <class T, int Width>
+void backward(const TimeEmbedding<T, Width>& p, const T* tokens_gradient, TimeEmbedding<T, Width>& gradient,
+              Index count, Tape& tape) {
+  const auto saved = tape.pop<detail::TimeEmbeddingRecord<T>>();
+  T* hidden = tape.scratch<T>(count * Width);
+  kernels::multiply({input_product(p.fc2, tokens_gradient, hidden, count),
+                     weight_product(gradient.fc2, saved->activated, tokens_gradient, count)},
+                    tape.executor(), tape.arena());
+  kernels::silu_backward(saved->hidden, hidden, count * Width);
+  kernels::multiply({weight_product(gradient.fc1, saved->code, static_cast<const T*>(hidden), count)}, tape.executor(),
+                    tape.arena());
+  kernels::add_column_sums(
+      {bias_sum(gradient.fc1, static_cast<const T*>(hidden), count), bias_sum(gradient.fc2, tokens_gradient, count)},
+      tape.executor(), tape.arena());
+}
+
+}  // namespace fit::inline FIT_ABI

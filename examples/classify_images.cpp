@@ -34,18 +34,19 @@ using Model = fit::Classifier<config, classes>;
 
 struct Options {
   std::filesystem::path data = "/usr/share/datasets/fashion-mnist", out = "out";
-  int epochs = 6, threads = 0;
+  int epochs = 7, threads = 0, shift = 0;
   Index batch = 128;
   double rate = 2e-3;
   std::uint64_t seed = 7;
   bool resume = false;
 };
 
-/// Images and labels as the model takes them; for training each image is shifted and mirrored at random.
+/// Images and labels as the model takes them; for training each image is mirrored and shifted at random.
 class Batches {
  public:
-  Batches(const examples::LabelledImages& from, Index size)
+  Batches(const examples::LabelledImages& from, Index size, Index shift = 0)
       : from_(from),
+        shift_(shift),
         images_(size, side, side, 1),
         groups_(size, config.groups, config.tokens, config.channels),
         labels_(size) {}
@@ -56,7 +57,8 @@ class Batches {
       const auto at = static_cast<Index>(order[static_cast<std::size_t>(first + i)]);
       labels_(i) = from_.labels[static_cast<std::size_t>(at)];
       fit::Random own(random ? fit::random_bits(random->key(), static_cast<std::uint64_t>(first + i)) : 0);
-      const Index down = random ? own.below(5) - 2 : 0, right = random ? own.below(5) - 2 : 0;
+      const Index down = random ? own.below(2 * shift_ + 1) - shift_ : 0,
+                  right = random ? own.below(2 * shift_ + 1) - shift_ : 0;
       const bool mirror = random && own.uniform() < 0.5;
       const std::uint8_t* pixels = from_.images[at];
       for (Index y = 0; y < side; ++y) {
@@ -76,6 +78,7 @@ class Batches {
 
  private:
   const examples::LabelledImages& from_;
+  Index shift_;
   fit::Tensor<float, 4> images_, groups_;
   fit::Tensor<std::int32_t, 1> labels_;
 };
@@ -152,7 +155,7 @@ int run(const Options& options) {
 
   const Index total = steps_per_epoch * options.epochs;
   const fit::WarmUpCosine rate{.peak = options.rate, .warm_up = 100, .total = total};
-  Batches batch(data.train, options.batch);
+  Batches batch(data.train, options.batch, options.shift);
   Model gradient;
   fit::Tensor<float, 2> logits_gradient(options.batch, Index{classes});
   examples::Progress progress("training", total, state.step);
@@ -233,6 +236,9 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  app.add_option("--shift", options.shift, "training images are shifted by up to as many pixels; 1 pays in long runs")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 8));
   app.add_option("--seed", options.seed, "of initial values, order and drop-outs")->capture_default_str();
   app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
   app.add_flag("--resume", options.resume, "go on from the state in the output folder");

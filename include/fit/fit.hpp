@@ -8,6 +8,7 @@
 #include <fit/grouping/shift.hpp>
 #include <fit/grouping/video.hpp>
 #include <fit/diffusion/noise_schedule.hpp>
+#include <fit/diffusion/objective.hpp>
 #include <fit/models/classifier.hpp>
 #include <fit/models/diffusion_decoder.hpp>
 #include <fit/models/encoder.hpp>

@@ -9,6 +9,7 @@
 #include <fit/grouping/video.hpp>
 #include <fit/diffusion/noise_schedule.hpp>
 #include <fit/diffusion/objective.hpp>
+#include <fit/diffusion/sampler.hpp>
 #include <fit/models/classifier.hpp>
 #include <fit/models/diffusion_decoder.hpp>
 #include <fit/models/encoder.hpp>

@@ -1,0 +1,181 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+
+#include <fit/core/tensor.hpp>
+#include <fit/diffusion/noise_schedule.hpp>
+#include <fit/diffusion/prediction.hpp>
+#include <fit/models/diffusion_decoder.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// The reverse process: DDIM (Song et al., arXiv 2010.02502) without noise, or DDPM (Ho et al., arXiv 2006.11239) with
+/// the larger or the smaller variance.
+enum class Sampler { ddim, ddpm_large, ddpm_small };
+
+struct SampleOptions {
+  Index steps = 50;
+  Sampler method = Sampler::ddim;
+  double guidance = 0;  ///< w of (1 + w) out(condition) - w out(none). Ho and Salimans, arXiv 2207.12598
+  NoiseSchedule schedule = CosineSchedule{};
+  Prediction prediction = Prediction::eps;
+  std::optional<Range> x0_clip = {};
+  double latent_decay = 0;     ///< previous latents become d * previous + (1 - d) * those of this step
+  double time_difference = 0;  ///< td: a step goes on to the noise level of (1 + td) steps later
+  Index batch = 64;            ///< examples that are in memory at once
+};
+
+/// What a step has come to, for a part of the examples: first .. first + count - 1, each shaped [count, ...].
+template <class T>
+struct SampleStep {
+  Index step, first;
+  TensorView<const T, 4> x0, eps, next;  ///< estimates of this step, and the x of the next
+  TensorView<const T, 4> latents;        ///< of the pass with the condition
+};
+
+/// Told of every step; sampling of these examples ends when it returns false.
+template <class T>
+using SampleCallback = std::function<bool(const SampleStep<T>&)>;
+
+/// Fills normal noise [count, groups, tokens, channels] for examples first .. and a step, the start being step -1.
+template <class T>
+using SampleNoise = std::function<void(Index step, Index first, TensorView<T, 4> noise)>;
+
+namespace detail {
+
+/// Noise that depends on the example, the step and the element alone, so that parts of any size see the same.
+template <class T>
+SampleNoise<T> noise_of(Random random) {
+  return [random](Index step, Index first, TensorView<T, 4> noise) {
+    const Index count = noise.dimension(0), size = count > 0 ? noise.size() / count : 0;
+    for (Index i = 0; i < count; ++i) {
+      const std::uint64_t example = random_bits(random.key(), random.counter() + static_cast<std::uint64_t>(first + i));
+      Random own(random_bits(example, static_cast<std::uint64_t>(step + 1)));
+      for (Index j = 0; j < size; ++j) noise.data()[i * size + j] = static_cast<T>(own.normal());
+    }
+  };
+}
+
+inline void check(const SampleOptions& options) {
+  require(options.steps >= 1, "sampling needs at least 1 step, not ", options.steps);
+  require(options.batch >= 1, "sampling needs a batch of at least 1, not ", options.batch);
+  require(std::isfinite(options.guidance), "the guidance must be finite, not ", options.guidance);
+  require(options.latent_decay >= 0 && options.latent_decay <= 1, "the latent decay must be in [0, 1], not ",
+          options.latent_decay);
+  require(options.time_difference >= 0, "the time difference must not be negative, but is ", options.time_difference);
+  check_range(options.x0_clip);
+  noise_level(options.schedule, 0.5);  // refuses a wrong schedule
+}
+
+/// x at the next noise level from the estimates at this one, in place of `next`, which holds fresh noise for DDPM.
+template <class T>
+void step_back(Sampler method, double now, double then, const T* x, const T* x0, const T* eps, T* next, Index count) {
+  if (method == Sampler::ddim) {
+    const NoiseShares shares(then);
+    const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
+    for (Index i = 0; i < count; ++i) next[i] = keep * x0[i] + lose * eps[i];
+    return;
+  }
+  const double a = std::clamp(now / then, 0.0, 1.0);
+  const double variance = method == Sampler::ddpm_large ? 1 - a : (1 - a) * (1 - then) / (1 - now);
+  // The mean in terms of x0 and x: in terms of eps it loses its digits where a is small.
+  const T of_x = static_cast<T>(std::sqrt(a) * (1 - then) / (1 - now));
+  const T of_x0 = static_cast<T>(std::sqrt(then) * (1 - a) / (1 - now));
+  const T deviation = static_cast<T>(std::sqrt(variance));
+  for (Index i = 0; i < count; ++i) next[i] = of_x * x[i] + of_x0 * x0[i] + deviation * next[i];
+}
+
+}  // namespace detail
+
+/// Samples `count` examples with a trained denoiser, in parts of options.batch: returns the last estimates of x0,
+/// [count, groups, tokens, channels]. `condition` [count, ...] as the denoiser takes it, none where it has none; it is
+/// multiplied by zero for the pass without condition that guidance needs. Throws Error for wrong options or shapes.
+template <class Model>
+Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& options, Index count,
+                                    const std::optional<typename Model::ConditionView>& condition,
+                                    const SampleNoise<typename Model::T>& noise, Tape& tape,
+                                    const SampleCallback<typename Model::T>& callback = {}) {
+  using T = typename Model::T;
+  constexpr DiffusionConfig c = Model::configuration;
+  static_assert(c.channels == c.output_channels, "fit: sampling needs config.output_channels equal to config.channels");
+  detail::check(options);
+  require(count >= 0, "sampling cannot make ", count, " examples");
+  require(condition.has_value() == Model::has_condition,
+          Model::has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
+  require(!condition || condition->dimension(0) == count, "sampling ", count,
+          " examples needs as many conditions, not ", condition ? condition->dimension(0) : 0);
+  Tensor<T, 4> result(count, c.groups, c.tokens, c.channels);
+  const Index size = Index{c.groups} * c.tokens * c.channels, latent_size = Index{c.groups} * c.latents * c.latent_dim;
+  const double steps = static_cast<double>(options.steps);
+
+  for (Index first = 0; first < count; first += options.batch) {
+    const Index part = std::min(options.batch, count - first);
+    Tensor<T, 4> x(part, c.groups, c.tokens, c.channels), x0 = x, eps = x, next = x;
+    Tensor<T, 4> carried(part, c.groups, c.latents, c.latent_dim);
+    Tensor<double, 1> gamma(part);
+    typename Model::Inputs inputs{x, gamma, {}, {}}, blank = inputs;
+    Tensor<T, Model::condition_rank> zero;
+    if constexpr (Model::has_condition) {
+      auto dimensions = condition->dimensions();
+      dimensions[0] = part;
+      const Index each = part > 0 ? dimensions.TotalSize() / part : 0;
+      zero = Tensor<T, Model::condition_rank>(dimensions);
+      inputs.condition = typename Model::ConditionView(condition->data() + first * each, dimensions);
+      blank.condition = zero;
+    }
+    noise(-1, first, x);
+    for (Index step = 0; step < options.steps; ++step) {
+      const double t = 1 - static_cast<double>(step) / steps;
+      const double now = noise_level(options.schedule, t);
+      const double then = noise_level(options.schedule, std::max(t - (1 + options.time_difference) / steps, 0.0));
+      gamma.setConstant(now);
+      if (Model::has_previous && step > 0) inputs.previous_latents = blank.previous_latents = carried;
+      auto output = denoiser(inputs, tape);
+      if (options.guidance != 0) {
+        const auto without = denoiser(blank, tape);
+        const T with_share = static_cast<T>(1 + options.guidance), without_share = static_cast<T>(options.guidance);
+        for (Index i = 0; i < part * size; ++i) {
+          T& out = output.prediction.data()[i];
+          out = with_share * out - without_share * without.prediction.data()[i];
+        }
+      }
+      if constexpr (Model::has_previous) {
+        const T old_share = static_cast<T>(options.latent_decay), share = static_cast<T>(1 - options.latent_decay);
+        for (Index i = 0; i < part * latent_size; ++i) {
+          carried.data()[i] = old_share * carried.data()[i] + share * output.latents.data()[i];
+        }
+      }
+      interpret(output.prediction.data(), x.data(), x0.data(), eps.data(), part * size, options.prediction,
+                NoiseShares(now), options.x0_clip, true);
+      if (options.method != Sampler::ddim) noise(step, first, next);
+      detail::step_back(options.method, now, then, x.data(), x0.data(), eps.data(), next.data(), part * size);
+      const bool go_on = !callback || callback({step, first, x0, eps, next, output.latents});
+      std::copy_n(next.data(), part * size, x.data());
+      if (!go_on) break;
+    }
+    std::copy_n(x0.data(), part * size, result.data() + first * size);
+  }
+  return result;
+}
+
+/// The same with one example for each condition, and noise drawn from `random`: the same samples for any number of
+/// threads and any options.batch.
+template <class Model>
+Tensor<typename Model::T, 4> sample(
+    const Model& denoiser, const SampleOptions& options, const typename Model::ConditionView& condition, Random random,
+    const SampleCallback<typename Model::T>& callback = {}) requires(Model::has_condition) {
+  return sample(denoiser, options, condition.dimension(0), condition, detail::noise_of<typename Model::T>(random),
+                detail::inference_tape(), callback);
+}
+
+/// The same for a denoiser without condition.
+template <class Model>
+Tensor<typename Model::T, 4> sample(
+    const Model& denoiser, const SampleOptions& options, Index count, Random random,
+    const SampleCallback<typename Model::T>& callback = {}) requires(!Model::has_condition) {
+  return sample(denoiser, options, count, {}, detail::noise_of<typename Model::T>(random), detail::inference_tape(),
+                callback);
+}
+
+}  // namespace fit::inline FIT_ABI

@@ -47,19 +47,71 @@ TEST_CASE("the diffusion loss and its gradients are those of the golden file", "
   check<double>(6e-8);
 }
 
+TEST_CASE("the loss's gradient is its slope, for every prediction, error and schedule", "[diffusion_loss]") {
+  using Decoder = fit::DiffusionDecoder<config, double>;
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  const fit::Index batch = 3;
+  const auto random = [](auto tensor, std::uint64_t seed) {
+    const auto values = test::normal_values<double>(tensor.size(), seed);
+    std::copy(values.begin(), values.end(), tensor.data());
+    return tensor;
+  };
+  const auto x0 = random(fit::Tensor<double, 4>(batch, 3, 4, 4), 1), eps = random(x0, 2);
+  const auto condition = random(fit::Tensor<double, 2>(batch, 5), 3);
+  fit::Tensor<double, 1> t(batch);
+  for (fit::Index i = 0; i < batch; ++i) t(i) = 0.2 + 0.25 * static_cast<double>(i);
+  using fit::LossOn;
+  using fit::Prediction;
+  std::vector<fit::DiffusionObjective> objectives;
+  for (const auto on : {LossOn::eps, LossOn::x0, LossOn::velocity}) {
+    for (const auto kind : {Prediction::eps, Prediction::x0, Prediction::v, Prediction::velocity}) {
+      objectives.push_back({.prediction = kind, .loss_on = on, .scale = 0.7});
+      objectives.push_back({.prediction = kind, .loss_on = on, .x0_clip = fit::Range{-0.5, 0.6}});
+      if (kind != Prediction::v) {
+        objectives.push_back({.schedule = fit::RectifiedFlow{}, .prediction = kind, .loss_on = on});
+      }
+    }
+  }
+  for (auto& objective : objectives) {
+    INFO("prediction " << static_cast<int>(objective.prediction) << ", on " << static_cast<int>(objective.loss_on)
+                       << ", clip " << objective.x0_clip.has_value() << ", flow " << fit::is_flow(objective.schedule));
+    objective.condition_drop = 0.4;
+    fit::DiffusionLoss<Decoder> loss(objective);
+    Decoder decoder(fit::Random(4)), gradient, unused;
+    loss(decoder, x0, eps, t, condition, gradient, tape, {}, fit::Random(6));
+    // Along a random direction of all parameters.
+    double slope = 0, values[2];
+    for (const int side : {0, 1}) {
+      Decoder moved = decoder;
+      fit::Random draw(8);
+      fit::for_each_parameter(
+          [&](const fit::ParameterName&, auto p, auto g) {
+            for (fit::Index i = 0; i < p.size; ++i) {
+              const double direction = draw.normal();
+              p.data[i] += (side == 0 ? -1e-6 : 1e-6) * direction;
+              if (side == 0) slope += direction * g.data[i];
+            }
+          },
+          moved, gradient);
+      values[side] = loss(moved, x0, eps, t, condition, unused, tape, {}, fit::Random(6));
+    }
+    CHECK(std::abs((values[1] - values[0]) / 2e-6 - slope) < 1e-5 * (1 + std::abs(slope)));
+  }
+}
+
 TEST_CASE("noise schedules are those of the golden file", "[diffusion_loss]") {
   const auto file = test::golden("schedules");
   const auto t = test::read<double>(file, "input.t");
-  const std::pair<const char*, fit::NoiseSchedule> schedules[] = {
-      {"cosine", fit::CosineSchedule{0, 1, 1}},
-      {"cosine_part", fit::CosineSchedule{0.2, 0.9, 0.7}},
-      {"cosine_simple", fit::CosineSimpleSchedule{}},
-      {"cosine_steep", fit::CosineSchedule{0.2, 1, 2}},
-      {"linear", fit::LinearSchedule{}},
-      {"log", fit::LogSchedule{1, 100, false}},
-      {"log_reverse", fit::LogSchedule{1, 100, true}},
-      {"sigmoid", fit::SigmoidSchedule{-3, 3, 0.9}},
-      {"sigmoid_half", fit::SigmoidSchedule{0, 3, 0.3}}};
+  const std::pair<const char*, fit::NoiseSchedule> schedules[] = {{"cosine", fit::CosineSchedule{0, 1, 1}},
+                                                                  {"cosine_part", fit::CosineSchedule{0.2, 0.9, 0.7}},
+                                                                  {"cosine_simple", fit::CosineSimpleSchedule{}},
+                                                                  {"cosine_steep", fit::CosineSchedule{0.2, 1, 2}},
+                                                                  {"linear", fit::LinearSchedule{}},
+                                                                  {"log", fit::LogSchedule{1, 100, false}},
+                                                                  {"log_reverse", fit::LogSchedule{1, 100, true}},
+                                                                  {"sigmoid", fit::SigmoidSchedule{-3, 3, 0.9}},
+                                                                  {"sigmoid_half", fit::SigmoidSchedule{0, 3, 0.3}}};
   for (const auto& [name, schedule] : schedules) {
     INFO(name);
     const auto expected = test::read<double>(file, std::string("output.") + name);

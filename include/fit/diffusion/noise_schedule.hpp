@@ -33,7 +33,17 @@ struct LogSchedule {
   bool reverse = false;
 };
 
-using NoiseSchedule = std::variant<CosineSchedule, CosineSimpleSchedule, SigmoidSchedule, LinearSchedule, LogSchedule>;
+/// The straight path x_t = (1 - t) x0 + t eps of rectified flow, whose gamma is told to the network as 1 - t. Liu et
+/// al., arXiv 2209.03003.
+struct RectifiedFlow {};
+
+using NoiseSchedule =
+    std::variant<CosineSchedule, CosineSimpleSchedule, SigmoidSchedule, LinearSchedule, LogSchedule, RectifiedFlow>;
+
+/// x_t = keep x0 + lose eps, and the gamma that the network is told.
+struct NoiseShares {
+  double keep = 1, lose = 0, gamma = 1;
+};
 
 namespace detail {
 
@@ -74,12 +84,23 @@ inline double level(const LogSchedule& s, double t) {
   return std::clamp(top / (std::log(end) - std::log(start)), 0.0, 1.0);
 }
 
+inline double level(const RectifiedFlow&, double t) { return 1 - t; }
+
 }  // namespace detail
 
 /// gamma(t) of a schedule. Throws Error unless t is in [0, 1] and the schedule's numbers make one.
 inline double noise_level(const NoiseSchedule& schedule, double t) {
   require(t >= 0 && t <= 1, "the time of a noise schedule must be in [0, 1], not ", t);
   return std::visit([&](const auto& s) { return detail::level(s, t); }, schedule);
+}
+
+inline bool is_flow(const NoiseSchedule& schedule) { return std::holds_alternative<RectifiedFlow>(schedule); }
+
+/// sqrt(gamma) and sqrt(1 - gamma), or 1 - t and t of rectified flow, in double. Throws Error as noise_level().
+inline NoiseShares noise_shares(const NoiseSchedule& schedule, double t) {
+  const double gamma = noise_level(schedule, t);
+  if (is_flow(schedule)) return {gamma, t, gamma};
+  return {std::sqrt(gamma), std::sqrt(1 - gamma), gamma};
 }
 
 }  // namespace fit::inline FIT_ABI

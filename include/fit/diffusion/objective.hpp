@@ -9,8 +9,8 @@
 
 namespace fit::inline FIT_ABI {
 
-/// What the squared error is taken of: eps, or x0 / scale.
-enum class LossOn { eps, x0 };
+/// What the squared error is taken of: eps, x0 / scale, or the velocity eps - x0 of rectified flow.
+enum class LossOn { eps, x0, velocity };
 
 /// How a diffusion decoder is trained.
 struct DiffusionObjective {
@@ -21,7 +21,15 @@ struct DiffusionObjective {
   double scale = 1;  ///< images in [0, 1] are trained as (2 image - 1) * scale
   /// Share of the batch, from its beginning, that is given latents of a first pass without gradient; the rest, zeros.
   double self_conditioning_rate = 0;
+  /// Share of the examples whose condition is multiplied by zero, so that sampling can be guided. Ho and Salimans,
+  /// arXiv 2207.12598.
+  double condition_drop = 0;
 };
+
+/// A time in (0, 1) whose logit is normal: sigmoid(mean + deviation * normal). Esser et al., arXiv 2403.03206, 3.1.
+inline double logit_normal_time(Random& random, double mean = 0, double deviation = 1) {
+  return 1 / (1 + std::exp(-mean - deviation * random.normal()));
+}
 
 /// The training loss of a diffusion decoder and its gradient: mean squared error of the estimate of eps or x0 at x_t =
 /// sqrt(gamma(t)) x0 + sqrt(1 - gamma(t)) eps. Holds the memory of a step, so that the next one allocates nothing.
@@ -36,10 +44,12 @@ class DiffusionLoss {
 
   explicit DiffusionLoss(const DiffusionObjective& objective) : objective_(objective) {
     detail::check_range(objective.x0_clip);
-    noise_level(objective.schedule, 0.5);  // refuses a wrong schedule
+    detail::check_prediction(objective.schedule, objective.prediction);
     require(objective.scale > 0, "the scale of a diffusion objective must be positive, not ", objective.scale);
     require(objective.self_conditioning_rate >= 0 && objective.self_conditioning_rate <= 1,
             "the self-conditioning rate must be in [0, 1], not ", objective.self_conditioning_rate);
+    require(objective.condition_drop >= 0 && objective.condition_drop <= 1,
+            "the share of dropped conditions must be in [0, 1], not ", objective.condition_drop);
   }
 
   /// The loss for x0 and eps [B, groups, tokens, channels] and times t [B] in [0, 1]; its gradient is added to
@@ -54,19 +64,22 @@ class DiffusionLoss {
     detail::require_shape("t", t, std::array<Index, 1>{batch});
     reserve(batch);
     for (Index b = 0; b < batch; ++b) {
-      gamma_(b) = noise_level(objective_.schedule, t(b));
-      const NoiseShares shares(gamma_(b));
+      const NoiseShares shares = noise_shares(objective_.schedule, t(b));
+      gamma_(b) = shares.gamma;
       const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
       for (Index i = b * size; i < (b + 1) * size; ++i) noisy_.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
     }
     typename Model::Inputs inputs{noisy_, gamma_, condition, {}};
+    if constexpr (Model::has_condition) {
+      if (objective_.condition_drop > 0 && condition) inputs.condition = drop_conditions(*condition, random);
+    }
     if constexpr (Model::has_previous) {
       find_previous(model, inputs, tape);
       inputs.previous_latents = previous_;
     }
     tape.record(options, random);
     const auto views = model.forward(inputs, tape);
-    const double loss = error(views.prediction.data(), x0.data(), eps.data(), batch, size);
+    const double loss = error(views.prediction.data(), x0.data(), eps.data(), t, size);
     model.backward({.prediction = prediction_gradient_}, gradient, tape);
     return loss;
   }
@@ -99,46 +112,49 @@ class DiffusionLoss {
     std::copy_n(latents.data(), latents.size(), previous_.data());
   }
 
-  double error(const T* prediction, const T* x0, const T* eps, Index batch, Index size) {
-    const bool on_x0 = objective_.loss_on == LossOn::x0;
-    const Prediction kind = objective_.prediction;
-    const double count = static_cast<double>(std::max<Index>(1, batch * size));
-    const T scale = static_cast<T>(objective_.scale);
+  /// The condition, some examples' multiplied by zero.
+  ConditionView drop_conditions(const ConditionView& condition, Random& random) {
+    if (condition_.dimensions() != condition.dimensions()) condition_ = Condition(condition.dimensions());
+    const Index batch = condition.dimension(0), size = batch > 0 ? condition.size() / batch : 0;
+    for (Index b = 0; b < batch; ++b) {
+      const T factor = random.uniform() < objective_.condition_drop ? T(0) : T(1);
+      for (Index i = b * size; i < (b + 1) * size; ++i) condition_.data()[i] = factor * condition.data()[i];
+    }
+    return condition_;
+  }
+
+  double error(const T* prediction, const T* x0, const T* eps, const TensorView<const double, 1>& t, Index size) {
+    const Index batch = t.size();
+    const double count = static_cast<double>(std::max<Index>(1, batch * size)), scale = objective_.scale;
+    const auto& clip = objective_.x0_clip;
+    const bool on_x0 = objective_.loss_on == LossOn::x0, on_eps = objective_.loss_on == LossOn::eps;
     double total = 0;
     for (Index b = 0; b < batch; ++b) {
-      const NoiseShares shares(gamma_(b));
-      const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
-      // How the estimate moves with the prediction, where x0 is not cut.
-      const double of_x0 = kind == Prediction::eps  ? -shares.lose / shares.keep
-                           : kind == Prediction::x0 ? 1
-                                                    : -shares.lose;
-      const double of_eps = kind == Prediction::eps  ? 1
-                            : kind == Prediction::x0 ? -shares.keep / shares.lose
-                                                     : shares.keep;
-      const T factor = static_cast<T>(2 * (on_x0 ? of_x0 / objective_.scale : of_eps) / count);
+      const NoiseShares shares = noise_shares(objective_.schedule, t(b));
+      const Estimates e(objective_.prediction, shares);
       for (Index i = b * size; i < (b + 1) * size; ++i) {
-        const T p = prediction[i], x = noisy_.data()[i];
-        const T free = kind == Prediction::eps  ? (x - lose * p) / keep
-                       : kind == Prediction::x0 ? p
-                                                : keep * x - lose * p;
-        T clean = free;
-        if (objective_.x0_clip) {
-          clean = std::clamp(free, static_cast<T>(objective_.x0_clip->low), static_cast<T>(objective_.x0_clip->high));
-        }
-        const T noise = kind == Prediction::eps  ? p
-                        : kind == Prediction::x0 ? (x - keep * clean) / lose
-                                                 : lose * x + keep * p;
-        const T off = on_x0 ? (clean - x0[i]) / scale : noise - eps[i];
-        const bool moves = clean == free || (!on_x0 && kind != Prediction::x0);
-        total += static_cast<double>(off) * static_cast<double>(off);
-        prediction_gradient_.data()[i] = moves ? factor * off : T(0);
+        const T* x = noisy_.data() + i;
+        T clean, noise;
+        estimate(prediction + i, x, &clean, &noise, 1, objective_.prediction, shares, clip, false);
+        const double x0_off = static_cast<double>(clean - x0[i]), eps_off = static_cast<double>(noise - eps[i]);
+        const bool cut = clip && (clean <= static_cast<T>(clip->low) || clean >= static_cast<T>(clip->high));
+        // How the estimates move with the prediction: not where x0 was cut, nor eps where it follows from that.
+        const double of_x0 = cut ? 0 : e.x0_of_p;
+        const double of_eps = cut && objective_.prediction == Prediction::x0 ? 0 : e.eps_of_p;
+        const double off = on_x0 ? x0_off / scale : on_eps ? eps_off : eps_off - x0_off;
+        const double slope = on_x0 ? of_x0 / scale : on_eps ? of_eps : of_eps - of_x0;
+        total += off * off;
+        prediction_gradient_.data()[i] = static_cast<T>(2 * off * slope / count);
       }
     }
     return total / count;
   }
 
+  using Condition = Tensor<T, Model::condition_rank>;
+
   DiffusionObjective objective_;
   Tensor<double, 1> gamma_;
+  Condition condition_;
   Tensor<T, 4> noisy_, previous_, prediction_gradient_;
 };
 

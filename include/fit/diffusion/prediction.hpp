@@ -3,26 +3,21 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <tuple>
 
 #include <fit/core/error.hpp>
 #include <fit/core/memory.hpp>
+#include <fit/diffusion/noise_schedule.hpp>
 
 namespace fit::inline FIT_ABI {
 
-/// What the network predicts: the noise, the clean signal, or v = sqrt(gamma) eps - sqrt(1 - gamma) x0 (Salimans and
-/// Ho, arXiv 2202.00512).
-enum class Prediction { eps, x0, v };
+/// What the network predicts: the noise, the clean signal, v = sqrt(gamma) eps - sqrt(1 - gamma) x0 (Salimans and Ho,
+/// arXiv 2202.00512), or the velocity eps - x0 of rectified flow (Liu et al., arXiv 2209.03003).
+enum class Prediction { eps, x0, v, velocity };
 
 /// Bounds that estimates of x0 are cut to.
 struct Range {
   double low = -1, high = 1;
-};
-
-/// x_t = keep x0 + lose eps for a noise level gamma: keep = sqrt(gamma), lose = sqrt(1 - gamma), computed in double.
-struct NoiseShares {
-  double keep, lose;
-
-  explicit NoiseShares(double gamma) : keep(std::sqrt(gamma)), lose(std::sqrt(1 - gamma)) {}
 };
 
 namespace detail {
@@ -34,21 +29,55 @@ inline void check_range(const std::optional<Range>& range) {
 
 }  // namespace detail
 
+/// x0 = x0_of_x x + x0_of_p p and eps = eps_of_x x + eps_of_p p, for what the network predicts, p, at x.
+struct Estimates {
+  double x0_of_x, x0_of_p, eps_of_x, eps_of_p;
+
+  Estimates(Prediction kind, const NoiseShares& s) {
+    switch (kind) {
+      case Prediction::eps:
+        std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(1 / s.keep, -s.lose / s.keep, 0.0, 1.0);
+        break;
+      case Prediction::x0:
+        std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(0.0, 1.0, 1 / s.lose, -s.keep / s.lose);
+        break;
+      case Prediction::v:
+        std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(s.keep, -s.lose, s.lose, s.keep);
+        break;
+      case Prediction::velocity: {
+        const double sum = s.keep + s.lose;
+        std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(1 / sum, -s.lose / sum, 1 / sum, s.keep / sum);
+        break;
+      }
+    }
+  }
+};
+
 /// Estimates of x0, cut to a range, and of eps from what the network predicts at x, `count` elements of one example.
-/// With `consistent`, eps is the one that makes x of the x0 that was cut; else only where the network predicts x0.
+/// Where x0 is cut, eps follows from it if `consistent` or if the network predicts x0.
 template <class T>
-void interpret(const T* prediction, const T* x, T* x0, T* eps, Index count, Prediction kind, const NoiseShares& shares,
-               const std::optional<Range>& clip, bool consistent) {
+void estimate(const T* prediction, const T* x, T* x0, T* eps, Index count, Prediction kind, const NoiseShares& shares,
+              const std::optional<Range>& clip, bool consistent) {
+  const Estimates e(kind, shares);
+  const T x0_of_x = static_cast<T>(e.x0_of_x), x0_of_p = static_cast<T>(e.x0_of_p);
+  const T eps_of_x = static_cast<T>(e.eps_of_x), eps_of_p = static_cast<T>(e.eps_of_p);
   const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
-  const bool derived = consistent || kind == Prediction::x0;
+  const bool derived = clip && (consistent || kind == Prediction::x0);
   for (Index i = 0; i < count; ++i) {
-    const T p = prediction[i];
-    T clean = kind == Prediction::eps ? (x[i] - lose * p) / keep : kind == Prediction::x0 ? p : keep * x[i] - lose * p;
-    const T noise = kind == Prediction::eps ? p : lose * x[i] + keep * p;
-    if (clip) clean = std::clamp(clean, static_cast<T>(clip->low), static_cast<T>(clip->high));
-    x0[i] = clean;
-    eps[i] = derived ? (x[i] - keep * clean) / lose : noise;
+    x0[i] = x0_of_x * x[i] + x0_of_p * prediction[i];
+    if (clip) x0[i] = std::clamp(x0[i], static_cast<T>(clip->low), static_cast<T>(clip->high));
+    eps[i] = derived ? (x[i] - keep * x0[i]) / lose : eps_of_x * x[i] + eps_of_p * prediction[i];
   }
 }
+
+namespace detail {
+
+inline void check_prediction(const NoiseSchedule& schedule, Prediction prediction) {
+  noise_level(schedule, 0.5);  // refuses a wrong schedule
+  require(!is_flow(schedule) || prediction != Prediction::v,
+          "rectified flow goes with Prediction::velocity, x0 or eps, not with v");
+}
+
+}  // namespace detail
 
 }  // namespace fit::inline FIT_ABI

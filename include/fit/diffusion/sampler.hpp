@@ -10,9 +10,10 @@
 
 namespace fit::inline FIT_ABI {
 
-/// The reverse process: DDIM (Song et al., arXiv 2010.02502) without noise, or DDPM (Ho et al., arXiv 2006.11239) with
-/// the larger or the smaller variance.
-enum class Sampler { ddim, ddpm_large, ddpm_small };
+/// The reverse process: DDIM (Song et al., arXiv 2010.02502) without noise, DDPM (Ho et al., arXiv 2006.11239) with the
+/// larger or the smaller variance; for rectified flow (Liu et al., arXiv 2209.03003) the steps of Euler, which there
+/// are DDIM's, or of Heun, with two evaluations each but the last.
+enum class Sampler { ddim, ddpm_large, ddpm_small, euler, heun };
 
 struct SampleOptions {
   Index steps = 50;
@@ -65,23 +66,27 @@ inline void check(const SampleOptions& options) {
           options.latent_decay);
   require(options.time_difference >= 0, "the time difference must not be negative, but is ", options.time_difference);
   check_range(options.x0_clip);
-  noise_level(options.schedule, 0.5);  // refuses a wrong schedule
+  check_prediction(options.schedule, options.prediction);
+  const bool ddpm = options.method == Sampler::ddpm_large || options.method == Sampler::ddpm_small;
+  const bool flow = options.method == Sampler::euler || options.method == Sampler::heun;
+  require(!(ddpm && is_flow(options.schedule)), "rectified flow is sampled with euler, heun or ddim, not with ddpm");
+  require(!flow || is_flow(options.schedule), "euler and heun sample rectified flow, and the schedule is another");
 }
 
 /// x at the next noise level from the estimates at this one, in place of `next`, which holds fresh noise for DDPM.
 template <class T>
-void step_back(Sampler method, double now, double then, const T* x, const T* x0, const T* eps, T* next, Index count) {
-  if (method == Sampler::ddim) {
-    const NoiseShares shares(then);
-    const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
+void step_back(Sampler method, const NoiseShares& now, const NoiseShares& then, const T* x, const T* x0, const T* eps,
+               T* next, Index count) {
+  if (method != Sampler::ddpm_large && method != Sampler::ddpm_small) {
+    const T keep = static_cast<T>(then.keep), lose = static_cast<T>(then.lose);
     for (Index i = 0; i < count; ++i) next[i] = keep * x0[i] + lose * eps[i];
     return;
   }
-  const double a = std::clamp(now / then, 0.0, 1.0);
-  const double variance = method == Sampler::ddpm_large ? 1 - a : (1 - a) * (1 - then) / (1 - now);
+  const double a = std::clamp(now.gamma / then.gamma, 0.0, 1.0), gone = (1 - then.gamma) / (1 - now.gamma);
+  const double variance = method == Sampler::ddpm_large ? 1 - a : (1 - a) * gone;
   // The mean in terms of x0 and x: in terms of eps it loses its digits where a is small.
-  const T of_x = static_cast<T>(std::sqrt(a) * (1 - then) / (1 - now));
-  const T of_x0 = static_cast<T>(std::sqrt(then) * (1 - a) / (1 - now));
+  const T of_x = static_cast<T>(std::sqrt(a) * gone);
+  const T of_x0 = static_cast<T>(std::sqrt(then.gamma) * (1 - a) / (1 - now.gamma));
   const T deviation = static_cast<T>(std::sqrt(variance));
   for (Index i = 0; i < count; ++i) next[i] = of_x * x[i] + of_x0 * x0[i] + deviation * next[i];
 }
@@ -125,19 +130,39 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
       blank.condition = zero;
     }
     noise(-1, first, x);
+    const auto evaluate = [&](const Tensor<T, 4>& at, double level) {
+      gamma.setConstant(level);
+      inputs.noisy = blank.noisy = at;
+      auto output = denoiser(inputs, tape);
+      if (options.guidance == 0) return output;
+      const auto without = denoiser(blank, tape);
+      const T with_share = static_cast<T>(1 + options.guidance), without_share = static_cast<T>(options.guidance);
+      for (Index i = 0; i < part * size; ++i) {
+        T& out = output.prediction.data()[i];
+        out = with_share * out - without_share * without.prediction.data()[i];
+      }
+      return output;
+    };
     for (Index step = 0; step < options.steps; ++step) {
       const double t = 1 - static_cast<double>(step) / steps;
-      const double now = noise_level(options.schedule, t);
-      const double then = noise_level(options.schedule, std::max(t - (1 + options.time_difference) / steps, 0.0));
-      gamma.setConstant(now);
+      const double t_next = std::max(t - (1 + options.time_difference) / steps, 0.0);
+      const NoiseShares now = noise_shares(options.schedule, t), then = noise_shares(options.schedule, t_next);
       if (Model::has_previous && step > 0) inputs.previous_latents = blank.previous_latents = carried;
-      auto output = denoiser(inputs, tape);
-      if (options.guidance != 0) {
-        const auto without = denoiser(blank, tape);
-        const T with_share = static_cast<T>(1 + options.guidance), without_share = static_cast<T>(options.guidance);
+      const auto output = evaluate(x, now.gamma);
+      const auto interpret = [&](const Tensor<T, 4>& prediction, const Tensor<T, 4>& at, const NoiseShares& shares) {
+        estimate(prediction.data(), at.data(), x0.data(), eps.data(), part * size, options.prediction, shares,
+                 options.x0_clip, true);
+      };
+      interpret(output.prediction, x, now);
+      if (options.method == Sampler::ddpm_large || options.method == Sampler::ddpm_small) noise(step, first, next);
+      detail::step_back(options.method, now, then, x.data(), x0.data(), eps.data(), next.data(), part * size);
+      if (options.method == Sampler::heun && t_next > 0) {
+        const Tensor<T, 4> first_x0 = x0, first_eps = eps;
+        interpret(evaluate(next, then.gamma).prediction, next, then);
+        const T half = static_cast<T>((t_next - t) / 2);  // of the two velocities eps - x0
         for (Index i = 0; i < part * size; ++i) {
-          T& out = output.prediction.data()[i];
-          out = with_share * out - without_share * without.prediction.data()[i];
+          const T velocities = first_eps.data()[i] - first_x0.data()[i] + eps.data()[i] - x0.data()[i];
+          next.data()[i] = x.data()[i] + half * velocities;
         }
       }
       if constexpr (Model::has_previous) {
@@ -146,10 +171,6 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
           carried.data()[i] = old_share * carried.data()[i] + share * output.latents.data()[i];
         }
       }
-      interpret(output.prediction.data(), x.data(), x0.data(), eps.data(), part * size, options.prediction,
-                NoiseShares(now), options.x0_clip, true);
-      if (options.method != Sampler::ddim) noise(step, first, next);
-      detail::step_back(options.method, now, then, x.data(), x0.data(), eps.data(), next.data(), part * size);
       const bool go_on = !callback || callback({step, first, x0, eps, next, output.latents});
       std::copy_n(next.data(), part * size, x.data());
       if (!go_on) break;

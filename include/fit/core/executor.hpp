@@ -9,6 +9,7 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include <fit/core/memory.hpp>
 
@@ -18,10 +19,12 @@ namespace fit::inline FIT_ABI {
 
 /// Runs loops on the calling thread and the threads of an Eigen thread pool, its own or the user's.
 ///
-/// Which thread runs which index is left open, so results must not depend on it; the library's kernels cut their work
-/// in the same pieces for any number of threads. One loop runs at a time: a loop that is started while another one
-/// runs, from another thread or from inside a body, runs on the thread that started it. An Executor must outlive its
-/// loops and, like every Eigen pool, must not be destroyed by one of the pool's own threads.
+/// Every thread begins with a share of its own of the indices, the same part of every loop, as what it wrote in the
+/// last loop may still be in its caches; then it takes from the shares of the others. So which thread runs which index
+/// is open, and results must not depend on it; the library's kernels cut their work in the same pieces for any number
+/// of threads. One loop runs at a time: a loop that is started while another one runs, from another thread or from
+/// inside a body, runs on the thread that started it. An Executor must outlive its loops and, like every Eigen pool,
+/// must not be destroyed by one of the pool's own threads.
 class Executor {
  public:
   /// As many threads as the machine has, or `threads`, the calling one among them. Throws Error below one.
@@ -31,15 +34,17 @@ class Executor {
       owned_ = std::make_unique<Eigen::ThreadPool>(threads - 1);
       pool_ = owned_.get();
     }
+    prepare();
   }
 
   /// The calling thread and the threads of a pool, which must outlive the executor.
-  explicit Executor(Eigen::ThreadPoolInterface& pool) : pool_(&pool) {}
+  explicit Executor(Eigen::ThreadPoolInterface& pool) : pool_(&pool) { prepare(); }
 
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
   ~Executor() {
+    patience_ = 0;
     while (scheduled_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
   }
 
@@ -55,23 +60,24 @@ class Executor {
       for (Index i = 0; i < count; ++i) body(i, 0);
       return;
     }
-    next_.store(0, std::memory_order_relaxed);
     next_lane_.store(1, std::memory_order_relaxed);
-    count_ = count;
+    shares_in_use_ = helpers + 1;
+    for (int lane = 0; lane < shares_in_use_; ++lane) {
+      Share& share = shares_[static_cast<std::size_t>(lane)];
+      share.next.store(count * lane / shares_in_use_, std::memory_order_relaxed);
+      share.end = count * (lane + 1) / shares_in_use_;
+    }
     body_ = const_cast<void*>(static_cast<const void*>(&body));
     call_ = [](void* target, Index index, int lane) {
       (*static_cast<std::remove_reference_t<Body>*>(target))(index, lane);
     };
     const std::uint64_t loop = (state_.load(std::memory_order_relaxed) & loop_mask) + loop_step;
     state_.store(loop | open_bit, std::memory_order_release);
-    for (int i = 0; i < helpers; ++i) {
+    for (int alive = scheduled_.load(std::memory_order_acquire); alive < helpers; ++alive) {
       scheduled_.fetch_add(1, std::memory_order_relaxed);
       try {
-        pool_->Schedule([this, loop] {  // small enough for std::function to hold without allocating
-          help(loop);
-          scheduled_.fetch_sub(1, std::memory_order_release);
-        });
-      } catch (...) {  // one helper less
+        pool_->Schedule([this] { attend(); });  // small enough for std::function to hold without allocating
+      } catch (...) {                           // one helper less
         scheduled_.fetch_sub(1, std::memory_order_relaxed);
       }
     }
@@ -79,7 +85,11 @@ class Executor {
     // A helper that has not come by now finds the loop closed, so a pool with other work to do cannot hold us up.
     state_.fetch_and(~open_bit, std::memory_order_acq_rel);
     for (int spins = 0; (state_.load(std::memory_order_acquire) & helper_mask) != 0; ++spins) {
-      if (spins > 2000) std::this_thread::yield();
+      if (spins % 64 == 63) {
+        std::this_thread::yield();
+      } else {
+        pause();
+      }
     }
     const std::exception_ptr failure = std::exchange(failure_, nullptr);
     busy_.store(false, std::memory_order_release);
@@ -87,9 +97,40 @@ class Executor {
   }
 
  private:
+  void prepare() {
+    // Waiting helps nobody where there are more threads than processors.
+    if (lanes() > static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) patience_ = 64;
+    shares_ = std::vector<Share>(static_cast<std::size_t>(lanes()));
+  }
+
   // state_: the loop's number, whether helpers may still join, and how many are inside.
   static constexpr std::uint64_t helper_mask = 0xffff, open_bit = 0x10000, loop_step = 0x20000;
   static constexpr std::uint64_t loop_mask = ~(loop_step - 1);
+
+  /// A helper's life: it joins loops as they come, and returns to the pool when none has come for a while. Waking a
+  /// thread costs more than many a loop takes.
+  void attend() {
+    std::uint64_t helped = 0;
+    for (int idle = 0; idle < patience_; ++idle) {
+      const std::uint64_t state = state_.load(std::memory_order_acquire);
+      if ((state & open_bit) != 0 && (state & loop_mask) != helped) {
+        helped = state & loop_mask;
+        help(helped);
+        idle = 0;
+      } else if (idle % 64 == 63) {
+        std::this_thread::yield();
+      } else {
+        pause();
+      }
+    }
+    scheduled_.fetch_sub(1, std::memory_order_release);
+  }
+
+  static void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+  }
 
   void help(std::uint64_t loop) {
     std::uint64_t state = state_.load(std::memory_order_acquire);
@@ -102,22 +143,31 @@ class Executor {
 
   void run(int lane) {
     try {
-      for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) call_(body_, i, lane);
+      for (int turn = 0; turn < shares_in_use_; ++turn) {
+        Share& share = shares_[static_cast<std::size_t>((lane + turn) % shares_in_use_)];
+        for (Index i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) call_(body_, i, lane);
+      }
     } catch (...) {
-      next_.store(count_, std::memory_order_relaxed);
+      for (Share& share : shares_) share.next.store(share.end, std::memory_order_relaxed);
       const std::lock_guard lock(failure_mutex_);
       if (!failure_) failure_ = std::current_exception();
     }
   }
 
+  struct alignas(alignment) Share {
+    std::atomic<Index> next{0};
+    Index end = 0;
+  };
+
   std::unique_ptr<Eigen::ThreadPool> owned_;
   Eigen::ThreadPoolInterface* pool_ = nullptr;
   std::atomic<bool> busy_{false};
-  alignas(alignment) std::atomic<Index> next_{0};
+  std::vector<Share> shares_;
+  int shares_in_use_ = 0;
   alignas(alignment) std::atomic<std::uint64_t> state_{0};
   std::atomic<int> next_lane_{1};
   std::atomic<int> scheduled_{0};
-  Index count_ = 0;
+  std::atomic<int> patience_{4000};
   void* body_ = nullptr;
   void (*call_)(void*, Index, int) = nullptr;
   std::mutex failure_mutex_;

@@ -31,7 +31,7 @@ inline void check_range(const std::optional<Range>& range) {
 
 /// x0 = x0_of_x x + x0_of_p p and eps = eps_of_x x + eps_of_p p, for what the network predicts, p, at x.
 struct Estimates {
-  double x0_of_x, x0_of_p, eps_of_x, eps_of_p;
+  double x0_of_x = 0, x0_of_p = 0, eps_of_x = 0, eps_of_p = 0;
 
   Estimates(Prediction kind, const NoiseShares& s) {
     switch (kind) {

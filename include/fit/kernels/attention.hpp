@@ -70,6 +70,16 @@ void scale_rows(Index rows, Index columns, const T* from, Index from_row, T fact
   }
 }
 
+/// body(task, lane) for every task, several at a time where sequences are so short that taking a task would cost as
+/// much as doing it.
+template <class Body>
+void for_heads(Index tasks, const AttentionShape& shape, Executor& executor, Body&& body) {
+  const Index together = std::max<Index>(1, 8192 / std::max<Index>(1, shape.queries * shape.keys));
+  executor.parallel_for((tasks + together - 1) / together, [&](Index group, int lane) {
+    for (Index task = group * together; task < std::min(tasks, (group + 1) * together); ++task) body(task, lane);
+  });
+}
+
 /// Memory of one lane of the forward kernel.
 template <class T>
 struct AttentionScratch {
@@ -163,7 +173,7 @@ void attention(const AttentionShape& shape, const T* q, const T* k, const T* v, 
   const Index scratch = detail::AttentionScratch<T>::size(shape);
   T* memory = arena.allocate<T>(scratch * executor.lanes());
   const Index blocks = (shape.queries + query_block - 1) / query_block;
-  executor.parallel_for(shape.sequences * shape.heads * blocks, [&](Index task, int lane) {
+  detail::for_heads(shape.sequences * shape.heads * blocks, shape, executor, [&](Index task, int lane) {
     const Index block = task % blocks, head = task / blocks % shape.heads, sequence = task / blocks / shape.heads;
     const detail::AttentionScratch<T> at(memory + lane * scratch, shape);
     const Index first = block * query_block, last = std::min(first + query_block, shape.queries);

@@ -149,7 +149,7 @@ void attention_backward(const AttentionShape& shape, const T* q, const T* k, con
   const auto mark = arena.mark();
   const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
   T* memory = arena.allocate<T>(scratch * executor.lanes());
-  executor.parallel_for(shape.sequences * shape.heads, [&](Index task, int lane) {
+  detail::for_heads(shape.sequences * shape.heads, shape, executor, [&](Index task, int lane) {
     const Index head = task % shape.heads, sequence = task / shape.heads;
     const auto of_queries = [&](auto* data) { return detail::head_of(data, shape, shape.queries, sequence, head); };
     const auto of_keys = [&](auto* data) { return detail::head_of(data, shape, shape.keys, sequence, head); };

@@ -26,31 +26,30 @@ void add_column_sums(std::span<const ColumnSum<T>> jobs, Executor& executor, Are
   Index tasks = 0;
   for (const auto& job : jobs) tasks += (job.columns + column_block - 1) / column_block;
   const auto blocks_of = [&](const ColumnSum<T>& job) { return (job.rows + row_block - 1) / row_block; };
-  Index pieces = 0, room = 0;
+  Index slices = 0, room = 0;
   for (const auto& job : jobs) {
-    pieces += blocks_of(job);
+    slices = std::max(slices, blocks_of(job));
     room += blocks_of(job) * job.columns;
   }
   T* partial = arena.allocate<T>(room);
-  executor.parallel_for(pieces, [&](Index task, int) {
-    T* to = partial;
+  // A task is the same share of every job, so that a thread goes on with the rows it had before.
+  executor.parallel_for(slices, [&](Index slice, int) {
+    T* of_job = partial;
     for (const auto& job : jobs) {
-      if (task >= blocks_of(job)) {
-        task -= blocks_of(job);
-        to += blocks_of(job) * job.columns;
-        continue;
-      }
-      to += task * job.columns;
-      const Index first = task * row_block, last = std::min(first + row_block, job.rows);
-      for (Index start = 0; start < job.columns; start += column_block) {
-        const Index end = std::min(start + column_block, job.columns);
-        std::copy(job.x + first * job.columns + start, job.x + first * job.columns + end, to + start);
-        for (Index i = first + 1; i < last; ++i) {
-          const T* x = job.x + i * job.columns;
-          for (Index j = start; j < end; ++j) to[j] += x[j];
+      const Index blocks = blocks_of(job);
+      for (Index block = blocks * slice / slices; block < blocks * (slice + 1) / slices; ++block) {
+        T* to = of_job + block * job.columns;
+        const Index first = block * row_block, last = std::min(first + row_block, job.rows);
+        for (Index start = 0; start < job.columns; start += column_block) {
+          const Index end = std::min(start + column_block, job.columns);
+          std::copy(job.x + first * job.columns + start, job.x + first * job.columns + end, to + start);
+          for (Index i = first + 1; i < last; ++i) {
+            const T* x = job.x + i * job.columns;
+            for (Index j = start; j < end; ++j) to[j] += x[j];
+          }
         }
       }
-      return;
+      of_job += blocks * job.columns;
     }
   });
   executor.parallel_for(tasks, [&](Index task, int) {

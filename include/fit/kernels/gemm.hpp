@@ -156,27 +156,29 @@ void multiply(std::span<const Product<T>> products, Executor& executor, Arena& a
   const auto blocks_of = [&](const Product<T>& product) {
     return ((product.rows + rows - 1) / rows) * ((product.columns + columns - 1) / columns);
   };
-  Index blocks = 0;
+  Index slices = 0;
   for (;;) {
-    blocks = 0;
-    for (const Product<T>& product : products) blocks += blocks_of(product);
+    Index blocks = 0;
+    slices = 0;
+    for (const Product<T>& product : products) {
+      blocks += blocks_of(product);
+      slices = std::max(slices, blocks_of(product));
+    }
     const bool enough = blocks >= 4 * executor.lanes() || work < (Index{1} << 18) || executor.lanes() == 1;
     if (enough || (rows == tile_rows<T> && columns == panel_width<T>)) break;
     (columns > panel_width<T> ? columns : rows) /= 2;
     rows = std::max<Index>(tile_rows<T>, rows / tile_rows<T> * tile_rows<T>);
   }
-  executor.parallel_for(blocks, [&](Index task, int) {
+  // A task is the same share of every product, so that a thread goes on with the rows it had before.
+  executor.parallel_for(slices, [&](Index slice, int) {
     for (std::size_t p = 0; p < products.size(); ++p) {
       const Product<T>& product = products[p];
-      const Index here = blocks_of(product), across = (product.columns + columns - 1) / columns;
-      if (task >= here) {
-        task -= here;
-        continue;
+      const Index blocks = blocks_of(product), across = (product.columns + columns - 1) / columns;
+      for (Index block = blocks * slice / slices; block < blocks * (slice + 1) / slices; ++block) {
+        const Index row = block / across * rows, column = block % across * columns;
+        detail::multiply_block(product, packed[p], row, std::min(rows, product.rows - row), column,
+                               std::min(columns, product.columns - column));
       }
-      const Index row = task / across * rows, column = task % across * columns;
-      detail::multiply_block(product, packed[p], row, std::min(rows, product.rows - row), column,
-                             std::min(columns, product.columns - column));
-      return;
     }
   });
   arena.rewind(mark);

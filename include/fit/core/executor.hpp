@@ -85,7 +85,7 @@ class Executor {
     // A helper that has not come by now finds the loop closed, so a pool with other work to do cannot hold us up.
     state_.fetch_and(~open_bit, std::memory_order_acq_rel);
     for (int spins = 0; (state_.load(std::memory_order_acquire) & helper_mask) != 0; ++spins) {
-      if (spins % 64 == 63) {
+      if (spins % 1024 == 1023) {
         std::this_thread::yield();
       } else {
         pause();
@@ -117,8 +117,6 @@ class Executor {
         helped = state & loop_mask;
         help(helped);
         idle = 0;
-      } else if (idle % 64 == 63) {
-        std::this_thread::yield();
       } else {
         pause();
       }

@@ -153,9 +153,9 @@ void multiply(std::span<const Product<T>> products, Executor& executor, Arena& a
   // Blocks of 112 x 256 suit the caches; smaller ones where there would be too few to share out. How the elements are
   // dealt to blocks does not touch how each is summed.
   Index rows = 8 * tile_rows<T>, columns = 8 * panel_width<T>;
-  const auto blocks_of = [&](const Product<T>& product) {
-    return ((product.rows + rows - 1) / rows) * ((product.columns + columns - 1) / columns);
-  };
+  const auto blocks_down = [&](const Product<T>& product) { return (product.rows + rows - 1) / rows; };
+  const auto blocks_across = [&](const Product<T>& product) { return (product.columns + columns - 1) / columns; };
+  const auto blocks_of = [&](const Product<T>& product) { return blocks_down(product) * blocks_across(product); };
   Index slices = 0;
   for (;;) {
     Index blocks = 0;
@@ -173,11 +173,12 @@ void multiply(std::span<const Product<T>> products, Executor& executor, Arena& a
   executor.parallel_for(slices, [&](Index slice, int) {
     for (std::size_t p = 0; p < products.size(); ++p) {
       const Product<T>& product = products[p];
-      const Index blocks = blocks_of(product), across = (product.columns + columns - 1) / columns;
+      const Index blocks = blocks_of(product), down = blocks_down(product), across = blocks_across(product);
+      const Index tiles = (product.rows + tile_rows<T> - 1) / tile_rows<T>;
       for (Index block = blocks * slice / slices; block < blocks * (slice + 1) / slices; ++block) {
-        const Index row = block / across * rows, column = block % across * columns;
-        detail::multiply_block(product, packed[p], row, std::min(rows, product.rows - row), column,
-                               std::min(columns, product.columns - column));
+        const Index row = tiles * (block / across) / down * tile_rows<T>, column = block % across * columns;
+        const Index end = std::min(product.rows, tiles * (block / across + 1) / down * tile_rows<T>);
+        detail::multiply_block(product, packed[p], row, end - row, column, std::min(columns, product.columns - column));
       }
     }
   });

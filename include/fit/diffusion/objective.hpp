@@ -124,6 +124,7 @@ class DiffusionLoss {
   }
 
   double error(const T* prediction, const T* x0, const T* eps, const TensorView<const double, 1>& t, Index size) {
+    constexpr Index run = 256;
     const Index batch = t.size();
     const double count = static_cast<double>(std::max<Index>(1, batch * size)), scale = objective_.scale;
     const auto& clip = objective_.x0_clip;
@@ -132,19 +133,23 @@ class DiffusionLoss {
     for (Index b = 0; b < batch; ++b) {
       const NoiseShares shares = noise_shares(objective_.schedule, t(b));
       const Estimates e(objective_.prediction, shares);
-      for (Index i = b * size; i < (b + 1) * size; ++i) {
-        const T* x = noisy_.data() + i;
-        T clean, noise;
-        estimate(prediction + i, x, &clean, &noise, 1, objective_.prediction, shares, clip, false);
-        const double x0_off = static_cast<double>(clean - x0[i]), eps_off = static_cast<double>(noise - eps[i]);
-        const bool cut = clip && (clean <= static_cast<T>(clip->low) || clean >= static_cast<T>(clip->high));
-        // How the estimates move with the prediction: not where x0 was cut, nor eps where it follows from that.
-        const double of_x0 = cut ? 0 : e.x0_of_p;
-        const double of_eps = cut && objective_.prediction == Prediction::x0 ? 0 : e.eps_of_p;
-        const double off = on_x0 ? x0_off / scale : on_eps ? eps_off : eps_off - x0_off;
-        const double slope = on_x0 ? of_x0 / scale : on_eps ? of_eps : of_eps - of_x0;
-        total += off * off;
-        prediction_gradient_.data()[i] = static_cast<T>(2 * off * slope / count);
+      for (Index first = b * size; first < (b + 1) * size; first += run) {
+        const Index length = std::min(run, (b + 1) * size - first);
+        T clean[run], noise[run];
+        estimate(prediction + first, noisy_.data() + first, clean, noise, length, objective_.prediction, shares, clip,
+                 false);
+        for (Index j = 0; j < length; ++j) {
+          const Index i = first + j;
+          const double x0_off = static_cast<double>(clean[j] - x0[i]), eps_off = static_cast<double>(noise[j] - eps[i]);
+          const bool cut = clip && (clean[j] <= static_cast<T>(clip->low) || clean[j] >= static_cast<T>(clip->high));
+          // How the estimates move with the prediction: not where x0 was cut, nor eps where it follows from that.
+          const double of_x0 = cut ? 0 : e.x0_of_p;
+          const double of_eps = cut && objective_.prediction == Prediction::x0 ? 0 : e.eps_of_p;
+          const double off = on_x0 ? x0_off / scale : on_eps ? eps_off : eps_off - x0_off;
+          const double slope = on_x0 ? of_x0 / scale : on_eps ? of_eps : of_eps - of_x0;
+          total += off * off;
+          prediction_gradient_.data()[i] = static_cast<T>(2 * off * slope / count);
+        }
       }
     }
     return total / count;

@@ -76,16 +76,17 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T
   const kernels::AttentionShape& shape = saved->shape;
   const Index rows = shape.sequences * shape.queries, context_rows = shape.sequences * shape.keys;
   const T* branch = branch_gradient(saved->path, stream_gradient, rows, Index{QueryDim}, tape);
-  T* mixed = tape.scratch<T>(rows * Width);
-  T* q = tape.scratch<T>(rows * Width);
-  T* k = tape.scratch<T>(context_rows * Width);
-  T* v = tape.scratch<T>(context_rows * Width);
-  kernels::multiply(
-      {input_product(p.output, branch, mixed, rows), weight_product(gradient.output, saved->mixed, branch, rows)},
-      executor, tape.arena());
+  T* mixed_gradient = tape.scratch<T>(rows * Width);
+  T* q_gradient = tape.scratch<T>(rows * Width);
+  T* k_gradient = tape.scratch<T>(context_rows * Width);
+  T* v_gradient = tape.scratch<T>(context_rows * Width);
+  kernels::multiply({input_product(p.output, branch, mixed_gradient, rows),
+                     weight_product(gradient.output, saved->mixed, branch, rows)},
+                    executor, tape.arena());
   kernels::attention_backward(shape, saved->q, saved->k, saved->v, saved->mixed, saved->log_sum,
-                              static_cast<const T*>(mixed), q, k, v, executor, tape.arena());
-  const T *dq = q, *dk = k, *dv = v;
+                              static_cast<const T*>(mixed_gradient), q_gradient, k_gradient, v_gradient, executor,
+                              tape.arena());
+  const T *dq = q_gradient, *dk = k_gradient, *dv = v_gradient;
   auto to_input = input_product(p.query, dq, input_gradient, rows);
   const auto to_query = weight_product(gradient.query, saved->input, dq, rows);
   const auto to_key = weight_product(gradient.key, saved->context, dk, context_rows);

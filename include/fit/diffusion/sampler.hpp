@@ -23,6 +23,7 @@ struct SampleOptions {
   Prediction prediction = Prediction::eps;
   std::optional<Range> x0_clip = {};
   double latent_decay = 0;     ///< previous latents become d * previous + (1 - d) * those of this step
+  double start = 1;            ///< time in (0, 1] of the first step; below 1 the noise of step -1 is x at that time
   double time_difference = 0;  ///< td: a step goes on to the noise level of (1 + td) steps later
   Index batch = 64;            ///< examples that are in memory at once
 };
@@ -43,11 +44,9 @@ using SampleCallback = std::function<bool(const SampleStep<T>&)>;
 template <class T>
 using SampleNoise = std::function<void(Index step, Index first, TensorView<T, 4> noise)>;
 
-namespace detail {
-
-/// Noise that depends on the example, the step and the element alone, so that parts of any size see the same.
+/// Normal noise that depends on the example, the step and the element alone, so that parts of any size see the same.
 template <class T>
-SampleNoise<T> noise_of(Random random) {
+SampleNoise<T> sample_noise(Random random) {
   return [random](Index step, Index first, TensorView<T, 4> noise) {
     const Index count = noise.dimension(0), size = count > 0 ? noise.size() / count : 0;
     for (Index i = 0; i < count; ++i) {
@@ -58,12 +57,15 @@ SampleNoise<T> noise_of(Random random) {
   };
 }
 
+namespace detail {
+
 inline void check(const SampleOptions& options) {
   require(options.steps >= 1, "sampling needs at least 1 step, not ", options.steps);
   require(options.batch >= 1, "sampling needs a batch of at least 1, not ", options.batch);
   require(std::isfinite(options.guidance), "the guidance must be finite, not ", options.guidance);
   require(options.latent_decay >= 0 && options.latent_decay <= 1, "the latent decay must be in [0, 1], not ",
           options.latent_decay);
+  require(options.start > 0 && options.start <= 1, "sampling starts at a time in (0, 1], not ", options.start);
   require(options.time_difference >= 0, "the time difference must not be negative, but is ", options.time_difference);
   check_range(options.x0_clip);
   check_prediction(options.schedule, options.prediction);
@@ -144,8 +146,8 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
       return output;
     };
     for (Index step = 0; step < options.steps; ++step) {
-      const double t = 1 - static_cast<double>(step) / steps;
-      const double t_next = std::max(t - (1 + options.time_difference) / steps, 0.0);
+      const double t = options.start * (1 - static_cast<double>(step) / steps);
+      const double t_next = std::max(t - options.start * (1 + options.time_difference) / steps, 0.0);
       const NoiseShares now = noise_shares(options.schedule, t), then = noise_shares(options.schedule, t_next);
       if (Model::has_previous && step > 0) inputs.previous_latents = blank.previous_latents = carried;
       const auto output = evaluate(x, now.gamma);
@@ -186,7 +188,7 @@ template <class Model>
 Tensor<typename Model::T, 4> sample(
     const Model& denoiser, const SampleOptions& options, const typename Model::ConditionView& condition, Random random,
     const SampleCallback<typename Model::T>& callback = {}) requires(Model::has_condition) {
-  return sample(denoiser, options, condition.dimension(0), condition, detail::noise_of<typename Model::T>(random),
+  return sample(denoiser, options, condition.dimension(0), condition, sample_noise<typename Model::T>(random),
                 detail::inference_tape(), callback);
 }
 
@@ -195,7 +197,7 @@ template <class Model>
 Tensor<typename Model::T, 4> sample(
     const Model& denoiser, const SampleOptions& options, Index count, Random random,
     const SampleCallback<typename Model::T>& callback = {}) requires(!Model::has_condition) {
-  return sample(denoiser, options, count, {}, detail::noise_of<typename Model::T>(random), detail::inference_tape(),
+  return sample(denoiser, options, count, {}, sample_noise<typename Model::T>(random), detail::inference_tape(),
                 callback);
 }
 

@@ -61,6 +61,25 @@ struct DiffusionConfig {
   bool cross_context_norm = true;  ///< whether read, write and condition normalise what they attend to
 };
 
+/// The shape of an autoregressive decoder: the fields of an encoder that apply, and its own.
+struct AutoregressiveConfig {
+  Layers layers;       ///< stages of (local blocks) and global blocks; the last has local blocks only
+  int groups = 0;      ///< T, groups per sequence; with one group it is a plain causal transformer
+  int tokens = 0;      ///< n, tokens per group
+  int latents = 0;     ///< m, latents per group
+  int data_dim = 0;    ///< D, width of tokens inside
+  int latent_dim = 0;  ///< E, width of latents
+  int data_heads = 0;
+  int latent_heads = 0;
+  int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
+  Positions data_positions = Positions::learned;
+  Positions latent_positions = Positions::learned;  ///< learned or sin_cos
+  int vocabulary = 0;                               ///< V, ids are 0 .. V-1
+  bool shared_embedding = true;                     ///< whether logits are products with the token embedding
+  bool output_bias = true;                          ///< whether logits have a bias
+  bool keep_unused_latents = false;  ///< accept global blocks in the last stage, which no logit depends on
+};
+
 /// A configuration as text, field by field, under the names of its fields: what a file carries and a load compares.
 using ConfigFields = std::vector<std::pair<std::string, std::string>>;
 
@@ -102,12 +121,29 @@ inline ConfigFields fields_of(const DiffusionConfig& c) {
   return fields;
 }
 
+inline ConfigFields fields_of(const AutoregressiveConfig& c) {
+  ConfigFields fields =
+      fields_of(EncoderConfig{c.layers, c.groups, c.tokens, 0, c.latents, c.data_dim, c.latent_dim, c.data_heads,
+                              c.latent_heads, c.mlp_ratio, c.data_positions, c.latent_positions});
+  fields.resize(fields.size() - 3);  // no mask to choose, no extra tokens
+  std::erase_if(fields, [](const auto& field) { return field.first == "channels"; });
+  fields[0].second = "autoregressive";
+  const auto truth = [](bool value) { return std::string(value ? "true" : "false"); };
+  const ConfigFields own = {{"vocabulary", std::to_string(c.vocabulary)},
+                            {"shared_embedding", truth(c.shared_embedding)},
+                            {"output_bias", truth(c.output_bias)},
+                            {"keep_unused_latents", truth(c.keep_unused_latents)}};
+  fields.insert(fields.end(), own.begin(), own.end());
+  return fields;
+}
+
 /// What the three models' trunk needs to know of a configuration.
 struct TrunkConfig {
   Layers layers;
   int groups, tokens, latents, data_dim, latent_dim, data_heads, latent_heads, mlp_ratio;
   Mask mask;
   bool local_attention = true, cross_mlp = false, cross_context_norm = true, conditioned = false;
+  bool autoregressive = false;  ///< local blocks are causal, and a group is written from the latents of the one before
 
   constexpr int cross_dim() const { return std::min(data_dim, latent_dim); }
   constexpr int cross_heads() const { return std::min(data_heads, latent_heads); }
@@ -176,6 +212,18 @@ constexpr bool check_diffusion() {
   static_assert(config.condition_tokens >= 0, "fit: config.condition_tokens must not be negative");
   static_assert(config.condition_tokens == 0 || config.condition_channels > 0,
                 "fit: config.condition_tokens need config.condition_channels");
+  return true;
+}
+
+template <AutoregressiveConfig config>
+constexpr bool check_autoregressive() {
+  check_common<config>();
+  constexpr Schedule schedule = parse_layers(config.layers.view());
+  static_assert(config.vocabulary > 0, "fit: config.vocabulary must be positive");
+  static_assert(config.keep_unused_latents || schedule.error != LayersError::none ||
+                    schedule.stages[schedule.count - 1].global_blocks == 0,
+                "fit: no logit depends on global blocks in the last stage of an autoregressive decoder: end "
+                "config.layers with a bracket, or set config.keep_unused_latents");
   return true;
 }
 

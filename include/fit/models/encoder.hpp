@@ -140,10 +140,12 @@ class Encoder {
   }
 
   Index check(const TensorView<const T, 4>& input, const TensorView<const T, 4>* extra) const {
-    detail::require_shape("the encoder's input", input, std::array<Index, 4>{-1, config.groups, config.tokens, config.channels});
+    detail::require_shape("the encoder's input", input,
+                          std::array<Index, 4>{-1, config.groups, config.tokens, config.channels});
     if (extra) {
-      detail::require_shape("the encoder's extra tokens", *extra,
-                            std::array<Index, 4>{input.dimension(0), config.groups, config.extra_tokens, config.extra_channels});
+      detail::require_shape(
+          "the encoder's extra tokens", *extra,
+          std::array<Index, 4>{input.dimension(0), config.groups, config.extra_tokens, config.extra_channels});
     }
     return input.dimension(0);
   }

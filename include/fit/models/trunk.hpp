@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include <fit/models/arguments.hpp>
 #include <fit/models/config.hpp>
 #include <fit/nn/block.hpp>
 #include <fit/nn/cross.hpp>
@@ -80,11 +81,14 @@ class Trunk {
   void forward(T* x, T* z, const Conditioning<T>& condition, Index batch, Tape& tape,
                const Trace<T>& trace = {}) const {
     for (std::size_t i = 0; i < stages_.size(); ++i) {
+      const auto start = tape.mark();
+      const T* shifted = c.autoregressive && i > 0 ? shift(z, batch, tape) : nullptr;
       for_chunks(batch * c.groups, c.tokens, [&](Index first, Index count) {
         forward_recomputed(groups_of(x, z, first, count), tape, [&](const Streams<T>& streams) {
-          forward_groups(i, streams.data, streams.latents, first, count, tape, trace);
+          forward_groups(i, streams.data, streams.latents, shifted, first, count, tape, trace);
         });
       });
+      tape.finish(start, ShiftRecord{shifted});
       if (stages_[i].global.empty()) continue;
       for_chunks(batch, c.groups * c.latents, [&](Index first, Index count) {
         forward_recomputed(examples_of(z, first, count), tape, [&](const Streams<T>& streams) {
@@ -111,20 +115,51 @@ class Trunk {
               });
         });
       }
+      const auto saved = tape.template pop<ShiftRecord>();
+      T* shifted_gradient = saved->shifted ? detail::zeros<T>(batch * c.groups * latent_size, tape) : nullptr;
       for_chunks_backward(batch * c.groups, c.tokens, [&](Index first, Index count) {
         backward_recomputed<T>(
             tape,
             [&](const Streams<T>& streams) {
-              forward_groups(i, streams.data, streams.latents, first, count, tape, {});
+              forward_groups(i, streams.data, streams.latents, saved->shifted, first, count, tape, {});
             },
-            [&] { backward_groups(i, groups_of(x_gradient, z_gradient, first, count), gradient, count, tape); });
+            [&] {
+              backward_groups(i, groups_of(x_gradient, z_gradient, first, count), shifted_gradient, first, gradient,
+                              count, tape);
+            });
       });
+      if (shifted_gradient) add_shifted(shifted_gradient, z_gradient, batch);
     }
   }
+
+  const std::vector<Stage<T, c>>& stages() const { return stages_; }
 
  private:
   static constexpr Index chunk_tokens = 4096;
   static constexpr Index data_size = Index{c.tokens} * c.data_dim, latent_size = Index{c.latents} * c.latent_dim;
+
+  struct ShiftRecord {
+    const T* shifted;
+  };
+
+  /// What an autoregressive model's groups are written from, [batch, groups, latents, latent_dim]: the latents of the
+  /// group before, zeros for the first. A copy, as the groups' reads change the latents in place.
+  static const T* shift(const T* z, Index batch, Tape& tape) {
+    T* shifted = tape.template allocate<T>(batch * c.groups * latent_size);
+    for (Index b = 0; b < batch; ++b) {
+      T* to = shifted + b * c.groups * latent_size;
+      std::fill_n(to, latent_size, T(0));
+      std::copy_n(z + b * c.groups * latent_size, (c.groups - 1) * latent_size, to + latent_size);
+    }
+    return shifted;
+  }
+  static void add_shifted(const T* shifted_gradient, T* z_gradient, Index batch) {
+    for (Index b = 0; b < batch; ++b) {
+      const T* from = shifted_gradient + (b * c.groups + 1) * latent_size;
+      T* to = z_gradient + b * c.groups * latent_size;
+      for (Index i = 0; i < (c.groups - 1) * latent_size; ++i) to[i] += from[i];
+    }
+  }
 
   static AttentionLengths lengths(Index sequences, Index queries, Index keys) { return {sequences, queries, keys, {}}; }
 
@@ -150,15 +185,18 @@ class Trunk {
   }
 
   /// What `count` groups do by themselves on their way from one stage's global blocks to the next one's.
-  void forward_groups(std::size_t i, T* x, T* z, Index first, Index count, Tape& tape, const Trace<T>& trace) const {
+  void forward_groups(std::size_t i, T* x, T* z, const T* shifted, Index first, Index count, Tape& tape,
+                      const Trace<T>& trace) const {
     const auto tell = [&](std::size_t stage, Part part, const T* data) {
       if (trace) trace(stage, part, first, count, data);
     };
     if (i > 0) {
-      fit::forward(*stages_[i - 1].write, x, static_cast<const T*>(z), lengths(count, c.tokens, c.latents), tape);
+      const T* context = shifted ? shifted + first * latent_size : z;
+      fit::forward(*stages_[i - 1].write, x, context, lengths(count, c.tokens, c.latents), tape);
       tell(i - 1, Part::write, x);
     }
-    for (const auto& block : stages_[i].local) fit::forward(block, x, count, c.tokens, kernels::Mask::none(), tape);
+    const auto mask = c.autoregressive ? kernels::Mask::causal() : kernels::Mask::none();
+    for (const auto& block : stages_[i].local) fit::forward(block, x, count, c.tokens, mask, tape);
     tell(i, Part::local, x);
     if (stages_[i].read) {
       fit::forward(*stages_[i].read, z, static_cast<const T*>(x), lengths(count, c.latents, c.tokens), tape);
@@ -166,7 +204,8 @@ class Trunk {
     }
   }
 
-  void backward_groups(std::size_t i, const Streams<T>& gradients, Trunk& gradient, Index count, Tape& tape) const {
+  void backward_groups(std::size_t i, const Streams<T>& gradients, T* shifted_gradient, Index first, Trunk& gradient,
+                       Index count, Tape& tape) const {
     const Stage<T, c>& stage = stages_[i];
     Stage<T, c>& to = gradient.stages_[i];
     T *x = gradients.data, *z = gradients.latents;
@@ -175,8 +214,9 @@ class Trunk {
       fit::backward(stage.local[j], x, to.local[j], count, c.tokens, tape);
     }
     if (i > 0) {
-      fit::backward(*stages_[i - 1].write, x, z, *gradient.stages_[i - 1].write, lengths(count, c.tokens, c.latents),
-                    tape);
+      T* context = shifted_gradient ? shifted_gradient + first * latent_size : z;
+      fit::backward(*stages_[i - 1].write, x, context, *gradient.stages_[i - 1].write,
+                    lengths(count, c.tokens, c.latents), tape);
     }
   }
 

@@ -1,14 +1,13 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <numeric>
 #include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fit/fit.hpp>
 
-#include "support/idx.hpp"
+#include "support/fashion.hpp"
 #include "support/png.hpp"
 #include "support/progress.hpp"
 
@@ -16,21 +15,8 @@ namespace {
 
 using fit::Index;
 
-constexpr Index side = 28;
-constexpr int classes = 10;
-
-// A row of seven 4 x 4 patches is a group.
-constexpr fit::ImageGrouping grouping{.sub_image = {4, side}, .patch = {4, 4}};
-constexpr fit::EncoderConfig config{.layers = "(1)1(1)1",
-                                    .groups = 7,
-                                    .tokens = 7,
-                                    .channels = 16,
-                                    .latents = 2,
-                                    .data_dim = 64,
-                                    .latent_dim = 128,
-                                    .data_heads = 2,
-                                    .latent_heads = 4};
-using Model = fit::Classifier<config, classes>;
+constexpr int classes = examples::fashion_classes;
+using Model = examples::FashionClassifier;
 
 struct Options {
   std::filesystem::path data = "/usr/share/datasets/fashion-mnist", out = "out";
@@ -40,80 +26,6 @@ struct Options {
   std::uint64_t seed = 7;
   bool resume = false;
 };
-
-/// Images and labels as the model takes them; for training each image is mirrored and shifted at random.
-class Batches {
- public:
-  Batches(const examples::LabelledImages& from, Index size, Index shift = 0)
-      : from_(from),
-        shift_(shift),
-        images_(size, side, side, 1),
-        groups_(size, config.groups, config.tokens, config.channels),
-        labels_(size) {}
-
-  /// Loads images order[first] ... as many as fit; `random` is none for testing.
-  void load(const std::vector<std::uint32_t>& order, Index first, const fit::Random* random) {
-    for (Index i = 0; i < labels_.dimension(0); ++i) {
-      const auto at = static_cast<Index>(order[static_cast<std::size_t>(first + i)]);
-      labels_(i) = from_.labels[static_cast<std::size_t>(at)];
-      fit::Random own(random ? fit::random_bits(random->key(), static_cast<std::uint64_t>(first + i)) : 0);
-      const Index down = random ? own.below(2 * shift_ + 1) - shift_ : 0,
-                  right = random ? own.below(2 * shift_ + 1) - shift_ : 0;
-      const bool mirror = random && own.uniform() < 0.5;
-      const std::uint8_t* pixels = from_.images[at];
-      for (Index y = 0; y < side; ++y) {
-        for (Index x = 0; x < side; ++x) {
-          const Index from_y = y - down, turned = x - right, from_x = mirror ? side - 1 - turned : turned;
-          const bool inside = from_y >= 0 && from_y < side && from_x >= 0 && from_x < side;
-          const float value = inside ? static_cast<float>(pixels[from_y * side + from_x]) / 255 : 0;
-          images_(i, y, x, 0) = (value - 0.286f) / 0.353f;  // the data set's mean and deviation
-        }
-      }
-    }
-    fit::group_image(images_, grouping, groups_);
-  }
-
-  const fit::Tensor<float, 4>& groups() const { return groups_; }
-  const fit::Tensor<std::int32_t, 1>& labels() const { return labels_; }
-
- private:
-  const examples::LabelledImages& from_;
-  Index shift_;
-  fit::Tensor<float, 4> images_, groups_;
-  fit::Tensor<std::int32_t, 1> labels_;
-};
-
-Index best_class(const fit::Tensor<float, 2>& logits, Index row) {
-  const float* first = logits.data() + row * classes;
-  return std::max_element(first, first + classes) - first;
-}
-
-std::vector<std::uint32_t> in_order(Index count) {
-  std::vector<std::uint32_t> order(static_cast<std::size_t>(count));
-  std::iota(order.begin(), order.end(), 0u);
-  return order;
-}
-
-/// The class that the model gives to every image.
-std::vector<Index> predict(const Model& model, const examples::LabelledImages& set, fit::Tape& tape) {
-  const auto order = in_order(set.images.count);
-  std::vector<Index> found;
-  for (Index first = 0; first < set.images.count;) {
-    const Index size = std::min<Index>(500, set.images.count - first);
-    Batches batch(set, size);
-    batch.load(order, first, nullptr);
-    const auto logits = model(batch.groups(), tape);
-    for (Index i = 0; i < size; ++i) found.push_back(best_class(logits, i));
-    first += size;
-  }
-  return found;
-}
-
-double accuracy(const std::vector<Index>& found, const examples::LabelledImages& set) {
-  Index right = 0;
-  for (std::size_t i = 0; i < found.size(); ++i) right += found[i] == set.labels[i];
-  return 100.0 * static_cast<double>(right) / static_cast<double>(std::max<std::size_t>(1, found.size()));
-}
 
 void print_confusion(const std::vector<Index>& found, const examples::LabelledImages& set) {
   std::vector<int> counts(classes * classes);
@@ -146,27 +58,25 @@ int run(const Options& options) {
     if (std::filesystem::exists(best_path)) {
       Model saved;
       fit::load(best_path, saved);
-      best = accuracy(predict(saved, data.test, testing), data.test);
+      best = examples::accuracy(examples::classify(saved, data.test, testing), data.test);
     }
     std::printf("Resumed after %td epochs; best so far %.2f %%.\n", state.step / steps_per_epoch, best);
   }
-  std::printf("%td parameters, %td training images in %td groups of %td tokens, %d threads.\n",
-              fit::count_parameters(state.model), count, Index{config.groups}, Index{config.tokens}, executor.lanes());
+  constexpr const auto& config = examples::classifier_config;
+  std::printf("%td parameters, %td training images in %d groups of %d tokens, %d threads.\n",
+              fit::count_parameters(state.model), count, config.groups, config.tokens, executor.lanes());
 
   const Index total = steps_per_epoch * options.epochs;
   const fit::WarmUpCosine rate{.peak = options.rate, .warm_up = 100, .total = total};
-  Batches batch(data.train, options.batch, options.shift);
+  examples::ClassifierBatches batch(data.train, options.batch, options.shift);
   Model gradient;
   fit::Tensor<float, 2> logits_gradient(options.batch, Index{classes});
   examples::Progress progress("training", total, state.step);
   using Clock = std::chrono::steady_clock;
   while (state.step < total) {
     const Index epoch = state.step / steps_per_epoch, start = epoch * steps_per_epoch;
-    auto order = in_order(count);
-    fit::Random shuffle(fit::random_bits(options.seed, static_cast<std::uint64_t>(epoch)));
-    for (Index i = count - 1; i > 0; --i) {
-      std::swap(order[static_cast<std::size_t>(i)], order[static_cast<std::size_t>(shuffle.below(i + 1))]);
-    }
+    const fit::Random shuffle(fit::random_bits(options.seed, static_cast<std::uint64_t>(epoch)));
+    const auto order = examples::shuffled(count, shuffle);
     double loss_sum = 0, right = 0;
     const auto begin = Clock::now();
     for (; state.step < start + steps_per_epoch; ++state.step) {
@@ -175,10 +85,7 @@ int run(const Options& options) {
       tape.record({.drop_path = 0.05f}, state.random.split());
       const auto logits = state.model.forward(batch.groups(), tape);
       loss_sum += fit::cross_entropy<float>(logits, batch.labels(), logits_gradient, tape);
-      for (Index i = 0; i < options.batch; ++i) {
-        const float* row = logits.data() + i * classes;
-        right += std::max_element(row, row + classes) - row == batch.labels()(i);
-      }
+      for (Index i = 0; i < options.batch; ++i) right += examples::best_class(logits, i) == batch.labels()(i);
       fit::set_zero(gradient);
       state.model.backward(logits_gradient, gradient, tape);
       fit::clip_gradient(gradient, 1.0, tape);
@@ -193,7 +100,7 @@ int run(const Options& options) {
                                        {"accuracy", 100 * right / images, 3},
                                        {"images/s", images / seconds}});
     }
-    const double now = accuracy(predict(state.average, data.test, testing), data.test);
+    const double now = examples::accuracy(examples::classify(state.average, data.test, testing), data.test);
     char text[64];
     std::snprintf(text, sizeof(text), "epoch %td: test accuracy %.2f %%", epoch + 1, now);
     progress.note(text);
@@ -207,9 +114,9 @@ int run(const Options& options) {
 
   Model saved;
   fit::load(best_path, saved);
-  const auto found = predict(saved, data.test, testing);
+  const auto found = examples::classify(saved, data.test, testing);
   print_confusion(found, data.test);
-  examples::Sheet sheet(10, side, side, 1, "what it says / what it is");
+  examples::Sheet sheet(10, examples::fashion_side, examples::fashion_side, 1, "what it says / what it is");
   for (std::size_t i = 0, shown = 0; i < found.size() && shown < 60; ++i) {
     if (found[i] == data.test.labels[i]) continue;
     sheet.add(data.test.images[static_cast<Index>(i)],
@@ -219,7 +126,8 @@ int run(const Options& options) {
   }
   sheet.write(options.out / "mistakes.png");
   std::printf("%s: test accuracy %.2f %% after loading it again; %s shows what it gets wrong.\n",
-              best_path.string().c_str(), accuracy(found, data.test), (options.out / "mistakes.png").string().c_str());
+              best_path.string().c_str(), examples::accuracy(found, data.test),
+              (options.out / "mistakes.png").string().c_str());
   return 0;
 }
 

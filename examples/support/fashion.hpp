@@ -1,0 +1,119 @@
+#pragma once
+
+#include <fit/grouping/image.hpp>
+#include <fit/models/classifier.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "idx.hpp"
+
+namespace examples {
+
+using fit::Index;
+
+inline constexpr Index fashion_side = 28;
+inline constexpr int fashion_classes = 10;
+
+/// The classifier that classify_images trains and generate_images asks. A row of seven 4 x 4 patches is a group.
+inline constexpr fit::ImageGrouping classifier_grouping{.sub_image = {4, fashion_side}, .patch = {4, 4}};
+inline constexpr fit::EncoderConfig classifier_config{.layers = "(1)1(1)1",
+                                                      .groups = 7,
+                                                      .tokens = 7,
+                                                      .channels = 16,
+                                                      .latents = 2,
+                                                      .data_dim = 64,
+                                                      .latent_dim = 128,
+                                                      .data_heads = 2,
+                                                      .latent_heads = 4};
+using FashionClassifier = fit::Classifier<classifier_config, fashion_classes>;
+
+inline std::vector<std::uint32_t> in_order(Index count) {
+  std::vector<std::uint32_t> order(static_cast<std::size_t>(count));
+  std::iota(order.begin(), order.end(), 0u);
+  return order;
+}
+
+/// The numbers below `count` in the order of an epoch.
+inline std::vector<std::uint32_t> shuffled(Index count, fit::Random random) {
+  auto order = in_order(count);
+  for (Index i = count - 1; i > 0; --i) {
+    std::swap(order[static_cast<std::size_t>(i)], order[static_cast<std::size_t>(random.below(i + 1))]);
+  }
+  return order;
+}
+
+/// Images and labels as the classifier takes them; for training each image is mirrored and shifted at random.
+class ClassifierBatches {
+ public:
+  ClassifierBatches(const LabelledImages& from, Index size, Index shift = 0)
+      : from_(from),
+        shift_(shift),
+        images_(size, fashion_side, fashion_side, 1),
+        groups_(size, classifier_config.groups, classifier_config.tokens, classifier_config.channels),
+        labels_(size) {}
+
+  /// Loads images order[first] ... as many as fit; `random` is none for testing.
+  void load(const std::vector<std::uint32_t>& order, Index first, const fit::Random* random) {
+    constexpr Index side = fashion_side;
+    for (Index i = 0; i < labels_.dimension(0); ++i) {
+      const auto at = static_cast<Index>(order[static_cast<std::size_t>(first + i)]);
+      labels_(i) = from_.labels[static_cast<std::size_t>(at)];
+      fit::Random own(random ? fit::random_bits(random->key(), static_cast<std::uint64_t>(first + i)) : 0);
+      const Index down = random ? own.below(2 * shift_ + 1) - shift_ : 0,
+                  right = random ? own.below(2 * shift_ + 1) - shift_ : 0;
+      const bool mirror = random && own.uniform() < 0.5;
+      const std::uint8_t* pixels = from_.images[at];
+      for (Index y = 0; y < side; ++y) {
+        for (Index x = 0; x < side; ++x) {
+          const Index from_y = y - down, turned = x - right, from_x = mirror ? side - 1 - turned : turned;
+          const bool inside = from_y >= 0 && from_y < side && from_x >= 0 && from_x < side;
+          const float value = inside ? static_cast<float>(pixels[from_y * side + from_x]) / 255 : 0;
+          images_(i, y, x, 0) = (value - 0.286f) / 0.353f;  // the data set's mean and deviation
+        }
+      }
+    }
+    fit::group_image(images_, classifier_grouping, groups_);
+  }
+
+  const fit::Tensor<float, 4>& groups() const { return groups_; }
+  const fit::Tensor<std::int32_t, 1>& labels() const { return labels_; }
+
+ private:
+  const LabelledImages& from_;
+  Index shift_;
+  fit::Tensor<float, 4> images_, groups_;
+  fit::Tensor<std::int32_t, 1> labels_;
+};
+
+inline Index best_class(const fit::TensorView<const float, 2>& logits, Index row) {
+  const float* first = logits.data() + row * fashion_classes;
+  return std::max_element(first, first + fashion_classes) - first;
+}
+
+/// The class that the classifier gives to every image.
+inline std::vector<Index> classify(const FashionClassifier& model, const LabelledImages& set, fit::Tape& tape) {
+  const auto order = in_order(set.images.count);
+  std::vector<Index> found;
+  for (Index first = 0; first < set.images.count;) {
+    const Index size = std::min<Index>(500, set.images.count - first);
+    ClassifierBatches batch(set, size);
+    batch.load(order, first, nullptr);
+    const auto logits = model(batch.groups(), tape);
+    for (Index i = 0; i < size; ++i) found.push_back(best_class(logits, i));
+    first += size;
+  }
+  return found;
+}
+
+/// Percentage of images that are found to be what their labels say.
+inline double accuracy(const std::vector<Index>& found, const LabelledImages& set) {
+  Index right = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) right += found[i] == set.labels[i];
+  return 100.0 * static_cast<double>(right) / static_cast<double>(std::max<std::size_t>(1, found.size()));
+}
+
+}  // namespace examples

@@ -10,6 +10,8 @@
 #include <fit/diffusion/noise_schedule.hpp>
 #include <fit/diffusion/objective.hpp>
 #include <fit/diffusion/sampler.hpp>
+#include <fit/generation/generator.hpp>
+#include <fit/generation/sampling.hpp>
 #include <fit/models/autoregressive_decoder.hpp>
 #include <fit/models/classifier.hpp>
 #include <fit/models/diffusion_decoder.hpp>

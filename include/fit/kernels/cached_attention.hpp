@@ -1,0 +1,148 @@
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <span>
+
+#include <fit/core/arena.hpp>
+#include <fit/core/executor.hpp>
+#include <fit/kernels/attention.hpp>
+
+namespace fit::inline FIT_ABI::kernels {
+
+/// One query of all heads and the keys and values that it sees, in memory of its own sequence.
+template <class T>
+struct CachedQuery {
+  const T* q = nullptr;       // [heads * head_width]
+  const T* keys = nullptr;    // [count, heads * head_width]
+  const T* values = nullptr;  // [count, heads * head_width]
+  Index count = 0;
+  T* o = nullptr;  // [heads * head_width]
+};
+
+namespace detail {
+
+/// Keys of a piece; part of how the results are rounded, so the same for any number of threads.
+inline constexpr Index cached_piece = 128;
+
+/// Where a piece leaves what it found: for every head the highest score and the sum of the weights by it, and the
+/// values mixed with these weights.
+template <class T>
+struct PartialAttention {
+  T *peak, *total, *mixed;
+
+  PartialAttention(T* memory, Index heads) : peak(memory), total(memory + heads), mixed(memory + 2 * heads) {}
+  static Index size(Index heads, Index head_width) {
+    return padded_columns<T>(2 * heads + heads * head_width) + simd::width<T>;
+  }
+};
+
+/// One piece: keys first .. first + count - 1 of a query.
+template <class T>
+void attend_piece(const CachedQuery<T>& query, Index first, Index count, Index heads, Index head_width, T* scores,
+                  const PartialAttention<T>& to) {
+  using Batch = simd::Batch<T>;
+  constexpr Index w = simd::width<T>;
+  const Index width = heads * head_width;
+  const T* keys = query.keys + first * width;
+  const T scale = static_cast<T>(log2_e / std::sqrt(static_cast<double>(head_width)));
+  for (Index key = 0; key < count; ++key) {
+    for (Index head = 0; head < heads; ++head) {
+      const T *q = query.q + head * head_width, *k = keys + key * width + head * head_width;
+      Batch total(T(0));
+      for (Index j = 0; j < head_width; j += w) {
+        total = simd::fma(simd::load_part(q + j, head_width - j), simd::load_part(k + j, head_width - j), total);
+      }
+      scores[head * cached_piece + key] = simd::sum(total) * scale;
+    }
+  }
+  for (Index head = 0; head < heads; ++head) {
+    T* row = scores + head * cached_piece;
+    std::fill(row + count, row + padded_columns<T>(count), -std::numeric_limits<T>::infinity());
+    Batch highest(row[0]), sum(T(0));
+    for (Index j = 0; j < count; j += w) highest = xsimd::max(highest, simd::load(row + j));
+    to.peak[head] = simd::maximum(highest);
+    for (Index j = 0; j < count; j += w) {
+      const Batch weight = simd::exp2(simd::load(row + j) - Batch(to.peak[head]));
+      simd::store(row + j, weight);
+      sum += weight;
+    }
+    to.total[head] = simd::sum(sum);
+  }
+  std::fill_n(to.mixed, width, T(0));
+  const T* values = query.values + first * width;
+  for (Index key = 0; key < count; key += 4) {
+    const Index together = std::min<Index>(4, count - key);
+    for (Index head = 0; head < heads; ++head) {
+      const T* weight = scores + head * cached_piece + key;
+      for (Index j = head * head_width; j < (head + 1) * head_width; j += w) {
+        const Index part = (head + 1) * head_width - j;
+        Batch mixed = simd::load_part(to.mixed + j, part);
+        for (Index i = 0; i < together; ++i) {
+          mixed = simd::fma(Batch(weight[i]), simd::load_part(values + (key + i) * width + j, part), mixed);
+        }
+        simd::store_part(to.mixed + j, mixed, part);
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+/// o = softmax(q k^T / sqrt(head_width)) v for single queries over cached keys, each query with its own cache and
+/// length. The keys are cut in pieces of a fixed length, which the threads share and whose results are merged in their
+/// order: after Sanovar et al., arXiv 2405.10480, and "Flash-Decoding for long-context inference" (Dao et al., 2023).
+/// A query without keys gets zeros.
+template <class T>
+void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Index head_width, Executor& executor,
+                      Arena& arena) {
+  using detail::cached_piece, detail::PartialAttention;
+  const auto mark = arena.mark();
+  const auto pieces_of = [](const CachedQuery<T>& query) { return (query.count + cached_piece - 1) / cached_piece; };
+  Index pieces = 0, keys = 0;
+  for (const auto& query : queries) {
+    pieces += pieces_of(query);
+    keys += query.count;
+  }
+  const Index scratch = heads * cached_piece, size = PartialAttention<T>::size(heads, head_width);
+  T* scores = arena.allocate<T>(scratch * executor.lanes());
+  T* partial = arena.allocate<T>(size * pieces);
+  const auto run = [&](Index first, Index last, int lane) {
+    Index at = 0;
+    for (const auto& query : queries) {
+      const Index own = pieces_of(query);
+      for (Index piece = std::max(first, at); piece < std::min(last, at + own); ++piece) {
+        const Index key = (piece - at) * cached_piece;
+        detail::attend_piece(query, key, std::min(cached_piece, query.count - key), heads, head_width,
+                             scores + lane * scratch, PartialAttention<T>(partial + piece * size, heads));
+      }
+      at += own;
+    }
+  };
+  // Not worth another thread's time when all are small.
+  if (keys * heads * head_width < (Index{1} << 15)) {
+    run(0, pieces, 0);
+  } else {
+    executor.parallel_for(pieces, [&](Index piece, int lane) { run(piece, piece + 1, lane); });
+  }
+  const T* found = partial;
+  for (const auto& query : queries) {
+    const Index own = pieces_of(query);
+    std::fill_n(query.o, heads * head_width, T(0));
+    for (Index head = 0; head < heads; ++head) {
+      T peak = -std::numeric_limits<T>::infinity(), total = 0;
+      const auto piece_at = [&](Index i) { return PartialAttention<T>(const_cast<T*>(found) + i * size, heads); };
+      for (Index i = 0; i < own; ++i) peak = std::max(peak, piece_at(i).peak[head]);
+      for (Index i = 0; i < own; ++i) total += piece_at(i).total[head] * std::exp2(piece_at(i).peak[head] - peak);
+      for (Index i = 0; i < own; ++i) {
+        const T share = std::exp2(piece_at(i).peak[head] - peak) / total;
+        const T* mixed = piece_at(i).mixed + head * head_width;
+        for (Index j = 0; j < head_width; ++j) query.o[head * head_width + j] += share * mixed[j];
+      }
+    }
+    found += own * size;
+  }
+  arena.rewind(mark);
+}
+
+}  // namespace fit::inline FIT_ABI::kernels

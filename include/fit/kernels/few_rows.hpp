@@ -1,0 +1,105 @@
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+
+#include <fit/core/executor.hpp>
+#include <fit/kernels/gemm.hpp>
+
+namespace fit::inline FIT_ABI::kernels {
+
+namespace detail {
+
+/// sums[r, o] = x row r . weight row o, for Rows and Outs rows of `depth` elements. How an element is summed does not
+/// depend on how many there are.
+template <class T, int Rows, int Outs>
+inline void dot_tile(const T* x, Index x_row, const T* weight, Index weight_row, Index depth, T (*sums)[Outs]) {
+  using Batch = simd::Batch<T>;
+  constexpr Index w = simd::width<T>;
+  Batch totals[Rows][Outs];
+  for (auto& row : totals) {
+    for (Batch& total : row) total = Batch(T(0));
+  }
+  const auto step = [&](Index k, auto&& get) {
+    Batch columns[Outs];
+#pragma GCC unroll 4
+    for (int o = 0; o < Outs; ++o) columns[o] = get(weight + o * weight_row + k);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      const Batch row = get(x + r * x_row + k);
+#pragma GCC unroll 4
+      for (int o = 0; o < Outs; ++o) totals[r][o] = simd::fma(row, columns[o], totals[r][o]);
+    }
+  };
+  Index k = 0;
+  for (; k + w <= depth; k += w) step(k, [](const T* from) { return simd::load(from); });
+  if (k < depth) step(k, [&](const T* from) { return simd::load_part(from, depth - k); });
+  for (int r = 0; r < Rows; ++r) {
+    for (int o = 0; o < Outs; ++o) sums[r][o] = simd::sum(totals[r][o]);
+  }
+}
+
+template <class T, int Rows, int Outs>
+void few_rows_tile(const Product<T>& product, Index row, Index column) {
+  const Factors<T>& factors = product.factors[0];
+  T sums[Rows][Outs];
+  dot_tile<T, Rows, Outs>(factors.a.data + row * factors.a.row, factors.a.row,
+                          factors.b.data + column * factors.b.column, factors.b.column, factors.depth, sums);
+  for (int r = 0; r < Rows; ++r) {
+    T* c = product.c + (row + r) * product.c_row + column;
+    for (int o = 0; o < Outs; ++o) {
+      const T sum = product.finish.bias ? sums[r][o] + product.finish.bias[column + o] : sums[r][o];
+      c[o] = product.finish.accumulate ? c[o] + sum : sum;
+    }
+  }
+}
+
+}  // namespace detail
+
+/// What multiply() computes, for rows so few that the time goes into reading the right operands: these are read once,
+/// where they are. Products of one pair of factors, x [rows, depth] plain and a weight [columns, depth] transposed,
+/// with bias, `accumulate`, and GELU without drop-out. An element's bits depend neither on the number of rows, so that
+/// sequences of a batch do not see each other, nor on the threads; they differ from multiply()'s in rounding.
+template <class T>
+void multiply_few_rows(std::initializer_list<Product<T>> products, Executor& executor) {
+  constexpr Index piece = Index{1} << 14;  // elements of a weight
+  const auto across = [](const Product<T>& product) {
+    return std::max<Index>(4, piece / std::max<Index>(1, product.factors[0].depth) / 4 * 4);
+  };
+  const auto pieces_of = [&](const Product<T>& product) {
+    return (product.columns + across(product) - 1) / across(product);
+  };
+  Index tasks = 0;
+  for (const Product<T>& product : products) tasks += pieces_of(product);
+  executor.parallel_for(tasks, [&](Index task, int) {
+    for (const Product<T>& product : products) {
+      if (task >= pieces_of(product)) {
+        task -= pieces_of(product);
+        continue;
+      }
+      const Index first = task * across(product), last = std::min(product.columns, first + across(product));
+      for (Index column = first; column < last;) {
+        const bool four = last - column >= 4;
+        Index row = 0;
+        for (; row + 4 <= product.rows; row += 4) {
+          four ? detail::few_rows_tile<T, 4, 4>(product, row, column)
+               : detail::few_rows_tile<T, 4, 1>(product, row, column);
+        }
+        for (; row < product.rows; ++row) {
+          four ? detail::few_rows_tile<T, 1, 4>(product, row, column)
+               : detail::few_rows_tile<T, 1, 1>(product, row, column);
+        }
+        column += four ? 4 : 1;
+      }
+      if (product.activation == Activation::gelu) {
+        for (Index row = 0; row < product.rows; ++row) {
+          const Index at = row * product.c_row + first;
+          gelu(product.c + at, product.activated + at, last - first);
+        }
+      }
+      return;
+    }
+  });
+}
+
+}  // namespace fit::inline FIT_ABI::kernels

@@ -1,7 +1,6 @@
-#include <fit/generation/generator.hpp>
+#include <fit/io/generator_file.hpp>
 
-#include <map>
-#include <set>
+#include <numeric>
 
 #include "catch.hpp"
 #include "support.hpp"
@@ -100,4 +99,245 @@ TEST_CASE("cached logits are those of the whole sequence, at every place and aft
   check_cache<plain, double>(1e-13);
   check_cache<wide_latents, double>(1e-13);
   check_cache<plain, float>(4e-6);
+}
+
+TEST_CASE("no logit depends on its own id or a later one", "[generation]") {
+  const auto check = []<fit::AutoregressiveConfig c>(const fit::AutoregressiveDecoder<c>& decoder) {
+    const Index length = Index{c.groups} * c.tokens;
+    auto ids = random_ids(length, c.vocabulary, 8);
+    const auto before = all_logits(decoder, ids);
+    for (Index place = 0; place < length; ++place) {
+      auto& id = ids[static_cast<std::size_t>(place)];
+      const std::int32_t kept = std::exchange(id, (id + 1) % c.vocabulary);
+      const auto after = all_logits(decoder, ids);
+      id = kept;
+      const Index seen = (place + 1) * c.vocabulary;  // logits of the places up to this one
+      CHECK(std::equal(before.data(), before.data() + seen, after.data()));
+      if (place + 1 < length) {
+        CHECK(!std::equal(before.data() + seen, before.data() + seen + c.vocabulary, after.data() + seen));
+      }
+    }
+  };
+  check(lively<small>(1));
+  check(lively<no_local>(2));
+  check(lively<wide_latents>(3));
+}
+
+TEST_CASE("what is drawn does not depend on threads, the batch, or when it was interrupted", "[generation]") {
+  const auto decoder = lively<small>(11);
+  const fit::TokenSampling sampling{.temperature = 1.3f, .top_k = 9, .top_p = 0.9f, .min_p = 0.01f};
+  const auto prompt = random_ids(8, small.vocabulary, 2);
+  std::vector<std::vector<std::int32_t>> expected;
+  for (const int threads : {1, 2, 3}) {
+    fit::Executor executor(threads);
+    fit::Generator generator(decoder, 5, executor);
+    for (Index s = 0; s < 5; ++s) generator.prompt(s, std::span(prompt).first(static_cast<std::size_t>(2 * s)));
+    generator.finish(3);
+    std::size_t drawn = 0;
+    for (const auto token : generator.stream(sampling, fit::Random(4))) {
+      CHECK(token.sequence != 3);
+      CHECK(generator.ids(token.sequence).back() == token);
+      ++drawn;
+    }
+    CHECK(drawn == 4 * 30 - (0 + 2 + 4 + 8));
+    for (Index s = 0; s < 5; ++s) {
+      const auto ids = generator.ids(s);
+      if (threads == 1) expected.emplace_back(ids.begin(), ids.end());
+      CHECK(std::equal(ids.begin(), ids.end(), expected[static_cast<std::size_t>(s)].begin(),
+                       expected[static_cast<std::size_t>(s)].end()));
+    }
+  }
+  CHECK(expected[3].size() == 6);
+  CHECK(expected[0] != expected[1]);
+
+  SECTION("a copy, a fork and a file go on to the bit") {
+    const test::TemporaryFolder folder;
+    fit::Generator whole(decoder, 2);
+    whole.prompt(prompt);
+    CHECK(std::equal(whole.logits(0).begin(), whole.logits(0).end(), whole.logits(1).begin()));
+    for (int i = 0; i < 7; ++i) whole.next(sampling, fit::Random(5));
+    auto copy = whole;
+    fit::save(folder / "generator.safetensors", whole);
+    fit::Generator resumed(decoder, 2);
+    fit::load(folder / "generator.safetensors", resumed);
+    for (fit::Generator<fit::AutoregressiveDecoder<small>>* g : {&whole, &copy, &resumed}) {
+      while (!g->finished_all()) {
+        g->next(sampling, fit::Random(5));
+        for (Index s = 0; s < 2; ++s) {
+          if (!g->finished(s)) g->logits(s);
+        }
+      }
+    }
+    for (Index s = 0; s < 2; ++s) {
+      CHECK(std::equal(whole.ids(s).begin(), whole.ids(s).end(), copy.ids(s).begin(), copy.ids(s).end()));
+      CHECK(std::equal(whole.ids(s).begin(), whole.ids(s).end(), resumed.ids(s).begin(), resumed.ids(s).end()));
+    }
+    fit::Generator forked(decoder, 3);
+    forked.prompt(0, prompt);
+    forked.fork(0, 2);
+    CHECK(std::equal(forked.logits(0).begin(), forked.logits(0).end(), forked.logits(2).begin()));
+    CHECK(forked.ids(1).empty());
+    const double shared = test::max_error(forked.logits(0).data(), forked.logits(1).data(), small.vocabulary);
+    CHECK(shared > 0);
+    std::vector<float> before(forked.logits(2).begin(), forked.logits(2).end());
+    forked.prompt(0, std::span(prompt).first(3));
+    CHECK(std::equal(before.begin(), before.end(), forked.logits(2).begin()));
+  }
+}
+
+TEST_CASE("sequences of a batch get the same bits as by themselves", "[generation]") {
+  const auto decoder = lively<plain>(12);
+  const auto ids = random_ids(plain.tokens, plain.vocabulary, 3);
+  fit::Generator together(decoder, 6);
+  for (Index s = 0; s < 6; ++s) together.prompt(s, std::span(ids).first(static_cast<std::size_t>(1 + 40 * s)));
+  for (Index s = 0; s < 6; ++s) {
+    fit::Generator alone(decoder);
+    alone.prompt(std::span(ids).first(static_cast<std::size_t>(1 + 40 * s)));
+    for (Index place = 1 + 40 * s; place < 5 + 40 * s; ++place) {
+      const std::span<const std::int32_t> id = std::span(ids).subspan(static_cast<std::size_t>(place), 1);
+      alone.prompt(id);
+      together.prompt(s, id);
+    }
+    CHECK(std::equal(alone.logits().begin(), alone.logits().end(), together.logits(s).begin()));
+  }
+}
+
+TEST_CASE("an id can end a sequence", "[generation]") {
+  const auto decoder = lively<small>(13);
+  fit::Generator generator(decoder, 3);
+  Index ended = 0;
+  const fit::TokenSampling sampling{.temperature = 2, .end = 4};
+  for (const auto token : generator.stream(sampling, fit::Random(6))) {
+    CHECK(generator.finished(token.sequence) == (token == 4 || generator.ids(token.sequence).size() == 30));
+    ended += token == 4;
+  }
+  CHECK(ended > 0);
+  CHECK(generator.next(sampling, fit::Random(6))[0] == -1);
+
+  fit::Generator few(decoder);
+  for (const auto token : few.stream({}, fit::Random(1), 5)) CHECK(token >= 0);
+  CHECK(few.ids().size() == 5);
+  for (const auto token : few.stream({}, fit::Random(1))) {
+    CHECK(token >= 0);
+    break;
+  }
+  CHECK(few.ids().size() == 6);
+}
+
+TEST_CASE("top-k, top-p and min-p leave what their definitions say", "[generation]") {
+  fit::Random random(1);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<float> logits(1 + static_cast<std::size_t>(random.below(40)));
+    for (float& logit : logits) logit = static_cast<float>(std::floor(6 * random.normal()) / 2);  // with equals
+    fit::TokenSampling sampling{.temperature = static_cast<float>(0.3 + random.uniform())};
+    if (random.below(2)) sampling.top_k = 1 + static_cast<int>(random.below(12));
+    if (random.below(2)) sampling.top_p = static_cast<float>(0.05 + 0.9 * random.uniform());
+    if (random.below(2)) sampling.min_p = static_cast<float>(0.3 * random.uniform());
+    std::vector<std::size_t> order(logits.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logits[a] > logits[b]; });
+    std::vector<double> weights(logits.size(), 0.0);
+    const auto total = [&] { return std::accumulate(weights.begin(), weights.end(), 0.0); };
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      if (sampling.top_k > 0 && i >= static_cast<std::size_t>(sampling.top_k)) break;
+      weights[order[i]] = std::exp(static_cast<double>(logits[order[i]]) / static_cast<double>(sampling.temperature));
+    }
+    double reached = 0;
+    const double all = total();
+    for (const std::size_t i : order) {
+      if (reached >= static_cast<double>(sampling.top_p) * all * (1 + 1e-12)) weights[i] = 0;
+      reached += weights[i];
+    }
+    for (double& weight : weights) weight *= weight >= static_cast<double>(sampling.min_p) * weights[order[0]];
+    const auto choices = fit::token_choices(logits, sampling);
+    std::vector<double> found(logits.size(), 0.0);
+    for (std::size_t i = 0; i < choices.ids.size(); ++i) {
+      found[static_cast<std::size_t>(choices.ids[i])] = choices.probabilities[i];
+    }
+    const double sum = total();
+    for (std::size_t i = 0; i < logits.size(); ++i) CHECK(std::abs(found[i] - weights[i] / sum) < 1e-9);
+  }
+}
+
+TEST_CASE("ids are drawn as often as their probabilities say", "[generation]") {
+  const std::vector<float> logits = {0.5f, -1, 2, 1.5f, -4, 0};
+  const fit::TokenSampling sampling{.temperature = 0.8f, .top_k = 4, .top_p = 0.97f};
+  const auto choices = fit::token_choices(logits, sampling);
+  std::vector<double> counts(logits.size(), 0.0);
+  fit::Random random(2);
+  constexpr int draws = 40000;
+  for (int i = 0; i < draws; ++i) ++counts[static_cast<std::size_t>(fit::draw_token(logits, sampling, random))];
+  double drawn = 0;
+  for (std::size_t i = 0; i < choices.ids.size(); ++i) {
+    const double p = choices.probabilities[i], count = counts[static_cast<std::size_t>(choices.ids[i])];
+    CHECK(std::abs(count - p * draws) < 4.5 * std::sqrt(p * draws));
+    drawn += count;
+  }
+  CHECK(drawn == draws);
+  const fit::TokenSampling greedy{.temperature = 0};
+  CHECK(fit::draw_token(logits, greedy, random) == 2);
+  CHECK(fit::draw_token(std::vector<float>{1, 3, 3}, greedy, random) == 1);
+}
+
+TEST_CASE("a user's function changes the logits", "[generation]") {
+  const auto decoder = lively<small>(14);
+  fit::Generator generator(decoder);
+  fit::TokenSampling sampling;
+  sampling.adjust = [](std::span<const std::int32_t> ids, std::span<float> logits) {
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      if (i != ids.size() % 3) logits[i] = -std::numeric_limits<float>::infinity();
+    }
+  };
+  for (const auto token : generator.stream(sampling, fit::Random(1))) {
+    CHECK(token == static_cast<std::int32_t>((generator.ids().size() - 1) % 3));
+  }
+  generator = fit::Generator(decoder);
+  sampling.adjust = [](auto, std::span<float> logits) {
+    std::fill(logits.begin(), logits.end(), -std::numeric_limits<float>::infinity());
+  };
+  CHECK(test::contains(test::error_of([&] { generator.next(sampling, fit::Random(1)); }), "no id may follow"));
+  CHECK(generator.ids().empty());
+}
+
+TEST_CASE("wrong prompts, options and files are errors that change nothing", "[generation]") {
+  const auto decoder = lively<small>(15);
+  fit::Generator generator(decoder, 2);
+  const auto good = random_ids(29, small.vocabulary, 1);
+  generator.prompt(1, good);
+  const auto fails = [&](auto&& call, const char* part) {
+    const std::string message = test::error_of(call);
+    INFO(message);
+    CHECK(test::contains(message, part));
+    CHECK(generator.ids(0).empty());
+    CHECK(generator.ids(1).size() == 29);
+  };
+  const std::vector<std::int32_t> high = {3, 17}, low = {-1}, two = {1, 2};
+  fails([&] { generator.prompt(0, high); }, "ids must be in 0 .. 16, not 17");
+  fails([&] { generator.prompt(low); }, "not -1");
+  fails([&] { generator.prompt(two); }, "a prompt of 2 ids is too long: the model has room for 30");
+  fails([&] { generator.prompt(random_ids(31, 17, 1)); }, "too long");
+  fails([&] { generator.prompt(2, two); }, "there are sequences 0 .. 1, but not 2");
+  fails([&] { generator.ids(-1); }, "but not -1");
+  fails([&] { fit::Generator(decoder, 0); }, "at least 1");
+  fails([&] { generator.next({.temperature = -1}, fit::Random(1)); }, "temperature");
+  fails([&] { generator.next({.top_k = -1}, fit::Random(1)); }, "top_k");
+  fails([&] { generator.next({.top_p = 0}, fit::Random(1)); }, "top_p");
+  fails([&] { generator.next({.min_p = 1.5f}, fit::Random(1)); }, "min_p");
+  fails([&] { generator.next({.end = 17}, fit::Random(1)); }, "end of a sequence");
+  CHECK(test::contains(test::error_of([] { fit::token_choices(std::vector<float>{0, NAN}, {}); }), "logit 1"));
+  generator.finish(0);
+  fails([&] { generator.logits(0); }, "finished");
+  fails([&] { generator.prompt(0, two); }, "finished");
+
+  const test::TemporaryFolder folder;
+  const auto path = folder / "generator.safetensors";
+  fit::save(path, generator);
+  fit::Generator three(decoder, 3);
+  CHECK(test::contains(test::error_of([&] { fit::load(path, three); }), "holds 2 sequences, the generator 3"));
+  const auto other = lively<no_local>(1);
+  fit::Generator unlike(other, 2);
+  CHECK(test::contains(test::error_of([&] { fit::load(path, unlike); }), "config.layers"));
+  CHECK(unlike.ids(1).empty());
+  fit::save(path, decoder);
+  fails([&] { fit::load(path, generator); }, "generator.batch");
 }

@@ -3,6 +3,7 @@
 /// The whole library. Every header also stands alone.
 
 #include <fit/io/checkpoint.hpp>
+#include <fit/io/generator_file.hpp>
 #include <fit/grouping/image.hpp>
 #include <fit/grouping/sequence.hpp>
 #include <fit/grouping/shift.hpp>

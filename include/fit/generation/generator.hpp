@@ -238,7 +238,7 @@ class Generator {
         return *this;
       }
       void operator++(int) { ++*this; }
-      friend bool operator==(const Iterator& i, std::default_sentinel_t) { return i.stream_->done_; }
+      bool operator==(std::default_sentinel_t) const { return stream_->done_; }
 
      private:
       Stream* stream_;

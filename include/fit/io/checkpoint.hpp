@@ -16,7 +16,7 @@ namespace detail {
 
 /// The metadata that go with a model: its configuration, one entry a field, "config.layers" and so on.
 template <class Model>
-Metadata metadata_of(const Model&) {
+Metadata metadata_of() {
   Metadata metadata;
   if constexpr (requires { Model::configuration; }) {
     for (const auto& [field, value] : fields_of(Model::configuration)) metadata["config." + field] = value;
@@ -105,20 +105,20 @@ Number number_in(const SafetensorsFile& file, std::string_view key) {
 /// Throws Error when it cannot be written.
 template <class Model>
 void save(const std::filesystem::path& path, const Model& model) {
-  detail::write_model(path, model, detail::metadata_of(model));
+  detail::write_model(path, model, detail::metadata_of<Model>());
 }
 
 /// Reads a model from a safetensors file of F64, F32, F16 or BF16, which must hold exactly its parameters and, where
 /// its metadata tell of one, its configuration. Throws Error that lists every difference, the model left as it was.
 template <class Model>
 void load(const std::filesystem::path& path, Model& model) {
-  detail::read_model(SafetensorsFile(path), model, detail::metadata_of(model));
+  detail::read_model(SafetensorsFile(path), model, detail::metadata_of<Model>());
 }
 
 /// The same for the state of a training run, steps and random numbers included.
 template <class Model>
 void save(const std::filesystem::path& path, const TrainingState<Model>& state) {
-  Metadata metadata = detail::metadata_of(state.model);
+  Metadata metadata = detail::metadata_of<Model>();
   metadata["state.step"] = std::to_string(state.step);
   metadata["state.optimizer_steps"] = std::to_string(state.optimizer.steps);
   metadata["state.random_key"] = std::to_string(state.random.key());
@@ -133,7 +133,7 @@ void load(const std::filesystem::path& path, TrainingState<Model>& state) {
   const auto key = detail::number_in<std::uint64_t>(file, "state.random_key");
   const auto counter = detail::number_in<std::uint64_t>(file, "state.random_counter");
   require(step >= 0 && optimizer_steps >= 0, path.string(), ": the steps of a training state must not be negative");
-  detail::read_model(file, state, detail::metadata_of(state.model));
+  detail::read_model(file, state, detail::metadata_of<Model>());
   state.step = step;
   state.optimizer.steps = optimizer_steps;
   state.random = Random(key, counter);

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <fit/io/checkpoint.hpp>
+#include <fit/models/autoregressive_decoder.hpp>
+#include <fit/training/clip.hpp>
+#include <fit/training/ema.hpp>
+#include <fit/training/learning_rate.hpp>
+#include <fit/training/state.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+
+#include "progress.hpp"
+
+namespace examples {
+
+using fit::Index;
+
+/// How an autoregressive decoder is trained, and where its weights go: OUT/NAME.safetensors and, to resume from,
+/// OUT/NAME_state.safetensors.
+struct DecoderTraining {
+  std::filesystem::path out = "out";
+  std::string name = {};
+  Index steps = 1'000, batch = 16, every = 500;
+  double rate = 2e-3;
+  std::uint64_t seed = 7;
+  bool resume = false;
+
+  std::filesystem::path weights() const { return out / (name + ".safetensors"); }
+  std::filesystem::path state() const { return out / (name + "_state.safetensors"); }
+};
+
+/// Trains on what fill(ids [batch, groups, tokens], step) gives; evaluate(model) makes a line for the log every so
+/// often. The moving average of the parameters is what is saved.
+template <class Model, class Fill, class Evaluate>
+void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& fill, Evaluate&& evaluate) {
+  constexpr auto config = Model::configuration;
+  std::filesystem::create_directories(plan.out);
+  fit::Tape tape(executor);
+  fit::TrainingState<Model> state{.model = Model(fit::Random(plan.seed)),
+                                  .optimizer = {.options = {.beta2 = 0.99}},
+                                  .random = fit::Random(plan.seed + 1)};
+  state.average = state.model;
+  if (plan.resume) {
+    fit::load(plan.state(), state);
+    std::printf("Resumed after %td steps.\n", state.step);
+  }
+  std::printf("%td parameters, sequences of %d groups of %d tokens, %d threads.\n", fit::count_parameters(state.model),
+              config.groups, config.tokens, executor.lanes());
+  const fit::WarmUpCosine rate{.peak = plan.rate, .warm_up = 200, .total = plan.steps, .floor = plan.rate / 100};
+  Model gradient;
+  fit::Tensor<std::int32_t, 3> ids(plan.batch, Index{config.groups}, Index{config.tokens});
+  Progress progress("training", plan.steps, state.step);
+  const auto begin = std::chrono::steady_clock::now();
+  double recent = 0;
+  for (const Index first = state.step; state.step < plan.steps;) {
+    fill(ids, state.step);
+    fit::set_zero(gradient);
+    const double nats = state.model.loss(ids, gradient, tape, {}, state.random.split());
+    fit::clip_gradient(gradient, 1.0, tape);
+    state.optimizer.step(state.model, gradient, rate(state.step), tape);
+    const double done = static_cast<double>(state.step);
+    fit::update_average(state.average, state.model, std::min(0.998, (1 + done) / (10 + done)), tape);
+    ++state.step;
+    const double steps = static_cast<double>(state.step - first);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    recent += (fit::bits_per_dimension(nats) - recent) * std::max(0.02, 1 / steps);
+    progress.update(state.step, {{"bits", recent}, {"tokens/s", steps * static_cast<double>(ids.size()) / seconds}});
+    if (state.step % plan.every == 0 || state.step == plan.steps) {
+      fit::save(plan.weights(), state.average);
+      fit::save(plan.state(), state);
+      progress.note("step " + std::to_string(state.step) + ": " + evaluate(state.average));
+    }
+  }
+}
+
+/// Mean cross entropy in bits of sequences first .. of `count` that fill(ids [batch, groups, tokens], first) gives.
+template <class Model, class Fill>
+double bits_of(const Model& model, Index count, Index batch, fit::Tape& tape, Fill&& fill,
+               Progress* progress = nullptr) {
+  constexpr auto config = Model::configuration;
+  double total = 0;
+  for (Index first = 0; first < count; first += batch) {
+    fit::Tensor<std::int32_t, 3> ids(std::min(batch, count - first), Index{config.groups}, Index{config.tokens});
+    fill(ids, first);
+    total += model.loss(ids, tape) * static_cast<double>(ids.dimension(0));
+    if (progress) progress->update(first + ids.dimension(0));
+  }
+  return fit::bits_per_dimension(total / static_cast<double>(std::max<Index>(1, count)));
+}
+
+}  // namespace examples

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <fit/generation/generator.hpp>
+#include <fit/io/checkpoint.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// Writes a generator's sequences and the rows of their caches that are in use, as a safetensors file with the
+/// decoder's configuration, but not the decoder. A file at the path is replaced only once the new one is complete.
+/// Throws Error when it cannot be written.
+template <class Decoder>
+void save(const std::filesystem::path& path, const Generator<Decoder>& generator) {
+  using T = typename Decoder::T;
+  auto& sequences = detail::GeneratorAccess::sequences(const_cast<Generator<Decoder>&>(generator));
+  Metadata metadata = detail::metadata_of<Decoder>();
+  metadata["generator.batch"] = std::to_string(generator.batch());
+  std::vector<SafetensorsEntry> entries;
+  for (Index s = 0; s < generator.batch(); ++s) {
+    auto& sequence = sequences[static_cast<std::size_t>(s)];
+    const std::string prefix = "sequence." + std::to_string(s) + ".";
+    metadata[prefix + "processed"] = std::to_string(sequence.processed);
+    metadata[prefix + "finished"] = std::to_string(static_cast<int>(sequence.finished));
+    const auto add = [&](const std::string& name, DType dtype, std::vector<Index> shape, const void* data) {
+      entries.push_back({prefix + name, dtype, std::move(shape), static_cast<const std::byte*>(data)});
+    };
+    add("ids", DType::I32, {static_cast<Index>(sequence.ids.size())}, sequence.ids.data());
+    add("logits", detail::dtype_of<T>(), {sequence.logits.size()}, sequence.logits.data());
+    const auto& shapes = detail::cache_layout<Decoder::configuration>().shapes;
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+      add(shapes[i].name, detail::dtype_of<T>(), {sequence.rows_in_use(i), shapes[i].width}, sequence.cache(i));
+    }
+  }
+  write_safetensors(path, entries, metadata);
+}
+
+/// Reads what save() wrote into a generator of the same configuration and batch, which then goes on to the bit where
+/// the saved one was, given the same decoder. Throws Error for another file, the generator left as it was.
+template <class Decoder>
+void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
+  using T = typename Decoder::T;
+  using Sequence = detail::CachedSequence<T, Decoder::configuration>;
+  const SafetensorsFile file(path);
+  for (const auto& [key, value] : detail::metadata_of<Decoder>()) {
+    const auto found = file.metadata().find(key);
+    require(found != file.metadata().end() && found->second == value, path.string(), ": ", key, " must be ",
+            detail::printable(value), found == file.metadata().end() ? ", and is missing" : ", not ",
+            found == file.metadata().end() ? "" : detail::printable(found->second));
+  }
+  const auto batch = detail::number_in<Index>(file, "generator.batch");
+  require(batch == generator.batch(), path.string(), " holds ", batch, " sequences, the generator ", generator.batch());
+  std::vector<Sequence> sequences(static_cast<std::size_t>(batch));
+  for (Index s = 0; s < batch; ++s) {
+    Sequence& sequence = sequences[static_cast<std::size_t>(s)];
+    const std::string prefix = "sequence." + std::to_string(s) + ".";
+    sequence.processed = detail::number_in<Index>(file, prefix + "processed");
+    sequence.finished = detail::number_in<int>(file, prefix + "finished") != 0;
+    const Index count = file.info(prefix + "ids").size(), length = Generator<Decoder>::length;
+    require(count <= length && sequence.processed >= 0 && sequence.processed <= std::min(count + 1, length) &&
+                (count < length || sequence.finished),
+            path.string(), ": ", prefix, "processed, ", sequence.processed, ", does not go with ", count, " ids");
+    sequence.ids.resize(static_cast<std::size_t>(count));
+    file.read(prefix + "ids", sequence.ids.data(), count);
+    for (const std::int32_t id : sequence.ids) {
+      require(id >= 0 && id < Decoder::configuration.vocabulary, path.string(), ": ", prefix, "ids must be in 0 .. ",
+              Decoder::configuration.vocabulary - 1, ", not ", id);
+    }
+    file.read(prefix + "logits", sequence.logits.data(), sequence.logits.size());
+    const auto& shapes = detail::cache_layout<Decoder::configuration>().shapes;
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+      file.read(prefix + shapes[i].name, sequence.cache(i), sequence.rows_in_use(i) * shapes[i].width);
+    }
+  }
+  detail::GeneratorAccess::sequences(generator) = std::move(sequences);
+}
+
+}  // namespace fit::inline FIT_ABI

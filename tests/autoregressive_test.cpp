@@ -1,0 +1,186 @@
+#include <fit/io/checkpoint.hpp>
+#include <fit/models/autoregressive_decoder.hpp>
+#include <fit/training/clip.hpp>
+#include <fit/training/cross_entropy.hpp>
+#include <fit/training/ema.hpp>
+
+#include "allocations.hpp"
+#include "catch.hpp"
+#include "support.hpp"
+
+namespace {
+
+using fit::Index;
+
+constexpr fit::AutoregressiveConfig config{.layers = "(1)2(1)1(2)",
+                                           .groups = 6,
+                                           .tokens = 9,
+                                           .latents = 3,
+                                           .data_dim = 32,
+                                           .latent_dim = 40,
+                                           .data_heads = 2,
+                                           .latent_heads = 4,
+                                           .mlp_ratio = 2,
+                                           .vocabulary = 21};
+using Decoder = fit::AutoregressiveDecoder<config>;
+
+fit::Tensor<std::int32_t, 3> random_ids(Index batch, std::uint64_t seed) {
+  fit::Random random(seed);
+  fit::Tensor<std::int32_t, 3> ids(batch, Index{config.groups}, Index{config.tokens});
+  for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = static_cast<std::int32_t>(random.below(config.vocabulary));
+  return ids;
+}
+
+bool equal(const Decoder& a, const Decoder& b) {
+  bool same = true;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName&, auto x, auto y) { same = same && std::equal(x.data, x.data + x.size, y.data); }, a,
+      b);
+  return same;
+}
+
+/// Some steps of training from where a state is.
+void train(fit::TrainingState<Decoder>& state, Index steps, int threads, bool recompute) {
+  fit::Executor executor(threads);
+  fit::Tape tape(executor);
+  Decoder gradient;
+  for (Index i = 0; i < steps; ++i, ++state.step) {
+    const auto ids = random_ids(5, static_cast<std::uint64_t>(state.step));
+    fit::set_zero(gradient);
+    state.model.loss(ids, gradient, tape,
+                     {.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f, .recompute = recompute},
+                     state.random.split());
+    fit::clip_gradient(gradient, 1.0, tape);
+    state.optimizer.step(state.model, gradient, 3e-3, tape);
+    fit::update_average(state.average, state.model, 0.9, tape);
+  }
+}
+
+fit::TrainingState<Decoder> fresh() {
+  fit::TrainingState<Decoder> state{.model = Decoder(fit::Random(1)), .random = fit::Random(2)};
+  state.average = state.model;
+  return state;
+}
+
+}  // namespace
+
+TEST_CASE("training has the same bits for any number of threads, with recompute and after a resume",
+          "[autoregressive]") {
+  auto expected = fresh();
+  train(expected, 4, 1, false);
+  for (const int threads : {2, 3}) {
+    auto state = fresh();
+    train(state, 4, threads, false);
+    CHECK(equal(state.model, expected.model));
+    CHECK(equal(state.average, expected.average));
+  }
+  auto recomputed = fresh();
+  train(recomputed, 4, 2, true);
+  CHECK(equal(recomputed.model, expected.model));
+
+  const test::TemporaryFolder folder;
+  auto first = fresh(), resumed = fresh();
+  train(first, 2, 2, false);
+  fit::save(folder / "state.safetensors", first);
+  resumed.model = Decoder();
+  fit::load(folder / "state.safetensors", resumed);
+  train(resumed, 2, 2, false);
+  CHECK(equal(resumed.model, expected.model));
+  CHECK(equal(resumed.average, expected.average));
+}
+
+TEST_CASE("the loss in chunks is the cross entropy of the logits, and its gradient too", "[autoregressive]") {
+  const Decoder decoder(fit::Random(3));
+  fit::Tape tape;
+  const Index batch = 100;  // 5,400 places: two chunks
+  const auto ids = random_ids(batch, 4), shifted = fit::shift_right(ids);
+  const auto logits = decoder(shifted, tape);
+  const Index rows = ids.size(), vocabulary = config.vocabulary;
+  fit::Tensor<float, 4> logits_gradient(logits.dimensions());
+  const double expected =
+      fit::cross_entropy<float>(fit::TensorView<const float, 2>(logits.data(), rows, vocabulary),
+                                fit::TensorView<const std::int32_t, 1>(ids.data(), rows),
+                                fit::TensorView<float, 2>(logits_gradient.data(), rows, vocabulary), tape);
+  CHECK(std::abs(decoder.loss(ids, tape) - expected) < 1e-6 * expected);
+  Decoder gradient, by_logits;
+  CHECK(std::abs(decoder.loss(ids, gradient, tape) - expected) < 1e-6 * expected);
+  tape.record();
+  decoder.forward(shifted, tape);
+  decoder.backward(logits_gradient, by_logits, tape);
+  fit::for_each_parameter(
+      [&](const fit::ParameterName& name, auto a, auto b) {
+        INFO(name.text());
+        if (!name.text().ends_with("key.bias")) CHECK(test::relative_error(a.data, b.data, a.size) < 2e-5);
+      },
+      gradient, by_logits);
+  CHECK(std::abs(fit::bits_per_dimension(std::log(256.0)) - 8) < 1e-12);
+  const fit::Tensor<std::int32_t, 3> nothing(0, Index{config.groups}, Index{config.tokens});
+  CHECK(decoder.loss(nothing, tape) == 0);
+  CHECK(decoder(nothing).size() == 0);
+}
+
+TEST_CASE("it learns a sequence that it can only know from the groups before", "[autoregressive]") {
+  fit::TrainingState<Decoder> state = fresh();
+  fit::Tape tape;
+  Decoder gradient;
+  // Sequences of one id over and over, out of four.
+  const auto batch_of = [](std::uint64_t seed) {
+    auto ids = random_ids(8, seed);
+    for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = ids.data()[i / 54 * 54] % 4;
+    return ids;
+  };
+  for (Index i = 0; i < 120; ++i) {
+    fit::set_zero(gradient);
+    state.model.loss(batch_of(static_cast<std::uint64_t>(i) + 10), gradient, tape);
+    fit::clip_gradient(gradient, 1.0, tape);
+    state.optimizer.step(state.model, gradient, 3e-3, tape);
+  }
+  // Not to know the id costs 2 bits, once in 54 places; a model that sees one group alone pays them in all six groups.
+  CHECK(fit::bits_per_dimension(state.model.loss(batch_of(1), tape)) < 3.0 * 2 / 54);
+}
+
+TEST_CASE("a training step allocates nothing after the first", "[autoregressive]") {
+  const Decoder decoder(fit::Random(1));
+  Decoder gradient;
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  const auto ids = random_ids(3, 1);
+  for (int i = 0; i < 2; ++i) decoder.loss(ids, gradient, tape, {.drop_path = 0.1f});
+  const auto before = test::allocations();
+  decoder.loss(ids, gradient, tape, {.drop_path = 0.1f});
+  CHECK(test::allocations() == before);
+}
+
+TEST_CASE("wrong ids and gradients are errors", "[autoregressive]") {
+  const Decoder decoder(fit::Random(1));
+  Decoder gradient;
+  fit::Tape tape;
+  auto ids = random_ids(2, 1);
+  const auto fails = [&](auto&& call, const char* part) {
+    const std::string message = test::error_of(call);
+    INFO(message);
+    CHECK(test::contains(message, part));
+  };
+  fails([&] { decoder(fit::Tensor<std::int32_t, 3>(1, 6, 8)); }, "[batch, 6, 9], not [1, 6, 8]");
+  fails([&] { decoder.forward(ids, tape); }, "tape.record()");
+  fails([&] { decoder.backward(fit::Tensor<float, 4>(2, 6, 9, 21), gradient, tape); }, "does not find its forward");
+  tape.record();
+  decoder.forward(ids, tape);
+  fails([&] { decoder.backward(fit::Tensor<float, 4>(2, 6, 9, 20), gradient, tape); }, "[2, 6, 9, 21], not");
+  ids(1, 2, 3) = 21;
+  fails([&] { decoder(ids); }, "ids must be in 0 .. 20, not 21");
+  fails([&] { decoder.loss(ids, tape); }, "not 21");
+  ids(1, 2, 3) = -1;
+  fails([&] { decoder.loss(ids, gradient, tape); }, "not -1");
+  CHECK(equal(gradient, Decoder()));
+
+  const test::TemporaryFolder folder;
+  fit::save(folder / "decoder.safetensors", decoder);
+  fit::AutoregressiveDecoder<[] {
+    auto other = config;
+    other.output_bias = false;
+    return other;
+  }()>
+      other;
+  fails([&] { fit::load(folder / "decoder.safetensors", other); }, "config.output_bias: expected");
+}

@@ -101,6 +101,29 @@ TEST_CASE("cached logits are those of the whole sequence, at every place and aft
   check_cache<plain, float>(4e-6);
 }
 
+TEST_CASE("prompts in pieces, wherever these end, are one prompt", "[generation]") {
+  const auto check = []<fit::AutoregressiveConfig c, class T>(const fit::AutoregressiveDecoder<c, T>& decoder) {
+    const Index length = Index{c.groups} * c.tokens;
+    const auto ids = random_ids(length - 1, c.vocabulary, 7);
+    const auto expected = all_logits(decoder, ids);
+    for (std::uint64_t seed = 0; seed < 8; ++seed) {
+      fit::Random random(seed);
+      fit::Generator generator(decoder);
+      while (static_cast<Index>(generator.ids().size()) < length - 1) {
+        const std::size_t done = generator.ids().size();
+        const auto left = static_cast<Index>(ids.size() - done);
+        const Index piece = std::min(left, random.below(random.below(2) == 0 ? 4 : length / 2));
+        generator.prompt(std::span(ids).subspan(done, static_cast<std::size_t>(piece)));
+        const auto place = static_cast<Index>(generator.ids().size());
+        CHECK(test::relative_error(generator.logits().data(), expected.data() + place * c.vocabulary, c.vocabulary) <
+              1e-13);
+      }
+    }
+  };
+  check(lively<small, double>(4));
+  check(lively<plain, double>(5));
+}
+
 TEST_CASE("no logit depends on its own id or a later one", "[generation]") {
   const auto check = []<fit::AutoregressiveConfig c>(const fit::AutoregressiveDecoder<c>& decoder) {
     const Index length = Index{c.groups} * c.tokens;

@@ -323,29 +323,25 @@ class Generator {
     if (static_cast<Index>(sequence.ids.size()) == length) sequence.finished = true;
   }
 
-  /// Lets all places through whose ids are known, and the next one, whose logits are wanted. What can be done a group
-  /// at a time is; the rest goes place by place, all sequences together.
+  /// Lets all places through whose ids are known, and the next one, whose logits are wanted: a group at a time, and
+  /// the last place of all sequences together.
   void catch_up(std::span<Sequence> sequences) {
     std::vector<Run> runs;
-    do {
-      runs.clear();
-      for (Sequence& sequence : sequences) {
-        Index left = 0;
-        while (!sequence.finished && (left = static_cast<Index>(sequence.ids.size()) + 1 - sequence.processed) > 1 &&
-               sequence.processed % config.tokens == 0) {
-          const Run run{&sequence, std::min<Index>(left, config.tokens)};
-          process(std::span(&run, 1));
-        }
-        if (!sequence.finished && left > 0) runs.push_back({&sequence, 1});
+    for (Sequence& sequence : sequences) {
+      Index left = 0;
+      while (!sequence.finished && (left = static_cast<Index>(sequence.ids.size()) + 1 - sequence.processed) > 1) {
+        const Run run{&sequence, std::min<Index>(left, config.tokens - sequence.processed % config.tokens)};
+        process(std::span(&run, 1));
       }
-      if (!runs.empty()) process(runs);
-    } while (!runs.empty());
+      if (!sequence.finished && left > 0) runs.push_back({&sequence, 1});
+    }
+    if (!runs.empty()) process(runs);
   }
 
   Tape& tape() { return scratch_.tape; }
   T* allocate(Index count) { return tape().template scratch<T>(count); }
 
-  /// One place each of several sequences, or the first places of a group of one.
+  /// One place each of several sequences, or places of a group of one sequence.
   void process(std::span<const Run> runs) {
     tape().clear();
     Index rows = 0;
@@ -450,7 +446,8 @@ class Generator {
     if (!few) {
       const Run& run = runs[0];
       const Index keys = visible(run, run.rows - 1);
-      const auto mask = visible(run, 0) < keys ? kernels::Mask::causal() : kernels::Mask::none();
+      auto mask = kernels::Mask::none();
+      if (visible(run, 0) < keys) mask = {.chunk = 1, .offset = run.slot()};
       return kernels::attention<T>({1, run.rows, keys, heads, width / heads, mask}, q, run.sequence->cache(cache),
                                    run.sequence->cache(cache + 1), mixed, nullptr, tape().executor(), tape().arena());
     }

@@ -1,0 +1,137 @@
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <fit/fit.hpp>
+#include <map>
+
+namespace {
+
+using fit::Index;
+
+/// Bytes a second that plain reading reaches on as many threads, over more memory than caches hold.
+double measure_bandwidth(int threads) {
+  using Batch = fit::simd::Batch<float>;
+  constexpr Index piece = Index{1} << 18, pieces = 512;  // half a GiB
+  fit::Executor executor(threads);
+  fit::Buffer<float> memory(piece * pieces);
+  double best = 0;
+  for (int repeat = 0; repeat < 8; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    executor.parallel_for(pieces, [&](Index i, int) {
+      Batch sums[8];
+      for (Batch& sum : sums) sum = Batch(0.0f);
+      const float* from = memory.data() + i * piece;
+      for (Index j = 0; j < piece; j += 8 * fit::simd::width<float>) {
+        for (int s = 0; s < 8; ++s) sums[s] += fit::simd::load(from + j + s * fit::simd::width<float>);
+      }
+      for (Batch& sum : sums) benchmark::DoNotOptimize(sum);
+    });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, static_cast<double>(piece * pieces) * 4 / seconds);
+  }
+  return best;
+}
+
+double bandwidth(int threads) {
+  static std::map<int, double> known;
+  const auto [entry, fresh] = known.try_emplace(threads, 0.0);
+  if (fresh) entry->second = measure_bandwidth(threads);
+  return entry->second;
+}
+
+constexpr fit::AutoregressiveConfig fit_config{.layers = "(2)2(2)",
+                                               .groups = 640,
+                                               .tokens = 256,
+                                               .latents = 8,
+                                               .data_dim = 512,
+                                               .latent_dim = 512,
+                                               .data_heads = 8,
+                                               .latent_heads = 8,
+                                               .data_positions = fit::Positions::sin_cos,
+                                               .latent_positions = fit::Positions::sin_cos,
+                                               .vocabulary = 256};
+/// As wide and as deep, but one group.
+constexpr fit::AutoregressiveConfig plain_config{.layers = "(6)",
+                                                 .groups = 1,
+                                                 .tokens = 163'840,
+                                                 .latents = 1,
+                                                 .data_dim = 512,
+                                                 .latent_dim = 8,
+                                                 .data_heads = 8,
+                                                 .latent_heads = 1,
+                                                 .data_positions = fit::Positions::sin_cos,
+                                                 .latent_positions = fit::Positions::sin_cos,
+                                                 .vocabulary = 256};
+
+/// Bytes of parameters whose names contain a part.
+template <class Layer>
+double bytes_of(const Layer& layer, const char* part = "") {
+  double bytes = 0;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName& name, auto p) {
+        if (name.text().find(part) != std::string::npos) bytes += 4.0 * static_cast<double>(p.size);
+      },
+      layer);
+  return bytes;
+}
+
+/// Bytes of weights and caches that an id at about this place has to touch, the end of a group dealt to its ids.
+template <class Decoder>
+double bytes_of_token(const Decoder& decoder, double place) {
+  constexpr fit::AutoregressiveConfig c = Decoder::configuration;
+  const bool grouped = c.groups > 1;
+  const double seen = grouped ? c.tokens / 2.0 : place, earlier = place / c.tokens * c.latents;
+  double each = 4.0 * c.vocabulary * c.data_dim, once = 0;
+  const auto& stages = decoder.trunk().stages();
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    each += bytes_of(stages[i].local) + static_cast<double>(stages[i].local.size()) * 8 * seen * c.data_dim;
+    if (i + 1 == stages.size()) continue;
+    each += bytes_of(stages[i].write, "query") + bytes_of(stages[i].write, "output") + 8.0 * c.latents * c.data_dim;
+    once += bytes_of(stages[i].read) + 4.0 * c.tokens * c.data_dim + bytes_of(stages[i].write, "key") +
+            bytes_of(stages[i].write, "value") + bytes_of(stages[i].global) +
+            static_cast<double>(stages[i].global.size()) * 8 * earlier * c.latent_dim;
+  }
+  return each + once / c.tokens;
+}
+
+/// Ids drawn one by one, the greedy way, from a place on.
+template <fit::AutoregressiveConfig config>
+void Generation(benchmark::State& state) {
+  using Decoder = fit::AutoregressiveDecoder<config>;
+  const Index place = state.range(0);
+  const int threads = static_cast<int>(state.range(1));
+  fit::Executor executor(threads);
+  static const Decoder decoder(fit::Random(7));
+  fit::Generator generator(decoder, 1, executor);
+  // As if so many ids had been there already: what they were does not change what the next one costs.
+  auto& sequence = fit::detail::GeneratorAccess::sequences(generator)[0];
+  sequence.ids.assign(static_cast<std::size_t>(place), 1);
+  sequence.processed = place;
+  const auto& shapes = fit::detail::cache_layout<config>().shapes;
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    for (Index j = 0; j < sequence.rows_in_use(i) * shapes[i].width; ++j) {
+      sequence.cache(i)[j] = static_cast<float>(j % 17) * 0.01f;
+    }
+  }
+  for (auto _ : state) benchmark::DoNotOptimize(generator.next({.temperature = 0}, fit::Random(1)));
+  const double middle = static_cast<double>(place) + static_cast<double>(state.iterations()) / 2;
+  state.SetItemsProcessed(state.iterations());
+  state.counters["of_bandwidth"] = benchmark::Counter(bytes_of_token(decoder, middle) / bandwidth(threads),
+                                                      benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["GB/s"] = bandwidth(threads) / 1e9;
+}
+
+BENCHMARK_TEMPLATE(Generation, fit_config)
+    ->Name("GenerationFIT")
+    ->ArgNames({"place", "threads"})
+    ->UseRealTime()
+    ->Iterations(fit_config.tokens)  // a group with its end
+    ->ArgsProduct({{1024, 16384, 131072}, {1, 2}});
+BENCHMARK_TEMPLATE(Generation, plain_config)
+    ->Name("GenerationPlain")
+    ->ArgNames({"place", "threads"})
+    ->UseRealTime()
+    ->Iterations(16)
+    ->ArgsProduct({{1024, 16384, 131072}, {1, 2}});
+
+}  // namespace

@@ -1,0 +1,14 @@
+// expect: config.latent_dim must be a multiple of config.latent_heads
+#include "right_autoregressive.hpp"
+
+constexpr fit::AutoregressiveConfig config = [] {
+  auto changed = right;
+#ifdef FIT_MUST_FAIL
+  changed.latent_heads = 5;
+#endif
+  return changed;
+}();
+
+int main() {
+  const fit::AutoregressiveDecoder<config> decoder;
+}

@@ -1,0 +1,14 @@
+// expect: config.vocabulary must be positive
+#include "right_autoregressive.hpp"
+
+constexpr fit::AutoregressiveConfig config = [] {
+  auto changed = right;
+#ifdef FIT_MUST_FAIL
+  changed.vocabulary = 0;
+#endif
+  return changed;
+}();
+
+int main() {
+  const fit::AutoregressiveDecoder<config> decoder;
+}

@@ -258,8 +258,14 @@ constexpr fit::EncoderConfig wide{.layers = "(2)2(2)",
                                   .data_heads = 4,
                                   .latent_heads = 8};
 
-/// Operations of the blocks, read and write of an encoder forward for one example.
-double encoder_operations(const fit::EncoderConfig& c) {
+/// Operations of a cross-attention forward: in each sequence, `queries` attend to `keys` at a width of `width`.
+double cross_operations(Index sequences, Index queries, Index query_dim, Index keys, Index key_dim, Index width) {
+  return 4.0 * static_cast<double>(sequences * width * (queries * query_dim + keys * key_dim + queries * keys));
+}
+
+/// Operations of the blocks, read, write and condition of a forward pass for one example.
+template <class Config>
+double trunk_operations(const Config& c, Index condition_tokens) {
   const auto schedule = fit::parse_layers(c.layers.view());
   const Index tokens = Index{c.groups} * c.tokens, latents = Index{c.groups} * c.latents;
   const Index cross = std::min(c.data_dim, c.latent_dim);
@@ -267,12 +273,28 @@ double encoder_operations(const fit::EncoderConfig& c) {
   for (std::size_t i = 0; i < schedule.count; ++i) {
     const auto& stage = schedule.stages[i];
     total += stage.local_blocks * block_operations(tokens, c.tokens, c.data_dim);
+    if (stage.global_blocks == 0) continue;
     total += stage.global_blocks * block_operations(latents, latents, c.latent_dim);
-    const int crossings = (stage.global_blocks > 0) + (stage.global_blocks > 0 && i + 1 < schedule.count);
-    total += crossings * 4.0 *
-             static_cast<double>(cross * (tokens * c.data_dim + latents * c.latent_dim) + tokens * c.latents * cross);
+    const int crossings = i + 1 < schedule.count ? 2 : 1;
+    total += crossings * cross_operations(c.groups, c.tokens, c.data_dim, c.latents, c.latent_dim, cross);
+    if (condition_tokens == 0) continue;
+    total += cross_operations(1, latents, c.latent_dim, condition_tokens, c.latent_dim, c.latent_dim);
   }
-  return total + 2.0 * static_cast<double>(tokens * c.channels * c.data_dim);
+  return total;
+}
+
+/// Of an encoder forward, its stem included.
+double encoder_operations(const fit::EncoderConfig& c) {
+  return trunk_operations(c, 0) + 2.0 * c.groups * c.tokens * c.channels * c.data_dim;
+}
+
+/// Of a diffusion decoder forward with a condition of one vector: stem, output and previous latents' MLP included.
+double diffusion_operations(const fit::DiffusionConfig& c) {
+  const double tokens = 1.0 * c.groups * c.tokens, latents = 1.0 * c.groups * c.latents;
+  const double previous = c.self_conditioning == fit::SelfConditioning::latent
+                              ? 4.0 * latents * c.mlp_ratio * c.latent_dim * c.latent_dim
+                              : 0;
+  return trunk_operations(c, 2) + 2.0 * tokens * c.data_dim * (c.channels + c.output_channels) + previous;
 }
 
 template <fit::EncoderConfig config, bool training>
@@ -317,5 +339,82 @@ BENCHMARK_TEMPLATE(Encoder, wide, true)
     ->ArgNames({"batch", "threads"})
     ->UseRealTime()
     ->ArgsProduct({{1}, {1, 2}});
+
+// That of examples/generate_images.cpp.
+constexpr fit::DiffusionConfig denoiser{.layers = "(2)2(2)2(2)",
+                                        .groups = 4,
+                                        .tokens = 49,
+                                        .channels = 4,
+                                        .latents = 8,
+                                        .data_dim = 64,
+                                        .latent_dim = 128,
+                                        .data_heads = 2,
+                                        .latent_heads = 4,
+                                        .output_channels = 4,
+                                        .condition_channels = 10,
+                                        .self_conditioning = fit::SelfConditioning::latent};
+using Denoiser = fit::DiffusionDecoder<denoiser>;
+
+/// Images with noise, and what a denoiser is told of them.
+struct DiffusionBatch {
+  fit::Tensor<float, 4> x0, noise;
+  fit::Tensor<double, 1> times;
+  fit::Tensor<float, 2> condition;
+
+  explicit DiffusionBatch(Index size)
+      : x0(size, Index{denoiser.groups}, Index{denoiser.tokens}, Index{denoiser.channels}),
+        noise(x0),
+        times(size),
+        condition(size, Index{denoiser.condition_channels}) {
+    const auto from = values(x0.size());
+    std::copy(from.begin(), from.end(), x0.data());
+    std::copy(from.rbegin(), from.rend(), noise.data());
+    for (Index i = 0; i < size; ++i) {
+      times(i) = (static_cast<double>(i) + 0.5) / static_cast<double>(size);
+      condition(i, i % denoiser.condition_channels) = 1;
+    }
+  }
+};
+
+/// One step of sampling without guidance.
+void DenoisingStep(benchmark::State& state) {
+  const Index size = state.range(0);
+  fit::Executor executor(static_cast<int>(state.range(1)));
+  fit::Tape tape(executor);
+  const Denoiser model(fit::Random(7));
+  const DiffusionBatch batch(size);
+  const fit::SampleOptions options{.steps = 1, .prediction = fit::Prediction::v, .batch = size};
+  const auto noise = [&](Index, Index, fit::TensorView<float, 4> to) {
+    std::copy_n(batch.noise.data(), to.size(), to.data());
+  };
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(
+        fit::sample(model, options, size, fit::TensorView<const float, 2>(batch.condition), noise, tape));
+  }
+  state.SetItemsProcessed(state.iterations() * size);
+  report(state, static_cast<double>(size) * diffusion_operations(denoiser), executor.lanes());
+}
+
+/// Loss and gradient, with a first pass for the previous latents of half the batch; no optimiser.
+void DiffusionTrainingStep(benchmark::State& state) {
+  const Index size = state.range(0);
+  fit::Executor executor(static_cast<int>(state.range(1)));
+  fit::Tape tape(executor);
+  const Denoiser model(fit::Random(7));
+  Denoiser gradient;
+  const DiffusionBatch batch(size);
+  fit::DiffusionLoss<Denoiser> loss({.prediction = fit::Prediction::v,
+                                     .loss_on = fit::LossOn::velocity,
+                                     .self_conditioning_rate = 0.5,
+                                     .condition_drop = 0.1});
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(loss(model, batch.x0, batch.noise, batch.times,
+                                  fit::TensorView<const float, 2>(batch.condition), gradient, tape));
+  }
+  state.SetItemsProcessed(state.iterations() * size);
+  report(state, 3.5 * static_cast<double>(size) * diffusion_operations(denoiser), executor.lanes());
+}
+BENCHMARK(DenoisingStep)->ArgNames({"batch", "threads"})->UseRealTime()->ArgsProduct({{64}, {1, 2}});
+BENCHMARK(DiffusionTrainingStep)->ArgNames({"batch", "threads"})->UseRealTime()->ArgsProduct({{64}, {1, 2}});
 
 }  // namespace

@@ -38,7 +38,7 @@ constexpr Index length = 2048;  // bytes of a window
 
 struct Options {
   std::vector<std::filesystem::path> data;
-  examples::DecoderTraining training{.steps = 4'000, .batch = 8, .every = 500};
+  examples::DecoderTraining training{.steps = 8'000, .batch = 4, .every = 1'000};
   bool plain = false;
   int threads = 0;
   std::string prefix;
@@ -113,7 +113,7 @@ struct Commands {
   int train() const {
     const Text text = load_text(options.data);
     std::printf("%zu bytes to train on, %zu held out.\n", text.train.size(), text.held_out.size());
-    const Index windows = std::min<Index>(32, held_out_windows(text));
+    const Index windows = std::min<Index>(16, held_out_windows(text));
     fit::Tape tape(executor);
     examples::train_decoder<Model>(
         options.training, executor,
@@ -191,8 +191,10 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--seed", plan.seed, "of everything random")->capture_default_str();
   auto* train = app.add_subcommand("train", "trains on nine files of ten");
-  train->add_option("--steps", plan.steps, "batches of 8 windows of 2048 bytes")
+  train->add_option("--steps", plan.steps, "batches of 4 windows of 2048 bytes")
       ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  train->add_option("--minutes", plan.minutes, "as many steps as fit into them, instead of --steps")
       ->check(CLI::PositiveNumber);
   train->add_option("--every", plan.every, "steps from one saved state to the next")
       ->capture_default_str()

@@ -42,7 +42,7 @@ constexpr fit::AutoregressiveConfig plain_config{.layers = "(10)",
 
 struct Options {
   std::filesystem::path data = "/usr/share/datasets/fashion-mnist", picture;
-  examples::DecoderTraining training{.steps = 8'000, .batch = 16, .every = 1'000};
+  examples::DecoderTraining training{.steps = 10'000, .batch = 8, .every = 1'000};
   fit::Order order = fit::Order::raster;
   bool plain = false;
   int threads = 0;
@@ -103,8 +103,8 @@ struct Commands {
           write_ids(data.train.images, order, place * batch, options.order, ids);
         },
         [&](const Model& model) {
-          const double bits = bits_of_test(model, data.test.images, std::min<Index>(500, data.test.images.count), tape);
-          return concatenate(bits, " bits per dimension of 500 test images");
+          const double bits = bits_of_test(model, data.test.images, std::min<Index>(100, data.test.images.count), tape);
+          return concatenate(bits, " bits per dimension of the first test images");
         });
     return 0;
   }
@@ -200,7 +200,9 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--seed", plan.seed, "of everything random")->capture_default_str();
   auto* train = app.add_subcommand("train", "trains");
-  train->add_option("--steps", plan.steps, "batches of 16 images")->capture_default_str()->check(CLI::PositiveNumber);
+  train->add_option("--steps", plan.steps, "batches of 8 images")->capture_default_str()->check(CLI::PositiveNumber);
+  train->add_option("--minutes", plan.minutes, "as many steps as fit into them, instead of --steps")
+      ->check(CLI::PositiveNumber);
   train->add_option("--every", plan.every, "steps from one saved state to the next")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

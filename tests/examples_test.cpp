@@ -2,6 +2,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
+
+#include <fit/io/safetensors.hpp>
 
 #include "catch.hpp"
 #include "support.hpp"
@@ -50,6 +53,31 @@ void write_bars(const std::filesystem::path& folder, const std::string& part, st
 }
 
 const std::string classify = std::string(FIT_EXAMPLES_DIR) + "/classify_images";
+const std::string generate = std::string(FIT_EXAMPLES_DIR) + "/generate_images";
+const std::string model_images = std::string(FIT_EXAMPLES_DIR) + "/model_images";
+const std::string complete_text = std::string(FIT_EXAMPLES_DIR) + "/complete_text";
+
+/// What a command prints, which must succeed.
+std::string succeed(const std::string& command) {
+  const Run result = run(command);
+  INFO(command << "\n" << result.text);
+  CHECK(result.success);
+  return result.text;
+}
+
+/// A command must fail and say so.
+void fail(const std::string& command, const char* expected) {
+  const Run result = run(command);
+  INFO(command << "\n" << result.text);
+  CHECK(!result.success);
+  CHECK(test::contains(result.text, expected));
+}
+
+/// To be compared in parentheses: a failing check would print them.
+std::string bytes_of(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
 
 }  // namespace
 
@@ -60,16 +88,11 @@ TEST_CASE("classify_images trains, saves, resumes and shows its mistakes", "[exa
   write_bars(data, "train", 1280);
   write_bars(data, "t10k", 300);
   const std::string arguments = " --data " + data.string() + " --out " + out.string();
-  const Run first = run(classify + arguments + " --epochs 1");
-  INFO(first.text);
-  CHECK(first.success);
-  CHECK(test::contains(first.text, "epoch 1: test accuracy"));
-  const Run second = run(classify + arguments + " --epochs 4 --resume");
-  INFO(second.text);
-  CHECK(second.success);
-  CHECK(test::contains(second.text, "Resumed after 1 epochs"));
-  CHECK(test::contains(second.text, "epoch 4: test accuracy"));
-  CHECK(test::contains(second.text, "after loading it again"));
+  CHECK(test::contains(succeed(classify + arguments + " --epochs 1"), "epoch 1: test accuracy"));
+  const std::string second = succeed(classify + arguments + " --epochs 4 --resume");
+  CHECK(test::contains(second, "Resumed after 1 epochs"));
+  CHECK(test::contains(second, "epoch 4: test accuracy"));
+  CHECK(test::contains(second, "after loading it again"));
   for (const char* name : {"classifier.safetensors", "state.safetensors", "mistakes.png"}) {
     CHECK(std::filesystem::file_size(out / name) > 0);
   }
@@ -79,12 +102,7 @@ TEST_CASE("classify_images says what is wrong with its data and folders", "[exam
   const test::TemporaryFolder folder;
   const auto data = folder / "data";
   const std::string arguments = " --epochs 1 --data " + data.string() + " --out ";
-  const auto fails = [&](const std::string& out, const char* expected) {
-    const Run result = run(classify + arguments + out);
-    INFO(result.text);
-    CHECK(!result.success);
-    CHECK(test::contains(result.text, expected));
-  };
+  const auto fails = [&](const std::string& out, const char* expected) { fail(classify + arguments + out, expected); };
   const std::string out = (folder / "out").string();
   fails(out, "no such folder");
   std::filesystem::create_directory(data);
@@ -102,4 +120,141 @@ TEST_CASE("classify_images says what is wrong with its data and folders", "[exam
   std::filesystem::resize_file(data / "t10k-labels-idx1-ubyte", 12);
   write_bars(data, "train", 200);
   fails(out, "truncated");
+}
+
+TEST_CASE("generate_images trains, resumes, draws, denoises and evaluates", "[examples]") {
+  const test::TemporaryFolder folder;
+  const auto data = folder / "data", out = folder / "out", one = folder / "one.png", other = folder / "other.png";
+  std::filesystem::create_directory(data);
+  write_bars(data, "train", 130);
+  write_bars(data, "t10k", 30);
+  const std::string of_data = " --data " + data.string(), to_out = " --out " + out.string();
+  const auto step = [&] {
+    return fit::SafetensorsFile(out / "generator_state.safetensors").metadata().at("state.step");
+  };
+  CHECK(test::contains(succeed(generate + of_data + " train --steps 2" + to_out), "step 2: "));
+  CHECK(step() == "2");
+  const std::string sheet = bytes_of(out / "generated.png"), weights = bytes_of(out / "generator.safetensors");
+  const std::string second = succeed(generate + of_data + " train --steps 3 --resume" + to_out);
+  CHECK(test::contains(second, "Resumed after 2 steps"));
+  CHECK(test::contains(second, "step 3: "));
+  CHECK(step() == "3");
+  CHECK(test::contains(sheet, "\x89PNG"));
+  CHECK((bytes_of(out / "generated.png") != sheet));
+  CHECK((bytes_of(out / "generator.safetensors") != weights));
+
+  const std::string model = " --weights " + (out / "generator.safetensors").string();
+  const auto draw = [&](const std::string& options, const std::filesystem::path& picture) {
+    const std::string text = succeed(generate + " sample" + model + options + " --picture " + picture.string());
+    CHECK(test::contains(text, picture.string()));
+    return bytes_of(picture);
+  };
+  const std::string options = " --class bag --count 3 --steps 2 --guidance 0.5 --sampler ddpm_small";
+  const std::string picture = draw(options + " --seed 3 --threads 1", one);
+  CHECK(test::contains(picture, "\x89PNG"));
+  CHECK((draw(options + " --seed 3 --threads 2", other) == picture));
+  CHECK((draw(options + " --seed 4", other) != picture));
+  const std::string plain = draw(" --count 3 --steps 2", other);
+  for (const char* changed :
+       {" --count 3 --steps 2 --class 8", " --count 3 --steps 2 --guidance 0",
+        " --count 3 --steps 2 --sampler ddpm_large", " --count 3 --steps 3", " --count 4 --steps 2"}) {
+    INFO(changed);
+    CHECK((draw(changed, other) != plain));
+  }
+
+  const std::string clean = succeed(generate + " denoise" + model + of_data + " --level 0.3 --count 4 --steps 2" +
+                                    " --picture " + other.string());
+  CHECK(test::contains(clean, "root mean square error of a pixel"));
+  CHECK(test::contains(bytes_of(other), "\x89PNG"));
+
+  succeed(classify + of_data + to_out + " --epochs 1");
+  const std::string judge = " --classifier " + (out / "classifier.safetensors").string();
+  const std::string judged =
+      succeed(generate + " evaluate" + model + of_data + judge + " --count 12 --steps 2 --class Boot");
+  for (const char* part :
+       {"the classifier agrees on", "distance to the training images", "the nearest of all", "of each class:  Boot"}) {
+    CHECK(test::contains(judged, part));
+  }
+
+  const std::string nothing = (folder / "nothing").string();
+  fail(generate + " evaluate" + model + of_data + " --classifier " + nothing, "nothing: no such file");
+  fail(generate + " denoise" + model + " --data " + nothing, "no such folder");
+  fail(generate + " sample" + model + " --count 1 --steps 1 --picture " + nothing + "/a.png", "nothing/a.png");
+  fail(generate + " sample" + model + " --count 1 --guidance nan --picture " + one.string(), "guidance must be finite");
+  fail(generate + " sample --weights " + (out / "classifier.safetensors").string(),
+       R"(config.kind: expected "diffusion", the file says "encoder")");
+}
+
+TEST_CASE("generate_images says what is wrong with its arguments and data", "[examples]") {
+  const test::TemporaryFolder folder;
+  const auto data = folder / "data";
+  const std::string of_data = " --data " + data.string(), to_out = " --out " + (folder / "out").string();
+  fail(generate, "A subcommand is required");
+  fail(generate + " train" + of_data + to_out, "no such folder");
+  std::filesystem::create_directory(data);
+  fail(generate + " train" + of_data + to_out, "has neither train-images-idx3-ubyte");
+  write_bars(data, "train", 20);
+  write_bars(data, "t10k", 20);
+  fail(generate + " train" + of_data + to_out, "20 training images, fewer than a batch");
+  CHECK(!std::filesystem::exists(folder / "out"));
+  write_bars(data, "train", 64);
+  fail(generate + " train --resume" + of_data + to_out, "generator_state.safetensors");
+  fail(generate + " train --steps 0" + of_data + to_out, "--steps");
+  fail(generate + " sample --weights " + (folder / "none").string(), "none: no such file");
+  fail(generate + " sample --class hat", "--class");
+  fail(generate + " sample --sampler heun", "--sampler");
+  fail(generate + " sample --count 0", "--count");
+  fail(generate + " denoise --level 1.5", "--level");
+}
+
+TEST_CASE("model_images trains, resumes, measures, completes and samples", "[examples]") {
+  const test::TemporaryFolder folder;
+  const auto data = folder / "data", out = folder / "out";
+  std::filesystem::create_directory(data);
+  write_bars(data, "train", 40);
+  write_bars(data, "t10k", 20);
+  for (const std::string kind : {" --plain", " --order snake"}) {
+    const std::string arguments = kind + " --data " + data.string() + " --out " + out.string();
+    CHECK(test::contains(succeed(model_images + arguments + " train --steps 1"), "bits per dimension"));
+    CHECK(test::contains(succeed(model_images + arguments + " train --steps 2 --resume"), "Resumed after 1 steps"));
+  }
+  const std::string arguments = " --order snake --data " + data.string() + " --out " + out.string();
+  CHECK(test::contains(succeed(model_images + arguments + " evaluate --count 20"),
+                       "bits per dimension of 20 test images"));
+  CHECK(test::contains(succeed(model_images + arguments + " complete --count 1 --continuations 2"), "completed.png"));
+  const std::string sample = model_images + arguments + " sample --count 2 --picture ";
+  CHECK(test::contains(succeed(sample + (folder / "a.png").string()), "a.png"));
+  CHECK(test::contains(succeed(sample + (folder / "b.png").string() + " --threads 1"), "b.png"));
+  CHECK(bytes_of(folder / "a.png") == bytes_of(folder / "b.png"));
+  CHECK(std::filesystem::file_size(out / "completed.png") > 0);
+  fail(model_images + arguments + " --plain complete --count 0", "--count");
+  fail(model_images + " --out " + (folder / "none").string() + " sample", "pixels.safetensors");
+  fail(model_images + " train --data " + (folder / "none").string(), "no such folder");
+  fail(model_images + " --order spiral sample", "--order");
+}
+
+TEST_CASE("complete_text trains on files, measures those held out, and writes on", "[examples]") {
+  const test::TemporaryFolder folder;
+  const auto data = folder / "data", out = folder / "out";
+  std::filesystem::create_directory(data);
+  for (int i = 0; i < 20; ++i) {
+    std::ofstream file(data / ("text" + std::to_string(100 + i)));
+    for (int j = 0; j < 150; ++j) file << "line " << j << " of " << i << "\n";
+  }
+  std::ofstream(data / "binary", std::ios::binary) << std::string(100, '\0');
+  const std::string arguments = " --out " + out.string() + " --data " + data.string();
+  CHECK(test::contains(succeed(complete_text + arguments + " train --steps 1"), "held-out windows"));
+  CHECK(test::contains(succeed(complete_text + arguments + " train --steps 2 --resume"), "Resumed after 1 steps"));
+  CHECK(test::contains(succeed(complete_text + arguments + " evaluate"), "bits per byte of 4096 held-out bytes"));
+  const std::string complete = complete_text + " --out " + out.string() + " complete ";
+  const std::string first = succeed(complete + "'line 7' --bytes 9");
+  CHECK(first.starts_with("line 7"));
+  CHECK(succeed(complete + "'line 7' --bytes 9 --threads 1") == first);
+  CHECK(succeed(complete + "'line 7' --bytes 9 --seed 8") != first);
+  fail(complete + std::string(2048, 'a'), "room for 2048");
+  fail(complete + "a --top-p 2", "top_p");
+  fail(complete_text + " --out " + (folder / "none").string() + " complete a", "text.safetensors");
+  fail(complete_text + " --out " + out.string() + " train", "--data");
+  fail(complete_text + " --data " + (folder / "none").string() + " train", "no such file or folder");
+  fail(complete_text + " --data " + (data / "binary").string() + " train", "fewer than a window");
 }

@@ -1,6 +1,7 @@
 #include <fit/nn/block.hpp>
 #include <fit/nn/cross.hpp>
 #include <fit/nn/recompute.hpp>
+#include <fit/nn/time_embedding.hpp>
 
 #include "catch.hpp"
 #include "support.hpp"
@@ -140,11 +141,53 @@ struct AttentionAdaptor {
   }
 };
 
-/// Through nn/recompute.hpp, which does nothing unless the tape says so.
+template <int Width, int Ratio>
+struct ResidualMLPAdaptor {
+  template <class T>
+  using Layer = fit::ResidualMLP<T, Width, Ratio>;
+  Sizes sizes;
+
+  Index rows() const { return sizes.sequences * sizes.queries; }
+  std::vector<Input> inputs() const { return {{outputs(), Way::in_place}}; }
+  Index outputs() const { return rows() * Width; }
+  template <class T>
+  void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
+    fit::forward(p, y, rows(), path<T>(sizes, tape), tape.dropout(tape.options().drop_units), tape);
+  }
+  template <class T>
+  void backward(const Layer<T>& p, const T*, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
+    fit::backward(p, dx[0], gradient, rows(), tape);
+  }
+};
+
+/// Noise levels are no input of a layer: they have no gradient, and are double in either precision.
+template <int Width>
+struct TimeEmbeddingAdaptor {
+  template <class T>
+  using Layer = fit::TimeEmbedding<T, Width>;
+  Sizes sizes;
+
+  Index count() const { return sizes.sequences * sizes.queries; }
+  std::vector<Input> inputs() const { return {}; }
+  Index outputs() const { return count() * Width; }
+  template <class T>
+  void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
+    std::vector<double> levels;
+    for (Index i = 0; i < count(); ++i) levels.push_back(1 / (1 + 0.37 * static_cast<double>(i)));
+    fit::forward(p, levels.data(), y, count(), tape);
+  }
+  template <class T>
+  void backward(const Layer<T>& p, const T* dy, const Pointers<T>&, Layer<T>& gradient, Tape& tape) const {
+    fit::backward(p, dy, gradient, count(), tape);
+  }
+};
+
+/// A block, without attention where there are no heads, through nn/recompute.hpp, which does nothing unless the tape
+/// says so.
 template <int Width, int Heads, int Ratio>
 struct BlockAdaptor {
   template <class T>
-  using Layer = fit::Block<T, Width, Heads, Ratio>;
+  using Layer = std::conditional_t<(Heads > 0), fit::Block<T, Width, Heads, Ratio>, fit::MLPBlock<T, Width, Ratio>>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * Width; }
@@ -157,19 +200,19 @@ struct BlockAdaptor {
   }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
-    fit::forward_recomputed(fit::Streams<T>{y, outputs()}, tape, runs(p, tape));
+    fit::forward_recomputed(fit::Streams<T>{y, outputs()}, tape, runs<T>(p, tape));
   }
   template <class T>
   void backward(const Layer<T>& p, const T*, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward_recomputed<T>(tape, runs(p, tape),
+    fit::backward_recomputed<T>(tape, runs<T>(p, tape),
                                 [&] { fit::backward(p, dx[0], gradient, sizes.sequences, sizes.queries, tape); });
   }
 };
 
-template <int QueryDim, int ContextDim, int Width, int Heads>
+template <int QueryDim, int ContextDim, int Width, int Heads, fit::CrossOptions options = fit::CrossOptions{}>
 struct CrossAdaptor {
   template <class T>
-  using Layer = fit::Cross<T, QueryDim, ContextDim, Width, Heads>;
+  using Layer = fit::Cross<T, QueryDim, ContextDim, Width, Heads, options>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * QueryDim; }
@@ -520,6 +563,16 @@ constexpr TrainingOptions everything{.drop_path = 0.4f, .drop_units = 0.3f, .dro
 constexpr TrainingOptions everything_twice{
     .drop_path = 0.4f, .drop_units = 0.3f, .drop_attention = 0.2f, .recompute = true};
 
+template <fit::CrossOptions options>
+void check_cross() {
+  INFO("context norm " << options.context_norm << ", MLP ratio " << options.mlp_ratio);
+  for (const auto& [sequences, queries, keys] :
+       {std::tuple{3, 5, 11}, {1, 40, 3}, {2, 1, 1}, {0, 5, 5}, {2, 5, 0}, {2, 0, 5}}) {
+    check_contract(CrossAdaptor<10, 7, 12, 3, options>{{sequences, queries, keys}});
+    check_contract(CrossAdaptor<8, 8, 8, 1, options>{{sequences, queries, keys}});
+  }
+}
+
 }  // namespace
 
 TEST_CASE("linear layers", "[layers]") {
@@ -561,6 +614,41 @@ TEST_CASE("perceptrons", "[layers]") {
   check_contract(MLPAdaptor<12, 3>{{0, 7}});
 }
 
+TEST_CASE("residual perceptrons", "[layers]") {
+  for (const TrainingOptions& options :
+       {TrainingOptions{}, TrainingOptions{.drop_units = 0.3f}, TrainingOptions{.drop_path = 0.5f}, everything}) {
+    check_contract(ResidualMLPAdaptor<12, 3>{{3, 7}}, options);
+  }
+  check_contract(ResidualMLPAdaptor<9, 1>{{2, 20}});
+  check_contract(ResidualMLPAdaptor<12, 3>{{0, 7}});
+}
+
+TEST_CASE("time embeddings", "[layers]") {
+  for (const auto& [sequences, length] : {std::pair{1, 1}, {3, 7}, {2, 70}, {0, 4}}) {
+    check_contract(TimeEmbeddingAdaptor<8>{{sequences, length}});
+    check_contract(TimeEmbeddingAdaptor<20>{{sequences, length}});
+  }
+}
+
+TEST_CASE("a time embedding tells noise levels apart that are one number in float", "[layers]") {
+  const fit::TimeEmbedding<float, 16> layer = [] {
+    Typed<TimeEmbeddingAdaptor<16>, float> noisy;
+    read_parameters(noise(TimeEmbeddingAdaptor<16>{{1, 1}}, 1, 1).parameters, noisy);
+    return noisy;
+  }();
+  const double levels[] = {0.8, 0.8 + 1e-8, 0, 1, 0.8};
+  REQUIRE(static_cast<float>(levels[0]) == static_cast<float>(levels[1]));
+  float tokens[5][16];
+  Tape tape;
+  fit::forward(layer, levels, tokens[0], 5, tape);
+  CHECK(test::max_error(tokens[0], tokens[4], 16) == 0);
+  CHECK(test::max_error(tokens[0], tokens[1], 16) > 0);
+  CHECK(test::max_error(tokens[0], tokens[1], 16) < 1e-3);
+  CHECK(test::max_error(tokens[0], tokens[2], 16) > 0.1);
+  CHECK(test::max_error(tokens[0], tokens[3], 16) > 0.1);
+  CHECK(test::max_error(tokens[2], tokens[3], 16) > 0.1);
+}
+
 TEST_CASE("attention to itself", "[layers]") {
   for (const Mask mask : {Mask::none(), Mask::causal(), Mask::chunk_causal(3)}) {
     for (const TrainingOptions& options :
@@ -596,6 +684,18 @@ TEST_CASE("blocks", "[layers]") {
   check_contract(BlockAdaptor<8, 1, 1>{{1, 33, 33}}, everything_twice);
   check_contract(BlockAdaptor<12, 3, 2>{{0, 8, 8}});
   check_contract(BlockAdaptor<12, 3, 2>{{3, 0, 0}});
+}
+
+TEST_CASE("blocks without attention", "[layers]") {
+  constexpr TrainingOptions both{.drop_path = 0.4f, .drop_units = 0.3f},
+      both_twice{.drop_path = 0.4f, .drop_units = 0.3f, .recompute = true};
+  for (const TrainingOptions& options :
+       {TrainingOptions{}, TrainingOptions{.recompute = true}, TrainingOptions{.drop_path = 0.4f},
+        TrainingOptions{.drop_units = 0.3f}, both, both_twice}) {
+    check_contract(BlockAdaptor<12, 0, 2>{{3, 8}}, options);
+  }
+  check_contract(BlockAdaptor<12, 0, 2>{{0, 8}});
+  check_contract(BlockAdaptor<12, 0, 2>{{3, 0}});
 }
 
 TEST_CASE("computing a block again gives the gradients that keeping it does", "[layers]") {
@@ -654,9 +754,21 @@ TEST_CASE("a block drops the branches of whole sequences", "[layers]") {
 }
 
 TEST_CASE("cross attention", "[layers]") {
-  for (const auto& [sequences, queries, keys] :
-       {std::tuple{3, 5, 11}, {1, 40, 3}, {2, 1, 1}, {0, 5, 5}, {2, 5, 0}, {2, 0, 5}}) {
-    check_contract(CrossAdaptor<10, 7, 12, 3>{{sequences, queries, keys}});
-    check_contract(CrossAdaptor<8, 8, 8, 1>{{sequences, queries, keys}});
-  }
+  check_cross<fit::CrossOptions{}>();
+  check_cross<fit::CrossOptions{.context_norm = true, .mlp_ratio = 2}>();
+  check_cross<fit::CrossOptions{.context_norm = false, .mlp_ratio = 0}>();
+  check_cross<fit::CrossOptions{.context_norm = false, .mlp_ratio = 2}>();
+}
+
+TEST_CASE("a cross layer has the parameters of its options and no others", "[layers]") {
+  const auto has = [](const std::vector<Slice>& slices, const char* name) {
+    return std::any_of(slices.begin(), slices.end(), [&](const Slice& s) { return test::contains(s.name, name); });
+  };
+  const auto plain = parameters<CrossAdaptor<8, 8, 8, 1>>();
+  CHECK(has(plain, "context_norm"));
+  CHECK(!has(plain, "mlp"));
+  const auto other = parameters<CrossAdaptor<8, 8, 8, 1, fit::CrossOptions{.context_norm = false, .mlp_ratio = 2}>>();
+  CHECK(!has(other, "context_norm"));
+  CHECK(has(other, "mlp_norm.weight"));
+  CHECK(has(other, "mlp.fc2.bias"));
 }

@@ -1,6 +1,7 @@
 #include <fit/kernels/cross_entropy.hpp>
 #include <fit/kernels/dropout.hpp>
 #include <fit/kernels/layer_norm.hpp>
+#include <fit/kernels/silu.hpp>
 #include <fit/nn/pooling.hpp>
 #include <fit/training/cross_entropy.hpp>
 
@@ -473,6 +474,66 @@ TEMPLATE_TEST_CASE("drop-out at rate 0 changes nothing", "[reductions]", float, 
   std::vector<T> after = values;
   Dropout{3, 0.0f}.apply(after.data(), 1000, 0);
   CHECK(after == values);
+}
+
+TEMPLATE_TEST_CASE("SiLU and its slope, of every size around the vector width and in place", "[reductions]", float,
+                   double) {
+  using T = TestType;
+  const auto sigmoid = [](Exact x) { return 1 / (1 + std::exp(-x)); };
+  const auto slope = [&](Exact x) { return sigmoid(x) * (1 + x * (1 - sigmoid(x))); };
+  for (Index count = 0; count <= 2 * width<T> + 1; ++count) {
+    const std::vector<T> x = normal_values<T>(count, 60, 2), gradient = normal_values<T>(count + 1, 61);
+    std::vector<T> y = filled(count + 1, T(77)), through = gradient, in_place = x;
+    fit::kernels::silu(x.data(), y.data(), count);
+    fit::kernels::silu(in_place.data(), in_place.data(), count);
+    fit::kernels::silu_backward(x.data(), through.data(), count);
+    Expected values(count), gradients(count);
+    for (Index i = 0; i < count; ++i) {
+      const Exact at_x = at(x, i), factor = at(gradient, i);
+      // The exponential's argument is rounded, too: what that does to the value grows with x.
+      values.add(i, at_x * sigmoid(at_x), std::abs(at_x * sigmoid(at_x)) * (1 + std::abs(at_x)));
+      gradients.add(i, factor * slope(at_x), std::abs(factor));
+    }
+    INFO(count);
+    CHECK(y.back() == T(77));
+    CHECK(through.back() == gradient.back());
+    y.pop_back();
+    through.pop_back();
+    CHECK(in_place == y);
+    CHECK(worst_error(y, values) < 4);
+    CHECK(worst_error(through, gradients) < 4);
+  }
+}
+
+TEMPLATE_TEST_CASE("SiLU is right over its whole range and lets NaN through", "[reductions]", float, double) {
+  using T = TestType;
+  constexpr Index count = 40001;
+  std::vector<T> x, y(count), slope = filled(count, T(1));
+  for (Index i = 0; i < count; ++i) x.push_back(static_cast<T>(-20 + 0.001 * static_cast<double>(i)));
+  fit::kernels::silu(x.data(), y.data(), count);
+  fit::kernels::silu_backward(x.data(), slope.data(), count);
+  Expected values(count), slopes(count);
+  for (Index i = 0; i < count; ++i) {
+    const Exact s = 1 / (1 + std::exp(-Exact(at(x, i))));
+    values.add(i, at(x, i) * s, std::abs(at(x, i) * s) * (1 + std::abs(at(x, i))));
+    slopes.add(i, s * (1 + at(x, i) * (1 - s)), 1 + std::max(0.0, at(x, i)));  // 1 - s loses digits that x brings back
+  }
+  CHECK(worst_error(y, values) < 4);
+  CHECK(worst_error(slope, slopes) < 4);
+
+  const std::vector<T> far{T(-1e30), T(-1000), T(1000), T(1e30), T(0), not_a_number<T>};
+  std::vector<T> value = far, gradient = filled(6, T(1));
+  fit::kernels::silu(far.data(), value.data(), 6);
+  fit::kernels::silu_backward(far.data(), gradient.data(), 6);
+  CHECK(value[0] == 0);
+  CHECK(value[1] == 0);
+  CHECK(value[2] == far[2]);
+  CHECK(value[3] == far[3]);
+  CHECK(value[4] == 0);
+  CHECK(std::isnan(value[5]));
+  const std::vector<T> expected{0, 0, 1, 1, T(0.5)};
+  CHECK(std::vector<T>(gradient.begin(), gradient.end() - 1) == expected);
+  CHECK(std::isnan(gradient[5]));
 }
 
 TEMPLATE_TEST_CASE("reductions do not depend on the threads", "[reductions]", float, double) {

@@ -1,5 +1,7 @@
 #include <fit/diffusion/sampler.hpp>
 
+#include <cstring>
+
 #include "golden_model.hpp"
 
 namespace {
@@ -59,6 +61,26 @@ void check(const std::string& name, const fit::SampleOptions& options) {
   CHECK(golden.error("output.samples", samples.data(), samples.size(), 0) < bound);
 }
 
+template <fit::DiffusionConfig config>
+fit::DiffusionDecoder<config> stirred() {
+  fit::DiffusionDecoder<config> decoder(fit::Random(3));
+  test::stir(decoder);
+  return decoder;
+}
+
+/// Two one-hot rows, and one of both.
+fit::Tensor<float, 2> some_conditions() {
+  fit::Tensor<float, 2> condition(3, 5);
+  condition(0, 1) = condition(1, 4) = condition(2, 1) = condition(2, 4) = 1;
+  return condition;
+}
+
+template <class T>
+bool same_bits(const fit::Tensor<T, 4>& a, const fit::Tensor<T, 4>& b) {
+  return a.dimensions() == b.dimensions() &&
+         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(T)) == 0;
+}
+
 }  // namespace
 
 TEST_CASE("whole trajectories are those of the golden files", "[sampler]") {
@@ -88,8 +110,7 @@ TEST_CASE("whole trajectories are those of the golden files", "[sampler]") {
 }
 
 TEST_CASE("samples do not depend on how they are dealt to batches", "[sampler]") {
-  using Decoder = fit::DiffusionDecoder<base>;
-  const Decoder decoder(fit::Random(3));
+  const auto decoder = stirred<base>();
   fit::Tensor<float, 2> condition(5, 5);
   for (fit::Index i = 0; i < 5; ++i) condition(i, i) = 1;
   fit::SampleOptions options{.steps = 3, .method = fit::Sampler::ddpm_small, .prediction = fit::Prediction::v};
@@ -99,6 +120,133 @@ TEST_CASE("samples do not depend on how they are dealt to batches", "[sampler]")
   CHECK(test::max_error(whole.data(), parts.data(), whole.size()) == 0);
   const auto other = fit::sample(decoder, options, condition, fit::Random(10));
   CHECK(test::max_error(whole.data(), other.data(), whole.size()) > 0);
+}
+
+TEST_CASE("samples have the same bits for any number of threads", "[sampler]") {
+  const auto decoder = stirred<base>();
+  const fit::Index count = 90;
+  fit::Tensor<float, 2> condition(count, 5);
+  for (fit::Index i = 0; i < count; ++i) condition(i, i % 5) = 1;
+  const fit::SampleOptions options{
+      .steps = 3, .method = fit::Sampler::ddpm_large, .guidance = 0.5, .latent_decay = 0.2};
+  std::vector<fit::Tensor<float, 4>> samples;
+  for (const int threads : {1, 2, 3}) {
+    fit::Executor executor(threads);
+    fit::Tape tape(executor);
+    samples.push_back(fit::sample(decoder, options, count, fit::TensorView<const float, 2>(condition),
+                                  fit::sample_noise<float>(fit::Random(4)), tape));
+    INFO(threads << " threads");
+    CHECK(same_bits(samples.back(), samples.front()));
+  }
+}
+
+TEST_CASE("without guidance a run is DDIM's loop and nothing else", "[sampler]") {
+  const auto decoder = stirred<base>();
+  const auto condition = some_conditions();
+  const fit::Index count = condition.dimension(0), steps = 8;  // times that are exact in binary
+  const fit::SampleOptions options{.steps = steps,
+                                   .guidance = 0,
+                                   .schedule = fit::SigmoidSchedule{},
+                                   .prediction = fit::Prediction::v,
+                                   .x0_clip = fit::Range{-1, 1},
+                                   .latent_decay = 0.3};
+  const auto noise = fit::sample_noise<float>(fit::Random(4));
+  fit::Tape tape;
+  const auto samples = fit::sample(decoder, options, count, fit::TensorView<const float, 2>(condition), noise, tape);
+
+  fit::Tensor<float, 4> x(count, 3, 4, 4), x0 = x, eps = x, latents(count, 3, 2, 24);
+  fit::Tensor<double, 1> gamma(count);
+  noise(-1, 0, x);
+  for (fit::Index step = 0; step < steps; ++step) {
+    const double t = 1 - static_cast<double>(step) / static_cast<double>(steps);
+    const auto now = fit::noise_shares(options.schedule, t),
+               then = fit::noise_shares(options.schedule, std::max(t - 1 / static_cast<double>(steps), 0.0));
+    gamma.setConstant(now.gamma);
+    const auto output = decoder({x, gamma, fit::TensorView<const float, 2>(condition), latents}, tape);
+    fit::estimate(output.prediction.data(), x.data(), x0.data(), eps.data(), x.size(), options.prediction, now,
+                  options.x0_clip, true);
+    const float keep = static_cast<float>(then.keep), lose = static_cast<float>(then.lose);
+    for (fit::Index i = 0; i < x.size(); ++i) x.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
+    for (fit::Index i = 0; i < latents.size(); ++i) {
+      latents.data()[i] = 0.3f * latents.data()[i] + 0.7f * output.latents.data()[i];
+    }
+  }
+  CHECK(same_bits(samples, x0));
+}
+
+TEST_CASE("a step of DDIM or Euler to the time it is at leaves x", "[sampler]") {
+  using fit::Prediction;
+  const fit::Index count = 40;
+  const auto x = test::normal_values<double>(count, 1), prediction = test::normal_values<double>(count, 2);
+  std::vector<double> x0(x.size()), eps = x0, next = x0;
+  for (const auto& [schedule, method] :
+       {std::pair<fit::NoiseSchedule, fit::Sampler>{fit::CosineSchedule{}, fit::Sampler::ddim},
+        {fit::RectifiedFlow{}, fit::Sampler::euler}}) {
+    for (const auto kind : {Prediction::eps, Prediction::x0, Prediction::v, Prediction::velocity}) {
+      if (fit::is_flow(schedule) && kind == Prediction::v) continue;
+      for (const double t : {0.05, 0.5, 0.95}) {
+        INFO("prediction " << static_cast<int>(kind) << ", flow " << fit::is_flow(schedule) << ", time " << t);
+        const fit::NoiseShares shares = fit::noise_shares(schedule, t);
+        for (const std::optional<fit::Range>& clip : {std::optional<fit::Range>(), {fit::Range{-0.5, 0.5}}}) {
+          fit::estimate(prediction.data(), x.data(), x0.data(), eps.data(), count, kind, shares, clip, true);
+          fit::detail::step_back(method, shares, shares, x.data(), x0.data(), eps.data(), next.data(), count);
+          CHECK(test::max_error(next.data(), x.data(), count) < 1e-13);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a run can start at a time before 1, from what the noise of step -1 is said to be", "[sampler]") {
+  static constexpr fit::DiffusionConfig config = [] {
+    auto c = base;
+    c.self_conditioning = fit::SelfConditioning::none;
+    return c;
+  }();
+  const auto decoder = stirred<config>();
+  const auto condition = some_conditions();
+  const fit::TensorView<const float, 2> conditions(condition);
+  fit::Tape tape;
+  for (const auto& [schedule, method] :
+       {std::pair<fit::NoiseSchedule, fit::Sampler>{fit::CosineSchedule{}, fit::Sampler::ddim},
+        {fit::CosineSchedule{}, fit::Sampler::ddpm_small},
+        {fit::RectifiedFlow{}, fit::Sampler::euler},
+        {fit::RectifiedFlow{}, fit::Sampler::heun}}) {
+    INFO("sampler " << static_cast<int>(method));
+    fit::SampleOptions options{.steps = 8,
+                               .method = method,
+                               .guidance = 1,
+                               .schedule = schedule,
+                               .prediction = fit::Prediction::x0,
+                               .time_difference = 0.25};
+    const auto fresh = fit::sample_noise<float>(fit::Random(4));
+    fit::Tensor<float, 4> middle;
+    const auto whole = fit::sample(decoder, options, 3, conditions, fresh, tape, [&](const auto& step) {
+      if (step.step == 3) middle = step.next.eigen();
+      return true;
+    });
+    // The second half of it: times that are exact in binary, and steps of the same length.
+    options.steps = 4;
+    options.start = 0.5;
+    std::vector<fit::Index> asked;
+    const auto half = fit::sample(
+        decoder, options, 3, conditions,
+        [&](fit::Index step, fit::Index first, fit::TensorView<float, 4> to) {
+          asked.push_back(step);
+          if (step >= 0) return fresh(step + 4, first, to);
+          std::copy_n(middle.data(), middle.size(), to.data());
+        },
+        tape);
+    CHECK(same_bits(half, whole));
+    const bool ddpm = method == fit::Sampler::ddpm_small;
+    CHECK(asked == (ddpm ? std::vector<fit::Index>{-1, 0, 1, 2, 3} : std::vector<fit::Index>{-1}));
+  }
+}
+
+TEST_CASE("no samples are an empty tensor", "[sampler]") {
+  const fit::DiffusionDecoder<base> decoder(fit::Random(3));
+  const auto none = fit::sample(decoder, {}, fit::Tensor<float, 2>(0, 5), fit::Random(1));
+  CHECK(none.dimensions() == Eigen::DSizes<fit::Index, 4>(0, 3, 4, 4));
 }
 
 TEST_CASE("a callback can end the run", "[sampler]") {
@@ -123,7 +271,30 @@ TEST_CASE("wrong sampling options and conditions are errors", "[sampler]") {
   refused({.x0_clip = fit::Range{1, -1}}, "low < high");
   refused({.latent_decay = 2}, "latent decay");
   refused({.schedule = fit::CosineSchedule{0, 2, 1}}, "cosine schedule");
+  for (const double start : {0.0, -0.5, 1.01, std::nan("")}) refused({.start = start}, "time in (0, 1]");
+  refused({.time_difference = -0.1}, "time difference must not be negative");
+  refused({.time_difference = std::nan("")}, "time difference");
+  refused({.batch = 0}, "batch of at least 1, not 0");
+  using fit::Sampler;
+  const auto of_flow = [](Sampler method) {
+    return fit::SampleOptions{
+        .method = method, .schedule = fit::RectifiedFlow{}, .prediction = fit::Prediction::velocity};
+  };
+  for (const auto method : {Sampler::ddpm_large, Sampler::ddpm_small}) refused(of_flow(method), "not with ddpm");
+  for (const auto method : {Sampler::euler, Sampler::heun}) refused({.method = method}, "euler and heun sample");
+  refused({.schedule = fit::RectifiedFlow{}, .prediction = fit::Prediction::v}, "not with v");
+  for (const auto method : {Sampler::ddim, Sampler::euler, Sampler::heun}) {
+    CHECK_NOTHROW(fit::sample(decoder, of_flow(method), condition, fit::Random(1)));
+  }
   CHECK(test::contains(test::error_of([&] { fit::sample(decoder, {}, wrong, fit::Random(1)); }), "[1, 5], not [1, 4]"));
+  fit::Tape tape;
+  const auto noise = fit::sample_noise<float>(fit::Random(1));
+  const auto sample = [&](fit::Index count, const std::optional<fit::TensorView<const float, 2>>& given) {
+    return test::error_of([&] { fit::sample(decoder, {}, count, given, noise, tape); });
+  };
+  CHECK(test::contains(sample(2, condition), "as many conditions, not 1"));
+  CHECK(test::contains(sample(1, {}), "needs a condition"));
+  CHECK(test::contains(sample(-1, condition), "-1 examples"));
   fit::Tensor<float, 4> noisy(1, 3, 4, 4), latents(1, 3, 2, 24);
   fit::Tensor<float, 1> gamma(1);
   gamma(0) = 1.5f;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <fit/core/error.hpp>
+#include <fit/core/parameter.hpp>
 #include <fit/core/random.hpp>
 
 #include <algorithm>
@@ -24,6 +25,17 @@ std::vector<T> normal_values(Index count, std::uint64_t seed, double deviation =
   std::vector<T> values(static_cast<std::size_t>(count));
   for (T& value : values) value = static_cast<T>(deviation * random.normal());
   return values;
+}
+
+/// Noise on every parameter: weights and biases that start at zero would hide what is behind them.
+template <class Model>
+void stir(Model& model) {
+  fit::Random random(6);
+  fit::for_each_parameter(
+      [&](const fit::ParameterName&, auto p) {
+        for (Index i = 0; i < p.size; ++i) p.data[i] += static_cast<typename Model::T>(0.1 * random.normal());
+      },
+      model);
 }
 
 /// max |a - b|; NaN when an element of either is.

@@ -26,6 +26,7 @@ struct DecoderTraining {
   std::filesystem::path out = "out";
   std::string name = {};
   Index steps = 1'000, batch = 16, every = 500;
+  double minutes = 0;  // where positive, as many steps as fit into them
   double rate = 2e-3;
   std::uint64_t seed = 7;
   bool resume = false;
@@ -51,13 +52,21 @@ void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& 
   }
   std::printf("%td parameters, sequences of %d groups of %d tokens, %d threads.\n", fit::count_parameters(state.model),
               config.groups, config.tokens, executor.lanes());
-  const fit::WarmUpCosine rate{.peak = plan.rate, .warm_up = 200, .total = plan.steps, .floor = plan.rate / 100};
   Model gradient;
   fit::Tensor<std::int32_t, 3> ids(plan.batch, Index{config.groups}, Index{config.tokens});
-  Progress progress("training", plan.steps, state.step);
+  const auto whole = static_cast<Index>(60 * plan.minutes);
+  Progress progress(whole > 0 ? "training, seconds" : "training", whole > 0 ? whole : plan.steps,
+                    whole > 0 ? 0 : state.step);
   const auto begin = std::chrono::steady_clock::now();
-  double recent = 0;
-  for (const Index first = state.step; state.step < plan.steps;) {
+  double recent = 0, seconds = 0;
+  const Index first = state.step;
+  for (Index total = plan.steps; state.step < total;) {
+    const double taken = static_cast<double>(state.step - first);
+    if (whole > 0) {
+      const double left = taken > 0 ? (60 * plan.minutes - seconds) * taken / seconds : 1e6;
+      total = state.step + static_cast<Index>(std::max(1.0, left));
+    }
+    const fit::WarmUpCosine rate{.peak = plan.rate, .warm_up = 100, .total = total, .floor = plan.rate / 100};
     fill(ids, state.step);
     fit::set_zero(gradient);
     const double nats = state.model.loss(ids, gradient, tape, {}, state.random.split());
@@ -67,10 +76,14 @@ void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& 
     fit::update_average(state.average, state.model, std::min(0.998, (1 + done) / (10 + done)), tape);
     ++state.step;
     const double steps = static_cast<double>(state.step - first);
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     recent += (fit::bits_per_dimension(nats) - recent) * std::max(0.02, 1 / steps);
-    progress.update(state.step, {{"bits", recent}, {"tokens/s", steps * static_cast<double>(ids.size()) / seconds}});
-    if (state.step % plan.every == 0 || state.step == plan.steps) {
+    progress.update(whole > 0 ? std::min(whole, static_cast<Index>(seconds)) : state.step,
+                    {{"step", std::to_string(state.step)},
+                     {"bits", recent},
+                     {"tokens/s", steps * static_cast<double>(ids.size()) / seconds}});
+    if (whole > 0 && seconds >= 60 * plan.minutes) total = state.step;
+    if (state.step % plan.every == 0 || state.step == total) {
       fit::save(plan.weights(), state.average);
       fit::save(plan.state(), state);
       progress.note("step " + std::to_string(state.step) + ": " + evaluate(state.average));

@@ -58,18 +58,18 @@ class DiffusionLoss {
                     TensorView<const double, 1> t, const std::optional<ConditionView>& condition, Model& gradient,
                     Tape& tape, const TrainingOptions& options = {}, Random random = Random(0)) {
     constexpr DiffusionConfig c = Model::configuration;
-    const Index batch = x0.dimension(0), size = Index{c.groups} * c.tokens * c.channels;
+    const Index batch = x0.dimension(0);
     detail::require_shape("x0", x0, std::array<Index, 4>{-1, c.groups, c.tokens, c.channels});
     detail::require_shape("eps", eps, std::array<Index, 4>{batch, c.groups, c.tokens, c.channels});
     detail::require_shape("t", t, std::array<Index, 1>{batch});
     reserve(batch);
-    for (Index b = 0; b < batch; ++b) {
-      const NoiseShares shares = noise_shares(objective_.schedule, t(b));
-      gamma_(b) = shares.gamma;
-      const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
-      for (Index i = b * size; i < (b + 1) * size; ++i) noisy_.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
-    }
+    for (Index b = 0; b < batch; ++b) gamma_(b) = noise_level(objective_.schedule, t(b));
     typename Model::Inputs inputs{noisy_, gamma_, condition, {}};
+    Model::check(inputs);
+    for_pieces(t, tape, [&](Index, const NoiseShares& shares, Index first, Index last) {
+      const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
+      for (Index i = first; i < last; ++i) noisy_.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
+    });
     if constexpr (Model::has_condition) {
       if (objective_.condition_drop > 0 && condition) inputs.condition = drop_conditions(*condition, random);
     }
@@ -79,18 +79,32 @@ class DiffusionLoss {
     }
     tape.record(options, random);
     const auto views = model.forward(inputs, tape);
-    const double loss = error(views.prediction.data(), x0.data(), eps.data(), t, size);
+    const double loss = error(views.prediction.data(), x0.data(), eps.data(), t, tape);
     model.backward({.prediction = prediction_gradient_}, gradient, tape);
     return loss;
   }
 
  private:
+  static constexpr Index size = Index{Model::configuration.groups} * Model::configuration.tokens *
+                                Model::configuration.channels;  // of an example
+  static constexpr Index piece = 4096, pieces = (size + piece - 1) / piece;
+
+  /// body(example, its noise, first element, last element + 1) for pieces of examples, the same for any threads.
+  template <class Body>
+  void for_pieces(const TensorView<const double, 1>& t, Tape& tape, Body&& body) {
+    tape.executor().parallel_for(t.size() * pieces, [&](Index task, int) {
+      const Index b = task / pieces, first = b * size + task % pieces * piece;
+      body(b, noise_shares(objective_.schedule, t(b)), first, std::min(first + piece, (b + 1) * size));
+    });
+  }
+
   void reserve(Index batch) {
     constexpr DiffusionConfig c = Model::configuration;
-    if (gamma_.size() == batch) return;
+    if (gamma_.size() == batch && noisy_.dimension(1) == c.groups) return;
     gamma_ = Tensor<double, 1>(batch);
     noisy_ = Tensor<T, 4>(batch, c.groups, c.tokens, c.channels);
     prediction_gradient_ = noisy_;
+    partial_ = Tensor<double, 1>(batch * pieces);
     if constexpr (Model::has_previous) previous_ = Tensor<T, 4>(batch, c.groups, c.latents, c.latent_dim);
   }
 
@@ -107,7 +121,7 @@ class DiffusionLoss {
     };
     typename Model::Inputs part{leading(inputs.noisy), leading(inputs.gamma), {}, {}};
     if (inputs.condition) part.condition = leading(*inputs.condition);
-    tape.record();
+    tape.record({.recompute = true});  // no records are needed
     const auto latents = model.forward(part, tape).latents;
     std::copy_n(latents.data(), latents.size(), previous_.data());
   }
@@ -115,26 +129,24 @@ class DiffusionLoss {
   /// The condition, some examples' multiplied by zero.
   ConditionView drop_conditions(const ConditionView& condition, Random& random) {
     if (condition_.dimensions() != condition.dimensions()) condition_ = Condition(condition.dimensions());
-    const Index batch = condition.dimension(0), size = batch > 0 ? condition.size() / batch : 0;
+    const Index batch = condition.dimension(0), each = batch > 0 ? condition.size() / batch : 0;
     for (Index b = 0; b < batch; ++b) {
       const T factor = random.uniform() < objective_.condition_drop ? T(0) : T(1);
-      for (Index i = b * size; i < (b + 1) * size; ++i) condition_.data()[i] = factor * condition.data()[i];
+      for (Index i = b * each; i < (b + 1) * each; ++i) condition_.data()[i] = factor * condition.data()[i];
     }
     return condition_;
   }
 
-  double error(const T* prediction, const T* x0, const T* eps, const TensorView<const double, 1>& t, Index size) {
+  double error(const T* prediction, const T* x0, const T* eps, const TensorView<const double, 1>& t, Tape& tape) {
     constexpr Index run = 256;
-    const Index batch = t.size();
-    const double count = static_cast<double>(std::max<Index>(1, batch * size)), scale = objective_.scale;
+    const double count = static_cast<double>(std::max<Index>(1, t.size() * size)), scale = objective_.scale;
     const auto& clip = objective_.x0_clip;
     const bool on_x0 = objective_.loss_on == LossOn::x0, on_eps = objective_.loss_on == LossOn::eps;
-    double total = 0;
-    for (Index b = 0; b < batch; ++b) {
-      const NoiseShares shares = noise_shares(objective_.schedule, t(b));
+    for_pieces(t, tape, [&](Index b, const NoiseShares& shares, Index begin, Index end) {
       const Estimates e(objective_.prediction, shares);
-      for (Index first = b * size; first < (b + 1) * size; first += run) {
-        const Index length = std::min(run, (b + 1) * size - first);
+      double total = 0;
+      for (Index first = begin; first < end; first += run) {
+        const Index length = std::min(run, end - first);
         T clean[run], noise[run];
         estimate(prediction + first, noisy_.data() + first, clean, noise, length, objective_.prediction, shares, clip,
                  false);
@@ -151,14 +163,17 @@ class DiffusionLoss {
           prediction_gradient_.data()[i] = static_cast<T>(2 * off * slope / count);
         }
       }
-    }
+      partial_(b * pieces + (begin - b * size) / piece) = total;
+    });
+    double total = 0;
+    for (Index i = 0; i < partial_.size(); ++i) total += partial_(i);
     return total / count;
   }
 
   using Condition = Tensor<T, Model::condition_rank>;
 
   DiffusionObjective objective_;
-  Tensor<double, 1> gamma_;
+  Tensor<double, 1> gamma_, partial_;
   Condition condition_;
   Tensor<T, 4> noisy_, previous_, prediction_gradient_;
 };

@@ -147,7 +147,9 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
     };
     for (Index step = 0; step < options.steps; ++step) {
       const double t = options.start * (1 - static_cast<double>(step) / steps);
-      const double t_next = std::max(t - options.start * (1 + options.time_difference) / steps, 0.0);
+      // From the count of steps, not from t: the last step ends at 0 and not a rounding error above it.
+      const double gone = (static_cast<double>(step + 1) + options.time_difference) / steps;
+      const double t_next = options.start * std::max(1 - gone, 0.0);
       const NoiseShares now = noise_shares(options.schedule, t), then = noise_shares(options.schedule, t_next);
       if (Model::has_previous && step > 0) inputs.previous_latents = blank.previous_latents = carried;
       const auto output = evaluate(x, now.gamma);

@@ -149,6 +149,26 @@ class DiffusionDecoder {
                   groups, tape);
   }
 
+  /// The batch of inputs of the right shapes. Throws Error for others, or a gamma outside [0, 1].
+  static Index check(const Inputs& inputs) {
+    using Shape = std::array<Index, 4>;
+    detail::require_shape("the decoder's noisy input", inputs.noisy,
+                          Shape{-1, config.groups, config.tokens, config.channels});
+    const Index batch = inputs.noisy.dimension(0);
+    detail::require_shape("gamma", inputs.gamma, std::array<Index, 1>{batch});
+    for (Index i = 0; i < batch; ++i) {
+      require(inputs.gamma(i) >= 0 && inputs.gamma(i) <= 1, "gamma must be in [0, 1], not ", inputs.gamma(i));
+    }
+    require(inputs.condition.has_value() == has_condition,
+            has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
+    if (inputs.condition) detail::require_shape("the condition", *inputs.condition, condition_shape(batch));
+    require(has_previous || !inputs.previous_latents, "this decoder takes no previous latents");
+    if (inputs.previous_latents) {
+      detail::require_shape("the previous latents", *inputs.previous_latents, latents_shape(batch));
+    }
+    return batch;
+  }
+
  private:
   static constexpr Index data_size = Index{config.tokens} * config.data_dim;                       // of a group
   static constexpr Index latent_size = Index{config.groups} * config.latents * config.latent_dim;  // of an example
@@ -184,25 +204,6 @@ class DiffusionDecoder {
   }
   static constexpr std::array<Index, 4> latents_shape(Index batch) {
     return {batch, config.groups, config.latents, config.latent_dim};
-  }
-
-  static Index check(const Inputs& inputs) {
-    using Shape = std::array<Index, 4>;
-    detail::require_shape("the decoder's noisy input", inputs.noisy,
-                          Shape{-1, config.groups, config.tokens, config.channels});
-    const Index batch = inputs.noisy.dimension(0);
-    detail::require_shape("gamma", inputs.gamma, std::array<Index, 1>{batch});
-    for (Index i = 0; i < batch; ++i) {
-      require(inputs.gamma(i) >= 0 && inputs.gamma(i) <= 1, "gamma must be in [0, 1], not ", inputs.gamma(i));
-    }
-    require(inputs.condition.has_value() == has_condition,
-            has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
-    if (inputs.condition) detail::require_shape("the condition", *inputs.condition, condition_shape(batch));
-    require(has_previous || !inputs.previous_latents, "this decoder takes no previous latents");
-    if (inputs.previous_latents) {
-      detail::require_shape("the previous latents", *inputs.previous_latents, latents_shape(batch));
-    }
-    return batch;
   }
 
   static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {

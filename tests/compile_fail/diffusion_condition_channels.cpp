@@ -1,0 +1,12 @@
+// expect: config.condition_channels must not be negative
+#include "right_diffusion.hpp"
+
+constexpr fit::DiffusionConfig config = [] {
+  auto changed = right;
+#ifdef FIT_MUST_FAIL
+  changed.condition_channels = -1;
+#endif
+  return changed;
+}();
+
+int main() { const fit::DiffusionDecoder<config> decoder; }

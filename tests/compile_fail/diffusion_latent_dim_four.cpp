@@ -1,0 +1,12 @@
+// expect: config.latent_dim of a diffusion decoder must be a multiple of 4, and at least 8
+#include "right_diffusion.hpp"
+
+constexpr fit::DiffusionConfig config = [] {
+  auto changed = right;
+#ifdef FIT_MUST_FAIL
+  changed.latent_dim = 30;
+#endif
+  return changed;
+}();
+
+int main() { const fit::DiffusionDecoder<config> decoder; }

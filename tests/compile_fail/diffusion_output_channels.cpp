@@ -1,0 +1,12 @@
+// expect: config.output_channels must be positive
+#include "right_diffusion.hpp"
+
+constexpr fit::DiffusionConfig config = [] {
+  auto changed = right;
+#ifdef FIT_MUST_FAIL
+  changed.output_channels = 0;
+#endif
+  return changed;
+}();
+
+int main() { const fit::DiffusionDecoder<config> decoder; }

@@ -139,7 +139,7 @@ TEST_CASE("it learns a sequence that it can only know from the groups before", "
   CHECK(fit::bits_per_dimension(state.model.loss(batch_of(1), tape)) < 3.0 * 2 / 54);
 }
 
-TEST_CASE("a training step allocates nothing after the first", "[autoregressive]") {
+TEST_CASE("a step of autoregressive training allocates nothing after the first", "[autoregressive]") {
   const Decoder decoder(fit::Random(1));
   Decoder gradient;
   fit::Executor executor(2);

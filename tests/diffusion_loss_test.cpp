@@ -1,5 +1,6 @@
 #include <fit/diffusion/noise_schedule.hpp>
 #include <fit/diffusion/objective.hpp>
+#include <fit/diffusion/sampler.hpp>
 
 #include "golden_model.hpp"
 
@@ -97,6 +98,39 @@ TEST_CASE("the loss's gradient is its slope, for every prediction, error and sch
       values[side] = loss(moved, x0, eps, t, condition, unused, tape, {}, fit::Random(6));
     }
     CHECK(std::abs((values[1] - values[0]) / 2e-6 - slope) < 1e-5 * (1 + std::abs(slope)));
+  }
+}
+
+TEST_CASE("losses are finite at both ends of time", "[diffusion_loss]") {
+  using Decoder = fit::DiffusionDecoder<config>;
+  const Decoder decoder(fit::Random(4));
+  fit::Tape tape;
+  fit::Tensor<float, 4> x0(2, 3, 4, 4), eps(2, 3, 4, 4);
+  x0.setConstant(0.5f);
+  eps.setConstant(-0.3f);
+  const fit::Tensor<float, 2> condition(2, 5);
+  fit::Tensor<double, 1> t(2);
+  t(1) = 1;
+  for (const fit::NoiseSchedule& schedule :
+       {fit::NoiseSchedule(fit::RectifiedFlow{}), fit::NoiseSchedule(fit::LogSchedule{}),
+        fit::NoiseSchedule(fit::CosineSchedule{})}) {
+    for (const auto kind : {fit::Prediction::eps, fit::Prediction::x0, fit::Prediction::velocity}) {
+      for (const auto on : {fit::LossOn::eps, fit::LossOn::x0, fit::LossOn::velocity}) {
+        fit::DiffusionLoss<Decoder> loss({.schedule = schedule, .prediction = kind, .loss_on = on});
+        Decoder gradient;
+        INFO(schedule.index() << " " << static_cast<int>(kind) << " " << static_cast<int>(on));
+        CHECK(std::isfinite(loss(decoder, x0, eps, t, condition, gradient, tape)));
+        bool finite = true;
+        fit::for_each_parameter(
+            [&](const fit::ParameterName&, auto p) {
+              for (fit::Index i = 0; i < p.size; ++i) finite = finite && std::isfinite(p.data[i]);
+            },
+            gradient);
+        CHECK(finite);
+      }
+    }
+    const auto samples = fit::sample(decoder, {.steps = 3, .schedule = schedule}, condition, fit::Random(1));
+    for (fit::Index i = 0; i < samples.size(); ++i) CHECK(std::isfinite(samples.data()[i]));
   }
 }
 

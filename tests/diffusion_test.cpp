@@ -511,7 +511,7 @@ TEST_CASE("an empty batch passes through a decoder and its loss", "[diffusion]")
   CHECK(same_bits(values_of(run.gradient), values_of(Small())));
 }
 
-TEST_CASE("an example's output does not depend on its batch", "[diffusion]") {
+TEST_CASE("what a denoiser makes of an example does not depend on its batch", "[diffusion]") {
   const Decoder decoder(fit::Random(5));
   fit::Tape tape;
   const auto whole = decoder(Batch<Decoder>(80).inputs(), tape);

@@ -38,7 +38,7 @@ constexpr Index length = 2048;  // bytes of a window
 
 struct Options {
   std::vector<std::filesystem::path> data;
-  examples::DecoderTraining training{.steps = 8'000, .batch = 4, .every = 1'000};
+  examples::DecoderTraining training{.steps = 16'000, .batch = 2, .every = 2'000};
   bool plain = false;
   int threads = 0;
   std::string prefix;
@@ -191,7 +191,7 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--seed", plan.seed, "of everything random")->capture_default_str();
   auto* train = app.add_subcommand("train", "trains on nine files of ten");
-  train->add_option("--steps", plan.steps, "batches of 4 windows of 2048 bytes")
+  train->add_option("--steps", plan.steps, "batches of 2 windows of 2048 bytes")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   train->add_option("--minutes", plan.minutes, "as many steps as fit into them, instead of --steps")

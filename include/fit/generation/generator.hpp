@@ -152,6 +152,8 @@ class Generator {
     for (Sequence& sequence : sequences_) begin(sequence);
   }
 
+  Generator(const Decoder&&, Index = 1, Executor& = default_executor()) = delete;  // it would be gone
+
   Index batch() const { return static_cast<Index>(sequences_.size()); }
   /// The ids that a sequence has so far.
   std::span<const std::int32_t> ids(Index sequence = 0) const { return at(sequence).ids; }

@@ -258,7 +258,8 @@ TEST_CASE("top-k, top-p and min-p leave what their definitions say", "[generatio
     if (random.below(2)) sampling.min_p = static_cast<float>(0.3 * random.uniform());
     std::vector<std::size_t> order(logits.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logits[a] > logits[b]; });
+    std::sort(order.begin(), order.end(),
+              [&](auto a, auto b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
     std::vector<double> weights(logits.size(), 0.0);
     const auto total = [&] { return std::accumulate(weights.begin(), weights.end(), 0.0); };
     for (std::size_t i = 0; i < order.size(); ++i) {

@@ -75,12 +75,12 @@ double bytes_of(const Layer& layer, const char* part = "") {
   return bytes;
 }
 
-/// Bytes of weights and caches that an id at about this place has to touch, the end of a group dealt to its ids.
+/// Bytes of weights and caches that an id at about this position has to touch, the end of a group dealt to its ids.
 template <class Decoder>
-double bytes_of_token(const Decoder& decoder, double place) {
+double bytes_of_token(const Decoder& decoder, double position) {
   constexpr fit::AutoregressiveConfig c = Decoder::configuration;
   const bool grouped = c.groups > 1;
-  const double seen = grouped ? c.tokens / 2.0 : place, earlier = place / c.tokens * c.latents;
+  const double seen = grouped ? c.tokens / 2.0 : position, earlier = position / c.tokens * c.latents;
   double each = 4.0 * c.vocabulary * c.data_dim, once = 0;
   const auto& stages = decoder.trunk().stages();
   for (std::size_t i = 0; i < stages.size(); ++i) {
@@ -94,19 +94,19 @@ double bytes_of_token(const Decoder& decoder, double place) {
   return each + once / c.tokens;
 }
 
-/// Ids drawn one by one, the greedy way, from a place on.
+/// Ids drawn one by one, the greedy way, from a position on.
 template <fit::AutoregressiveConfig config>
 void Generation(benchmark::State& state) {
   using Decoder = fit::AutoregressiveDecoder<config>;
-  const Index place = state.range(0);
+  const Index position = state.range(0);
   const int threads = static_cast<int>(state.range(1));
   fit::Executor executor(threads);
   static const Decoder decoder(fit::Random(7));
   fit::Generator generator(decoder, 1, executor);
   // As if so many ids had been there already: what they were does not change what the next one costs.
   auto& sequence = fit::detail::GeneratorAccess::sequences(generator)[0];
-  sequence.ids.assign(static_cast<std::size_t>(place), 1);
-  sequence.processed = place;
+  sequence.ids.assign(static_cast<std::size_t>(position), 1);
+  sequence.processed = position;
   const auto& shapes = fit::detail::cache_layout<config>().shapes;
   for (std::size_t i = 0; i < shapes.size(); ++i) {
     for (Index j = 0; j < sequence.rows_in_use(i) * shapes[i].width; ++j) {
@@ -114,7 +114,7 @@ void Generation(benchmark::State& state) {
     }
   }
   for (auto _ : state) benchmark::DoNotOptimize(generator.next({.temperature = 0}, fit::Random(1)));
-  const double middle = static_cast<double>(place) + static_cast<double>(state.iterations()) / 2;
+  const double middle = static_cast<double>(position) + static_cast<double>(state.iterations()) / 2;
   state.SetItemsProcessed(state.iterations());
   state.counters["of_bandwidth"] = benchmark::Counter(bytes_of_token(decoder, middle) / bandwidth(threads),
                                                       benchmark::Counter::kIsIterationInvariantRate);
@@ -123,13 +123,13 @@ void Generation(benchmark::State& state) {
 
 BENCHMARK_TEMPLATE(Generation, fit_config)
     ->Name("GenerationFIT")
-    ->ArgNames({"place", "threads"})
+    ->ArgNames({"position", "threads"})
     ->UseRealTime()
     ->Iterations(fit_config.tokens)  // a group with its end
     ->ArgsProduct({{1024, 16384, 131072}, {1, 2}});
 BENCHMARK_TEMPLATE(Generation, plain_config)
     ->Name("GenerationPlain")
-    ->ArgNames({"place", "threads"})
+    ->ArgNames({"position", "threads"})
     ->UseRealTime()
     ->Iterations(16)
     ->ArgsProduct({{1024, 16384, 131072}, {1, 2}});

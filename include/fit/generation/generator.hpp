@@ -82,14 +82,14 @@ const CacheLayout& cache_layout() {
   return layout;
 }
 
-/// One sequence: its ids, how many places have gone through the model, and what they left. A copy copies the rows in
-/// use. As the id at a place is predicted from those before it, place 0 needs none.
+/// One sequence: its ids, how many positions have gone through the model, and what they left. A copy copies the rows in
+/// use. As the id at a position is predicted from those before it, position 0 needs none.
 template <class T, AutoregressiveConfig c>
 struct CachedSequence {
   std::vector<std::int32_t> ids;
   Index processed = 0;
   bool finished = false;
-  Buffer<T> logits{c.vocabulary};  ///< of the last place that was processed
+  Buffer<T> logits{c.vocabulary};  ///< of the last position that was processed
   Buffer<T> memory = Buffer<T>::uninitialised(cache_layout<c>().size);
 
   CachedSequence() = default;
@@ -128,10 +128,11 @@ struct GeneratedToken {
   operator std::int32_t() const { return id; }
 };
 
-/// Draws sequences from an AutoregressiveDecoder, id by id, with caches: a place of a group costs the local blocks of
-/// one token, and the end of a group one pass of its latents over those of the earlier groups. Owns the caches, planned
-/// when it is made: (tokens + groups * latents) rows a layer and sequence. A copy goes on by itself, at the cost of
-/// copying the rows in use. Refers to the decoder, which must outlive it and stay as it is, and to the executor.
+/// Draws sequences from an AutoregressiveDecoder, id by id, with caches: a position of a group costs the local blocks
+/// of one token, and the end of a group one pass of its latents over those of the earlier groups. Owns the caches,
+/// planned when it is made: (tokens + groups * latents) rows a layer and sequence. A copy goes on by itself, at the
+/// cost of copying the rows in use. Refers to the decoder, which must outlive it and stay as it is, and to the
+/// executor.
 ///
 /// The sequences of a batch do not influence each other: each gets the same bits as by itself, for any number of
 /// threads. They may differ in length; those that are finished cost nothing.
@@ -198,7 +199,7 @@ class Generator {
   }
 
   /// Draws the next id of every sequence that is not finished: [batch], -1 for those that are; valid until the next
-  /// call. An id depends on `random`, the sequence's number and the place alone, so the same `random` serves a whole
+  /// call. An id depends on `random`, the sequence's number and the position alone, so the same `random` serves a whole
   /// run, and one that is taken up again. Throws Error as token_choices(), the sequences left as they were.
   std::span<const std::int32_t> next(const TokenSampling& sampling, Random random) {
     detail::check(sampling);
@@ -288,7 +289,7 @@ class Generator {
   using Product = kernels::Product<T>;
   static constexpr Index data_dim = config.data_dim, latent_dim = config.latent_dim, latents = config.latents;
 
-  /// Consecutive places of a sequence that go through the model together.
+  /// Consecutive positions of a sequence that go through the model together.
   struct Run {
     Sequence* sequence;
     Index rows;
@@ -325,8 +326,8 @@ class Generator {
     if (static_cast<Index>(sequence.ids.size()) == length) sequence.finished = true;
   }
 
-  /// Lets all places through whose ids are known, and the next one, whose logits are wanted: a group at a time, and
-  /// the last place of all sequences together.
+  /// Lets all positions through whose ids are known, and the next one, whose logits are wanted: a group at a time, and
+  /// the last position of all sequences together.
   void catch_up(std::span<Sequence> sequences) {
     std::vector<Run> runs;
     for (Sequence& sequence : sequences) {
@@ -343,7 +344,7 @@ class Generator {
   Tape& tape() { return scratch_.tape; }
   T* allocate(Index count) { return tape().template scratch<T>(count); }
 
-  /// One place each of several sequences, or places of a group of one sequence.
+  /// One position each of several sequences, or positions of a group of one sequence.
   void process(std::span<const Run> runs) {
     tape().clear();
     Index rows = 0;
@@ -352,11 +353,11 @@ class Generator {
     T* x = allocate(rows * data_dim);
     T* row = x;
     for (const Run& run : runs) {
-      for (Index place = run.sequence->processed; place < run.sequence->processed + run.rows; ++place) {
-        const std::int32_t id = place > 0 ? run.sequence->ids[static_cast<std::size_t>(place - 1)] : 0;
+      for (Index position = run.sequence->processed; position < run.sequence->processed + run.rows; ++position) {
+        const std::int32_t id = position > 0 ? run.sequence->ids[static_cast<std::size_t>(position - 1)] : 0;
         const T* embedding = decoder_->token_embedding().weight.data() + id * data_dim;
-        const T* position = decoder_->data_positions() + place % config.tokens * data_dim;
-        for (Index j = 0; j < data_dim; ++j) *row++ = embedding[j] + position[j];
+        const T* code = decoder_->data_positions() + position % config.tokens * data_dim;
+        for (Index j = 0; j < data_dim; ++j) *row++ = embedding[j] + code[j];
       }
     }
     const auto& stages = decoder_->trunk().stages();
@@ -432,7 +433,7 @@ class Generator {
     tape().arena().rewind(mark);
   }
 
-  /// Copies rows of each run into a cache of its sequence, at the places that they have in their group.
+  /// Copies rows of each run into a cache of its sequence, at the positions that they have in their group.
   static void store(const T* from, std::span<const Run> runs, std::size_t cache) {
     const Index width = detail::cache_layout<config>().shapes[cache].width;
     for (const Run& run : runs) {

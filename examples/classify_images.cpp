@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -46,7 +47,7 @@ int run(const Options& options) {
   std::filesystem::create_directories(options.out);
   const auto state_path = options.out / "state.safetensors", best_path = options.out / "classifier.safetensors";
 
-  fit::Executor executor(options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency()));
+  fit::Executor executor(examples::threads(options.threads));
   fit::Tape tape(executor), testing(executor);
   fit::TrainingState<Model> state{.model = Model(fit::Random(options.seed)),
                                   .optimizer = {.options = {.beta2 = 0.98, .weight_decay = 0.05}},

@@ -1,9 +1,9 @@
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -217,8 +217,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   plan.name = options.plain ? "plain_text" : "text";
   try {
-    fit::Executor executor(options.threads > 0 ? options.threads
-                                               : static_cast<int>(std::thread::hardware_concurrency()));
+    fit::Executor executor(examples::threads(options.threads));
     const auto run = [&](const auto& commands) {
       if (*train) return commands.train();
       return *evaluate ? commands.evaluate() : commands.complete();

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -7,7 +8,6 @@
 #include <numeric>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -396,8 +396,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   try {
-    fit::Executor executor(options.threads > 0 ? options.threads
-                                               : static_cast<int>(std::thread::hardware_concurrency()));
+    fit::Executor executor(examples::threads(options.threads));
     fit::Tape tape(executor), second(executor);
     const auto given = [&](const char* name) { return app.get_subcommands().front()->count(name) > 0; };
     if (*train_command) return train(options, tape, second);

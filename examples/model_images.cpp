@@ -1,8 +1,9 @@
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <map>
+#include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -228,8 +229,7 @@ int main(int argc, char** argv) {
       std::string(options.plain ? "plain_" : "") + "pixels" + (options.order == fit::Order::snake ? "_snake" : "");
   if (options.picture.empty()) options.picture = plan.out / (*complete ? "completed.png" : "sampled.png");
   try {
-    fit::Executor executor(options.threads > 0 ? options.threads
-                                               : static_cast<int>(std::thread::hardware_concurrency()));
+    fit::Executor executor(examples::threads(options.threads));
     const auto run = [&](const auto& commands) {
       if (*train) return commands.train();
       if (*evaluate) return commands.evaluate();

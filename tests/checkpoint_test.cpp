@@ -176,7 +176,7 @@ TEST_CASE("a run that is interrupted and resumed gives the bits of one that was 
   CHECK(second.random.counter() == whole.random.counter());
 
   fit::save(folder / "model", whole.model);
-  CHECK(test::contains(test::error_of([&] { fit::load(folder / "model", second); }), "not a training state"));
+  CHECK(test::contains(test::error_of([&] { fit::load(folder / "model", second); }), "the metadata lack state.step"));
   CHECK(values_of(second) == values_of(whole));
 }
 

@@ -166,4 +166,6 @@ TEST_CASE("wrong schedules and times are errors", "[diffusion_loss]") {
   refused(fit::CosineSchedule{0, 1, 0}, 0.5, "tau > 0");
   refused(fit::SigmoidSchedule{1, -1, 1}, 0.5, "start < end");
   refused(fit::LogSchedule{0, 1, false}, 0.5, "positive ends");
+  refused(fit::SigmoidSchedule{50, 100, 1}, 0.5, "does not fall");
+  refused(fit::CosineSchedule{0, 1e-9, 1}, 0.5, "does not fall");
 }

@@ -323,6 +323,54 @@ TEST_CASE("a user's function changes the logits", "[generation]") {
   CHECK(generator.ids().empty());
 }
 
+TEST_CASE("a generator may be given its own ids, moved, and assigned", "[generation]") {
+  using Small = fit::Generator<fit::AutoregressiveDecoder<small>>;
+  const auto decoder = lively<small>(16);
+  fit::Generator generator(decoder, 2);
+  const auto ids = random_ids(4, small.vocabulary, 9);
+  generator.prompt(0, ids);
+  generator.prompt(generator.ids(0));
+  generator.prompt(1, generator.ids(1));
+  const std::vector<std::int32_t> expected = {ids[0], ids[1], ids[2], ids[3], ids[0], ids[1], ids[2], ids[3]};
+  CHECK(std::equal(expected.begin(), expected.end(), generator.ids(0).begin(), generator.ids(0).end()));
+  CHECK(std::equal(expected.begin(), expected.end(), generator.ids(1).begin(), generator.ids(1).end()));
+
+  fit::Generator half(decoder, 2);
+  half.finish(1);
+  half.prompt(std::span<const std::int32_t>{});
+  CHECK(half.finished(1));
+  CHECK(!half.finished(0));
+
+  auto moved = std::move(generator);
+  CHECK(moved.ids(0).size() == 8);
+  generator.prompt(ids);  // it has no sequences
+  {
+    fit::Executor two(2);
+    Small other(decoder, 1, two);
+    generator = Small(decoder);
+    other = generator;  // and goes on with the executor of the other
+    generator = other;
+  }
+  generator.prompt(ids);
+  CHECK(generator.ids().size() == 4);
+}
+
+TEST_CASE("a stream whose user throws is at its end", "[generation]") {
+  const auto decoder = lively<small>(17);
+  fit::Generator generator(decoder, 2);
+  fit::TokenSampling sampling;
+  sampling.adjust = [](std::span<const std::int32_t> ids, std::span<float>) {
+    if (ids.size() == 2) throw std::runtime_error("enough");
+  };
+  auto stream = generator.stream(sampling, fit::Random(1));
+  auto at = stream.begin();
+  for (int i = 0; i < 3; ++i) ++at;
+  CHECK_THROWS_AS(++at, std::runtime_error);
+  CHECK(at == stream.end());
+  CHECK(generator.ids(0).size() == 2);
+  CHECK(generator.ids(1).size() == 2);
+}
+
 TEST_CASE("wrong prompts, options and files are errors that change nothing", "[generation]") {
   const auto decoder = lively<small>(15);
   fit::Generator generator(decoder, 2);
@@ -342,6 +390,8 @@ TEST_CASE("wrong prompts, options and files are errors that change nothing", "[g
   fails([&] { generator.prompt(random_ids(31, 17, 1)); }, "too long");
   fails([&] { generator.prompt(2, two); }, "there are sequences 0 .. 1, but not 2");
   fails([&] { generator.ids(-1); }, "but not -1");
+  fails([&] { generator.fork(7, 7); }, "but not 7");
+  fails([&] { fit::Generator(decoder, Index{1} << 60); }, "can be counted");
   fails([&] { fit::Generator(decoder, 0); }, "at least 1");
   fails([&] { generator.next({.temperature = -1}, fit::Random(1)); }, "temperature");
   fails([&] { generator.next({.top_k = -1}, fit::Random(1)); }, "top_k");
@@ -362,6 +412,10 @@ TEST_CASE("wrong prompts, options and files are errors that change nothing", "[g
   fit::Generator unlike(other, 2);
   CHECK(test::contains(test::error_of([&] { fit::load(path, unlike); }), "config.layers"));
   CHECK(unlike.ids(1).empty());
+  const auto precise = lively<small, double>(15);
+  fit::Generator double_generator(precise, 2);
+  fit::save(path, double_generator);
+  fails([&] { fit::load(path, generator); }, "logits must be F32 [17], not F64 [17]");
   fit::save(path, decoder);
   fails([&] { fit::load(path, generator); }, "generator.batch");
 }

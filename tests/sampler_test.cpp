@@ -300,3 +300,20 @@ TEST_CASE("wrong sampling options and conditions are errors", "[sampler]") {
   gamma(0) = 1.5f;
   CHECK(test::contains(test::error_of([&] { decoder(noisy, gamma, condition, latents); }), "gamma must be in [0, 1]"));
 }
+
+TEST_CASE("DDPM goes on where a schedule is flat", "[sampler]") {
+  const fit::DiffusionDecoder<base> decoder(fit::Random(3));
+  const fit::Tensor<float, 2> condition(1, 5);
+  for (const auto method : {fit::Sampler::ddpm_large, fit::Sampler::ddpm_small}) {
+    const auto samples =
+        fit::sample(decoder, {.steps = 10, .method = method, .schedule = fit::SigmoidSchedule{-80, 3, 0.9}}, condition,
+                    fit::Random(1));
+    for (fit::Index i = 0; i < samples.size(); ++i) CHECK(std::isfinite(samples.data()[i]));
+  }
+  fit::Tape tape;
+  CHECK(test::contains(test::error_of([&] {
+                         fit::sample(decoder, {}, 1, fit::TensorView<const float, 2>(condition),
+                                     fit::SampleNoise<float>{}, tape);
+                       }),
+                       "a function that gives noise"));
+}

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -54,15 +55,15 @@ void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& 
               config.groups, config.tokens, executor.lanes());
   Model gradient;
   fit::Tensor<std::int32_t, 3> ids(plan.batch, Index{config.groups}, Index{config.tokens});
-  const auto whole = static_cast<Index>(60 * plan.minutes);
-  Progress progress(whole > 0 ? "training, seconds" : "training", whole > 0 ? whole : plan.steps,
-                    whole > 0 ? 0 : state.step);
+  const bool timed = plan.minutes > 0;
+  const auto budget = static_cast<Index>(std::ceil(60 * plan.minutes));
+  Progress progress(timed ? "training, seconds" : "training", timed ? budget : plan.steps, timed ? 0 : state.step);
   const auto begin = std::chrono::steady_clock::now();
   double recent = 0, seconds = 0;
   const Index first = state.step;
-  for (Index total = plan.steps; state.step < total;) {
+  for (Index total = timed ? first + 1 : plan.steps; state.step < total;) {
     const double taken = static_cast<double>(state.step - first);
-    if (whole > 0) {
+    if (timed) {
       const double left = taken > 0 ? (60 * plan.minutes - seconds) * taken / seconds : 1e6;
       total = state.step + static_cast<Index>(std::max(1.0, left));
     }
@@ -78,11 +79,11 @@ void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& 
     const double steps = static_cast<double>(state.step - first);
     seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     recent += (fit::bits_per_dimension(nats) - recent) * std::max(0.02, 1 / steps);
-    progress.update(whole > 0 ? std::min(whole, static_cast<Index>(seconds)) : state.step,
+    progress.update(timed ? std::min(budget, static_cast<Index>(seconds)) : state.step,
                     {{"step", std::to_string(state.step)},
                      {"bits", recent},
                      {"tokens/s", steps * static_cast<double>(ids.size()) / seconds}});
-    if (whole > 0 && seconds >= 60 * plan.minutes) total = state.step;
+    if (timed && seconds >= 60 * plan.minutes) total = state.step;
     if (state.step % plan.every == 0 || state.step == total) {
       fit::save(plan.weights(), state.average);
       fit::save(plan.state(), state);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,11 @@
 #endif
 
 namespace examples {
+
+/// As many threads as are asked for; for 0, one for each processor.
+inline int threads(int wanted) {
+  return wanted > 0 ? wanted : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
 
 /// "1:02:03" for 3723 seconds.
 inline std::string duration_text(double seconds) {

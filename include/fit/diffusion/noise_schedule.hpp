@@ -8,8 +8,8 @@
 
 namespace fit::inline FIT_ABI {
 
-/// gamma(t), the share of the signal's power that is left at time t: 1 at t = 0, all but 0 at t = 1. Computed in
-/// double.
+/// gamma(t), the share of the signal's power that is left at time t: 1 at t = 0, next to nothing or nothing at t = 1.
+/// Computed in double.
 
 /// cos^2(((t + 0.0002) / 1.00025) pi / 2)
 struct CosineSimpleSchedule {};
@@ -63,6 +63,7 @@ inline double level(const CosineSchedule& s, double t) {
     return std::pow(std::max(0.0, std::cos(x * (3.141592653589793 / 2))), 2 * s.tau);
   };
   const double high = power(s.start), low = power(s.end);
+  require(high > low, "a cosine schedule from ", s.start, " to ", s.end, " with tau ", s.tau, " does not fall");
   return std::clamp((power(t * (s.end - s.start) + s.start) - low) / (high - low), least_noise_level, 1.0);
 }
 
@@ -71,6 +72,7 @@ inline double level(const SigmoidSchedule& s, double t) {
           "a sigmoid schedule needs start < end and tau > 0, not start ", s.start, ", end ", s.end, ", tau ", s.tau);
   const auto sigmoid = [&](double x) { return 1 / (1 + std::exp(-x / s.tau)); };
   const double first = sigmoid(s.start), last = sigmoid(s.end);
+  require(last > first, "a sigmoid schedule from ", s.start, " to ", s.end, " with tau ", s.tau, " does not fall");
   return std::clamp((last - sigmoid(t * (s.end - s.start) + s.start)) / (last - first), least_noise_level, 1.0);
 }
 

@@ -31,8 +31,9 @@ inline double logit_normal_time(Random& random, double mean = 0, double deviatio
   return 1 / (1 + std::exp(-mean - deviation * random.normal()));
 }
 
-/// The training loss of a diffusion decoder and its gradient: mean squared error of the estimate of eps or x0 at x_t =
-/// sqrt(gamma(t)) x0 + sqrt(1 - gamma(t)) eps. Holds the memory of a step, so that the next one allocates nothing.
+/// The training loss of a diffusion decoder and its gradient: mean squared error of the estimate of eps, x0 or their
+/// difference at x_t = sqrt(gamma(t)) x0 + sqrt(1 - gamma(t)) eps, or (1 - t) x0 + t eps for rectified flow. Holds the
+/// memory of a step, so that the next one allocates nothing.
 template <class Model>
 class DiffusionLoss {
   static_assert(Model::configuration.channels == Model::configuration.output_channels,
@@ -66,6 +67,7 @@ class DiffusionLoss {
     for (Index b = 0; b < batch; ++b) gamma_(b) = noise_level(objective_.schedule, t(b));
     typename Model::Inputs inputs{noisy_, gamma_, condition, {}};
     Model::check(inputs);
+    tape.record(options, random);  // refuses wrong options
     for_pieces(t, tape, [&](Index, const NoiseShares& shares, Index first, Index last) {
       const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
       for (Index i = first; i < last; ++i) noisy_.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
@@ -101,11 +103,12 @@ class DiffusionLoss {
   void reserve(Index batch) {
     constexpr DiffusionConfig c = Model::configuration;
     if (gamma_.size() == batch && noisy_.dimension(1) == c.groups) return;
-    gamma_ = Tensor<double, 1>(batch);
+    gamma_ = {};  // so that an allocation that fails is made again
     noisy_ = Tensor<T, 4>(batch, c.groups, c.tokens, c.channels);
     prediction_gradient_ = noisy_;
     partial_ = Tensor<double, 1>(batch * pieces);
     if constexpr (Model::has_previous) previous_ = Tensor<T, 4>(batch, c.groups, c.latents, c.latent_dim);
+    gamma_ = Tensor<double, 1>(batch);
   }
 
   /// Latents of a first pass for the leading share of the batch, zeros for the rest.

@@ -62,7 +62,7 @@ struct Estimates {
 };
 
 /// Estimates of x0, cut to a range, and of eps from what the network predicts at x, `count` elements of one example.
-/// Where x0 is cut, eps follows from it if `consistent` or if the network predicts x0.
+/// With a range, eps follows from the x0 that was cut if `consistent` or if the network predicts x0.
 template <class T>
 void estimate(const T* prediction, const T* x, T* x0, T* eps, Index count, Prediction kind, const NoiseShares& shares,
               const std::optional<Range>& clip, bool consistent) {

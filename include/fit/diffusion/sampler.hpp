@@ -12,7 +12,7 @@ namespace fit::inline FIT_ABI {
 
 /// The reverse process: DDIM (Song et al., arXiv 2010.02502) without noise, DDPM (Ho et al., arXiv 2006.11239) with the
 /// larger or the smaller variance; for rectified flow (Liu et al., arXiv 2209.03003) the steps of Euler, which there
-/// are DDIM's, or of Heun, with two evaluations each but the last.
+/// are DDIM's, or of Heun, with two evaluations each but where they end at time 0.
 enum class Sampler { ddim, ddpm_large, ddpm_small, euler, heun };
 
 struct SampleOptions {
@@ -84,7 +84,12 @@ void step_back(Sampler method, const NoiseShares& now, const NoiseShares& then, 
     for (Index i = 0; i < count; ++i) next[i] = keep * x0[i] + lose * eps[i];
     return;
   }
-  const double a = std::clamp(now.gamma / then.gamma, 0.0, 1.0), gone = (1 - then.gamma) / (1 - now.gamma);
+  const double a = std::clamp(now.gamma / then.gamma, 0.0, 1.0);
+  if (a == 1) {  // no noise comes off
+    std::copy_n(x, count, next);
+    return;
+  }
+  const double gone = (1 - then.gamma) / (1 - now.gamma);
   const double variance = method == Sampler::ddpm_large ? 1 - a : (1 - a) * gone;
   // The mean in terms of x0 and x: in terms of eps it loses its digits where a is small.
   const T of_x = static_cast<T>(std::sqrt(a) * gone);
@@ -108,6 +113,7 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
   static_assert(c.channels == c.output_channels, "fit: sampling needs config.output_channels equal to config.channels");
   detail::check(options);
   require(count >= 0, "sampling cannot make ", count, " examples");
+  require(static_cast<bool>(noise), "sampling needs a function that gives noise, not an empty one");
   require(condition.has_value() == Model::has_condition,
           Model::has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
   require(!condition || condition->dimension(0) == count, "sampling ", count,
@@ -126,7 +132,7 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
     if constexpr (Model::has_condition) {
       auto dimensions = condition->dimensions();
       dimensions[0] = part;
-      const Index each = part > 0 ? dimensions.TotalSize() / part : 0;
+      const Index each = dimensions.TotalSize() / part;
       zero = Tensor<T, Model::condition_rank>(dimensions);
       inputs.condition = typename Model::ConditionView(condition->data() + first * each, dimensions);
       blank.condition = zero;

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <iterator>
-#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -98,13 +97,13 @@ struct CachedSequence {
   CachedSequence(const CachedSequence& other)
       : ids(other.ids), processed(other.processed), finished(other.finished), logits(other.logits) {
     for (std::size_t i = 0; i < cache_layout<c>().shapes.size(); ++i) {
-      std::copy_n(const_cast<CachedSequence&>(other).cache(i), other.rows_in_use(i) * cache_layout<c>().shapes[i].width,
-                  cache(i));
+      std::copy_n(other.cache(i), other.rows_in_use(i) * cache_layout<c>().shapes[i].width, cache(i));
     }
   }
   CachedSequence& operator=(const CachedSequence& other) { return *this = CachedSequence(other); }
 
   T* cache(std::size_t i) { return memory.data() + cache_layout<c>().shapes[i].offset; }
+  const T* cache(std::size_t i) const { return memory.data() + cache_layout<c>().shapes[i].offset; }
   Index rows_in_use(std::size_t i) const {
     const CacheShape& shape = cache_layout<c>().shapes[i];
     if (shape.kind == CacheShape::whole) return shape.rows;
@@ -147,7 +146,8 @@ class Generator {
   /// Throws Error when the batch is below one.
   explicit Generator(const Decoder& decoder, Index batch = 1, Executor& executor = default_executor())
       : decoder_(&decoder), scratch_(executor) {
-    require(batch >= 1, "a generator needs a batch of at least 1, not ", batch);
+    require(batch >= 1 && static_cast<std::size_t>(batch) <= sequences_.max_size(),
+            "a generator needs a batch of at least 1, and one that can be counted, not ", batch);
     sequences_.resize(static_cast<std::size_t>(batch));
     tokens_.resize(static_cast<std::size_t>(batch));
     for (Sequence& sequence : sequences_) begin(sequence);
@@ -156,7 +156,7 @@ class Generator {
   Generator(const Decoder&&, Index = 1, Executor& = default_executor()) = delete;  // it would be gone
 
   Index batch() const { return static_cast<Index>(sequences_.size()); }
-  /// The ids that a sequence has so far.
+  /// The ids that a sequence has so far, valid until the next call that adds some.
   std::span<const std::int32_t> ids(Index sequence = 0) const { return at(sequence).ids; }
   /// Whether a sequence has its whole length, was ended by an id, or by finish().
   bool finished(Index sequence = 0) const { return at(sequence).finished; }
@@ -173,23 +173,25 @@ class Generator {
   /// when one is outside the vocabulary, or a sequence is finished or would be longer than the model.
   void prompt(Index sequence, std::span<const std::int32_t> ids) {
     check_prompt(at(sequence), ids);
-    append(at(sequence), ids);
+    append(at(sequence), std::vector(ids.begin(), ids.end()));  // they may be the sequence's own
     catch_up(std::span(&at(sequence), 1));
   }
   void prompt(std::span<const std::int32_t> ids) {
     for (const Sequence& sequence : sequences_) check_prompt(sequence, ids);
-    const bool alike = std::all_of(sequences_.begin(), sequences_.end(), [&](const Sequence& sequence) {
-      return sequence.ids == sequences_[0].ids && sequence.processed == sequences_[0].processed;
-    });
-    for (Sequence& sequence : std::span(sequences_).first(alike ? 1 : sequences_.size())) append(sequence, ids);
-    catch_up(std::span(sequences_).first(alike ? 1 : sequences_.size()));
+    const std::vector<std::int32_t> own(ids.begin(), ids.end());
+    const bool alike = batch() > 0 && std::all_of(sequences_.begin(), sequences_.end(), [&](const Sequence& sequence) {
+                         const Sequence& first = sequences_[0];
+                         return sequence.ids == first.ids && sequence.processed == first.processed &&
+                                sequence.finished == first.finished;
+                       });
+    const auto through = std::span(sequences_).first(alike ? 1 : sequences_.size());
+    for (Sequence& sequence : through) append(sequence, own);
+    catch_up(through);
     if (alike) std::fill(sequences_.begin() + 1, sequences_.end(), sequences_[0]);
   }
 
   /// Makes one sequence of the batch a copy of another.
-  void fork(Index from, Index to) {
-    if (from != to) at(to) = at(from);
-  }
+  void fork(Index from, Index to) { at(to) = at(from); }
 
   /// Logits [V] of the next id of a sequence, valid until the next call. Throws Error when it is finished.
   std::span<const T> logits(Index sequence = 0) {
@@ -261,13 +263,13 @@ class Generator {
     void advance() {
       do {
         if (++at_ < tokens_.size()) continue;
-        if (left_-- <= 0 || generator_->finished_all()) {
-          done_ = true;
-          return;
-        }
+        done_ = true;  // also when next() throws
+        if (left_ <= 0 || generator_->finished_all()) return;
         const auto drawn = generator_->next(sampling_, random_);
         tokens_.assign(drawn.begin(), drawn.end());
         at_ = 0;
+        --left_;
+        done_ = false;
       } while (tokens_[at_] < 0);
     }
 
@@ -302,7 +304,10 @@ class Generator {
 
     explicit Scratch(Executor& executor) : tape(executor) {}
     Scratch(const Scratch& other) : tape(other.tape.executor()) {}
-    Scratch& operator=(const Scratch&) { return *this; }
+    Scratch& operator=(const Scratch& other) {
+      tape = Tape(other.tape.executor());
+      return *this;
+    }
   };
 
   Sequence& at(Index i) {
@@ -363,7 +368,7 @@ class Generator {
     const auto& stages = decoder_->trunk().stages();
     const auto& layout = detail::cache_layout<config>();
     for (std::size_t i = 0; i < stages.size(); ++i) {
-      if (i > 0) write(*stages[i - 1].write, x, runs, few, layout.stages[i - 1].written);
+      if (i > 0) write(*stages[i - 1].write, x, rows, runs, few, layout.stages[i - 1].written);
       for (std::size_t j = 0; j < stages[i].local.size(); ++j) {
         const std::size_t cache = layout.stages[i].local + 2 * j;
         run_block(stages[i].local[j], x, rows, few, [&](const T* q, const T* k, const T* v, T* mixed) {
@@ -377,8 +382,11 @@ class Generator {
     }
     write_logits(x, runs);
     for (const Run& run : runs) {
-      run.sequence->processed += run.rows;
-      if (run.slot() == 0 && run.sequence->processed < length) close_group(*run.sequence);
+      const Index processed = run.sequence->processed + run.rows;
+      if (processed % config.tokens == 0 && processed < length) {
+        close_group(*run.sequence, processed / config.tokens - 1);
+      }
+      run.sequence->processed = processed;
     }
   }
 
@@ -419,11 +427,9 @@ class Generator {
 
   /// Tokens of a group from the latents of the one before.
   template <class Write>
-  void write(const Write& p, T* x, std::span<const Run> runs, bool few, std::size_t cache) {
+  void write(const Write& p, T* x, Index rows, std::span<const Run> runs, bool few, std::size_t cache) {
     const auto mark = tape().arena().mark();
     constexpr Index width = std::min(config.data_dim, config.latent_dim);
-    Index rows = 0;
-    for (const Run& run : runs) rows += run.rows;
     T *normed = allocate(rows * data_dim), *q = allocate(rows * width), *mixed = allocate(rows * width);
     fit::forward(p.query_norm, static_cast<const T*>(x), normed, rows, tape());
     multiply({output_product(p.attention.query, static_cast<const T*>(normed), q, rows)}, few);
@@ -510,8 +516,7 @@ class Generator {
   }
 
   /// The latents of the group that has just ended, for the writes of the next one and the global blocks of all others.
-  void close_group(Sequence& sequence) {
-    const Index group = sequence.processed / config.tokens - 1;
+  void close_group(Sequence& sequence, Index group) {
     const auto& stages = decoder_->trunk().stages();
     const auto mark = tape().arena().mark();
     T* z = allocate(latents * latent_dim);

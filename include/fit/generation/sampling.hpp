@@ -52,7 +52,8 @@ inline TokenChoices token_choices(std::span<const float> logits, const TokenSamp
   TokenChoices choices;
   const auto logit = [&](std::int32_t id) { return logits[static_cast<std::size_t>(id)]; };
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    require(logits[i] < std::numeric_limits<float>::infinity(), "logit ", i, " is ", logits[i]);
+    require(logits[i] < std::numeric_limits<float>::infinity(), "logit ", i, " must be finite or minus infinity, not ",
+            logits[i]);
     if (logits[i] > -std::numeric_limits<float>::infinity()) choices.ids.push_back(static_cast<std::int32_t>(i));
   }
   require(!choices.ids.empty(), "no id may follow: all of the ", logits.size(), " logits are minus infinity");

@@ -89,7 +89,7 @@ void read_model(const SafetensorsFile& file, Model& model, const Metadata& expec
 template <class Number>
 Number number_in(const SafetensorsFile& file, std::string_view key) {
   const auto found = file.metadata().find(key);
-  require(found != file.metadata().end(), file.path().string(), " is not a training state: its metadata lack ", key);
+  require(found != file.metadata().end(), file.path().string(), ": the metadata lack ", key);
   Number value{};
   const std::string& text = found->second;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);

@@ -11,12 +11,12 @@ namespace fit::inline FIT_ABI {
 template <class Decoder>
 void save(const std::filesystem::path& path, const Generator<Decoder>& generator) {
   using T = typename Decoder::T;
-  auto& sequences = detail::GeneratorAccess::sequences(const_cast<Generator<Decoder>&>(generator));
+  const auto& sequences = detail::GeneratorAccess::sequences(generator);
   Metadata metadata = detail::metadata_of<Decoder>();
   metadata["generator.batch"] = std::to_string(generator.batch());
   std::vector<SafetensorsEntry> entries;
   for (Index s = 0; s < generator.batch(); ++s) {
-    auto& sequence = sequences[static_cast<std::size_t>(s)];
+    const auto& sequence = sequences[static_cast<std::size_t>(s)];
     const std::string prefix = "sequence." + std::to_string(s) + ".";
     metadata[prefix + "processed"] = std::to_string(sequence.processed);
     metadata[prefix + "finished"] = std::to_string(static_cast<int>(sequence.finished));
@@ -64,10 +64,17 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
       require(id >= 0 && id < Decoder::configuration.vocabulary, path.string(), ": ", prefix, "ids must be in 0 .. ",
               Decoder::configuration.vocabulary - 1, ", not ", id);
     }
-    file.read(prefix + "logits", sequence.logits.data(), sequence.logits.size());
+    const auto read = [&](const std::string& name, const std::vector<Index>& shape, T* to) {
+      const TensorInfo& info = file.info(prefix + name);
+      require(info.dtype == detail::dtype_of<T>() && info.shape == shape, path.string(), ": ", prefix, name,
+              " must be ", name_of(detail::dtype_of<T>()), " ", shape_text(shape), ", not ", name_of(info.dtype), " ",
+              shape_text(info.shape));
+      file.read(prefix + name, to, info.size());
+    };
+    read("logits", {sequence.logits.size()}, sequence.logits.data());
     const auto& shapes = detail::cache_layout<Decoder::configuration>().shapes;
     for (std::size_t i = 0; i < shapes.size(); ++i) {
-      file.read(prefix + shapes[i].name, sequence.cache(i), sequence.rows_in_use(i) * shapes[i].width);
+      read(shapes[i].name, {sequence.rows_in_use(i), shapes[i].width}, sequence.cache(i));
     }
   }
   detail::GeneratorAccess::sequences(generator) = std::move(sequences);

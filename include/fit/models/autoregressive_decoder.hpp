@@ -17,8 +17,8 @@ namespace fit::inline FIT_ABI {
 /// section 3.
 ///
 /// As an Encoder, it is its parameters and nothing else. B is the batch, any number, and V the vocabulary. Inputs are
-/// the sequence moved right by one position, which is what shift_right() makes of it; so no logit depends on the id that
-/// it is about, nor on a later one.
+/// the sequence moved right by one position, which is what shift_right() makes of it; so no logit depends on the id
+/// that it is about, nor on a later one.
 template <AutoregressiveConfig config, class Scalar = float>
 class AutoregressiveDecoder {
   static_assert(detail::check_autoregressive<config>());

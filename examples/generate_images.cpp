@@ -296,6 +296,7 @@ int evaluate(const Options& options, fit::Tape& tape) {
   examples::FashionClassifier classifier;
   fit::load(options.classifier, classifier);
   const auto data = examples::load_fashion(options.data);
+  fit::require(data.train.images.count > 0 && data.test.images.count > 0, "the data set has no images to compare with");
   examples::Progress progress("sampling", options.count * options.sampling.steps);
   const auto set =
       generate(model, options.sampling, labels_of(options.count, options.only), options.seed, tape, &progress);
@@ -303,19 +304,16 @@ int evaluate(const Options& options, fit::Tape& tape) {
   examples::LabelledImages real = data.test;
   real.images.count = std::min(options.count, real.images.count);
   real.labels.resize(static_cast<std::size_t>(real.images.count));
-  std::printf("%-32s %10td %10td\n", "", set.images.count, real.images.count);
-  std::printf("%-32s %10s %10s\n", "", "samples", "test images");
+  std::printf("%-36s %10td %10td\n", "", set.images.count, real.images.count);
+  std::printf("%-36s %10s %10s\n", "", "samples", "test images");
   const auto found = examples::classify(classifier, set, tape);
-  std::printf("%-32s %8.1f %% %8.1f %%\n", "the classifier agrees on", examples::accuracy(found, set),
+  std::printf("%-36s %8.1f %% %8.1f %%\n", "the classifier agrees on", examples::accuracy(found, set),
               examples::accuracy(examples::classify(classifier, real, tape), real));
   const auto ours = nearest(set.images, data.train.images, tape),
              theirs = nearest(real.images, data.train.images, tape);
-  for (const auto& [name, share] : {std::pair{"distance to the training images", 0.5}, {"the nearest of all", 0.0}}) {
-    const auto at = [&](const std::vector<double>& sorted) {
-      return sorted[static_cast<std::size_t>(share * static_cast<double>(sorted.size() - 1))];
-    };
-    std::printf("%-32s %10.4f %10.4f\n", name, at(ours), at(theirs));
-  }
+  const auto middle = [](const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; };
+  std::printf("%-36s %10.4f %10.4f\n", "median distance to training images", middle(ours), middle(theirs));
+  std::printf("%-36s %10.4f %10.4f\n", "the nearest of all", ours.front(), theirs.front());
   std::printf("of each class:");
   for (int label = 0; label < classes; ++label) {
     double right = 0, all = 0;

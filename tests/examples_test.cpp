@@ -171,8 +171,8 @@ TEST_CASE("generate_images trains, resumes, draws, denoises and evaluates", "[ex
   const std::string judge = " --classifier " + (out / "classifier.safetensors").string();
   const std::string judged =
       succeed(generate + " evaluate" + model + of_data + judge + " --count 12 --steps 2 --class Boot");
-  for (const char* part :
-       {"the classifier agrees on", "distance to the training images", "the nearest of all", "of each class:  Boot"}) {
+  for (const char* part : {"the classifier agrees on", "median distance to training images", "the nearest of all",
+                           "of each class:  Boot"}) {
     CHECK(test::contains(judged, part));
   }
 

@@ -39,8 +39,6 @@ constexpr Index length = 2048;  // bytes of a window
 struct Options {
   std::vector<std::filesystem::path> data;
   examples::DecoderTraining training{.steps = 16'000, .batch = 2, .every = 2'000};
-  bool plain = false;
-  int threads = 0;
   std::string prefix;
   Index bytes = 600;
   fit::TokenSampling sampling{.temperature = 0.8f, .top_p = 0.95f};
@@ -180,27 +178,9 @@ struct Commands {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app("Learns the bytes of text files with a FIT autoregressive decoder, and goes on where a text ends.");
-  app.require_subcommand(1);
-  app.fallthrough();
   auto& plan = options.training;
+  auto* train = examples::add_training_options(app, plan, "2 windows of 2048 bytes");
   app.add_option("--data", options.data, "text files, and folders of them, such as /usr/include/eigen3");
-  app.add_option("--out", plan.out, "folder of weights")->capture_default_str();
-  app.add_flag("--plain", options.plain, "a plain causal transformer with as many parameters instead");
-  app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--seed", plan.seed, "of everything random")->capture_default_str();
-  auto* train = app.add_subcommand("train", "trains on nine files of ten");
-  train->add_option("--steps", plan.steps, "batches of 2 windows of 2048 bytes")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  train->add_option("--minutes", plan.minutes, "as many steps as fit into them, instead of --steps")
-      ->check(CLI::PositiveNumber);
-  train->add_option("--every", plan.every, "steps from one saved state to the next")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  train->add_option("--rate", plan.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
-  train->add_flag("--resume", plan.resume, "go on from the state in the output folder");
   auto* evaluate = app.add_subcommand("evaluate", "bits per byte of the files held out");
   auto* complete = app.add_subcommand("complete", "writes on where a text ends");
   complete->add_option("prefix", options.prefix, "the beginning of a text")->required();
@@ -215,15 +195,14 @@ int main(int argc, char** argv) {
   complete->add_option("--top-p", options.sampling.top_p, "of the likeliest bytes with this probability together")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  plan.name = options.plain ? "plain_text" : "text";
+  plan.name = plan.plain ? "plain_text" : "text";
   try {
-    fit::Executor executor(examples::threads(options.threads));
+    fit::Executor executor(examples::threads(plan.threads));
     const auto run = [&](const auto& commands) {
       if (*train) return commands.train();
       return *evaluate ? commands.evaluate() : commands.complete();
     };
-    return options.plain ? run(Commands<plain_config>{options, executor})
-                         : run(Commands<fit_config>{options, executor});
+    return plan.plain ? run(Commands<plain_config>{options, executor}) : run(Commands<fit_config>{options, executor});
   } catch (const std::exception& error) {
     std::fprintf(stderr, "complete_text: %s\n", error.what());
     return 1;

@@ -51,7 +51,7 @@ struct Options {
   int threads = 0;
   std::uint64_t seed = 7;
   // Of train.
-  Index steps = 12'000, batch = 64, every = 1'000;
+  Index steps = 10'000, batch = 64, every = 1'000;
   double rate = 2e-3;
   bool resume = false;
   // Of sample, denoise and evaluate.

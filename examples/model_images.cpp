@@ -45,8 +45,6 @@ struct Options {
   std::filesystem::path data = "/usr/share/datasets/fashion-mnist", picture;
   examples::DecoderTraining training{.steps = 10'000, .batch = 8, .every = 1'000};
   fit::Order order = fit::Order::raster;
-  bool plain = false;
-  int threads = 0;
   Index count = 0, continuations = 4;
   float temperature = 1;
 };
@@ -187,28 +185,12 @@ struct Commands {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app("Models the images of Fashion-MNIST pixel by pixel with a FIT autoregressive decoder.");
-  app.require_subcommand(1);
-  app.fallthrough();
   auto& plan = options.training;
+  auto* train = examples::add_training_options(app, plan, "8 images");
   app.add_option("--data", options.data, "folder with the four IDX files, compressed or not")->capture_default_str();
-  app.add_option("--out", plan.out, "folder of weights and pictures")->capture_default_str();
   app.add_option("--order", options.order, "of the patches: raster or snake")
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, fit::Order>{{"raster", fit::Order::raster}, {"snake", fit::Order::snake}}));
-  app.add_flag("--plain", options.plain, "a plain causal transformer with as many parameters instead");
-  app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--seed", plan.seed, "of everything random")->capture_default_str();
-  auto* train = app.add_subcommand("train", "trains");
-  train->add_option("--steps", plan.steps, "batches of 8 images")->capture_default_str()->check(CLI::PositiveNumber);
-  train->add_option("--minutes", plan.minutes, "as many steps as fit into them, instead of --steps")
-      ->check(CLI::PositiveNumber);
-  train->add_option("--every", plan.every, "steps from one saved state to the next")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  train->add_option("--rate", plan.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
-  train->add_flag("--resume", plan.resume, "go on from the state in the output folder");
   auto* evaluate = app.add_subcommand("evaluate", "bits per dimension of the test images");
   auto* complete = app.add_subcommand("complete", "continues the upper halves of test images");
   auto* sample = app.add_subcommand("sample", "draws images from nothing");
@@ -225,18 +207,16 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(1, 100));
   CLI11_PARSE(app, argc, argv);
-  plan.name =
-      std::string(options.plain ? "plain_" : "") + "pixels" + (options.order == fit::Order::snake ? "_snake" : "");
+  plan.name = std::string(plan.plain ? "plain_" : "") + "pixels" + (options.order == fit::Order::snake ? "_snake" : "");
   if (options.picture.empty()) options.picture = plan.out / (*complete ? "completed.png" : "sampled.png");
   try {
-    fit::Executor executor(examples::threads(options.threads));
+    fit::Executor executor(examples::threads(plan.threads));
     const auto run = [&](const auto& commands) {
       if (*train) return commands.train();
       if (*evaluate) return commands.evaluate();
       return *complete ? commands.complete() : commands.sample();
     };
-    return options.plain ? run(Commands<plain_config>{options, executor})
-                         : run(Commands<fit_config>{options, executor});
+    return plan.plain ? run(Commands<plain_config>{options, executor}) : run(Commands<fit_config>{options, executor});
   } catch (const std::exception& error) {
     std::fprintf(stderr, "model_images: %s\n", error.what());
     return 1;

@@ -15,6 +15,8 @@
 #include <filesystem>
 #include <string>
 
+#include <CLI/CLI.hpp>
+
 #include "progress.hpp"
 
 namespace examples {
@@ -30,11 +32,34 @@ struct DecoderTraining {
   double minutes = 0;  // where positive, as many steps as fit into them
   double rate = 2e-3;
   std::uint64_t seed = 7;
-  bool resume = false;
+  bool resume = false, plain = false;
+  int threads = 0;
 
   std::filesystem::path weights() const { return out / (name + ".safetensors"); }
   std::filesystem::path state() const { return out / (name + "_state.safetensors"); }
 };
+
+/// The options of every command, and the command `train` with its own; `unit` is what a step is made of.
+inline CLI::App* add_training_options(CLI::App& app, DecoderTraining& plan, const std::string& unit) {
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.add_option("--out", plan.out, "folder of weights and pictures")->capture_default_str();
+  app.add_option("--threads", plan.threads, "threads; 0 is one for each processor")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--seed", plan.seed, "of everything random")->capture_default_str();
+  app.add_flag("--plain", plan.plain, "a plain causal transformer with as many parameters instead");
+  auto* train = app.add_subcommand("train", "trains");
+  train->add_option("--steps", plan.steps, "batches of " + unit)->capture_default_str()->check(CLI::PositiveNumber);
+  train->add_option("--minutes", plan.minutes, "as many steps as fit into them, instead of --steps")
+      ->check(CLI::PositiveNumber);
+  train->add_option("--every", plan.every, "steps from one saved state to the next")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  train->add_option("--rate", plan.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
+  train->add_flag("--resume", plan.resume, "go on from the state in the output folder");
+  return train;
+}
 
 /// Trains on what fill(ids [batch, groups, tokens], step) gives; evaluate(model) makes a line for the log every so
 /// often. The moving average of the parameters is what is saved.

@@ -119,13 +119,15 @@ class AutoregressiveDecoder {
   const T* latent_positions() const { return start_.values(); }
   const Trunk<T, trunk_config>& trunk() const { return trunk_; }
   const LayerNorm<T, config.data_dim>& data_norm() const { return data_norm_; }
-  const T* output_weight() const {
-    if constexpr (!config.shared_embedding) return output_embedding_.weight.data();
-    return token_embedding_.weight.data();
-  }
-  const T* output_bias() const {
-    if constexpr (config.output_bias) return output_bias_.data();
-    return nullptr;
+  /// The product that gives logits [rows, V] from the normalised tokens [rows, data_dim] of as many positions.
+  kernels::Product<T> logits_product(const T* normed, T* logits, Index rows) const {
+    constexpr Index width = config.data_dim;
+    return {.rows = rows,
+            .columns = config.vocabulary,
+            .factors = {{kernels::plain(normed, width), kernels::transposed(output_weight(), width), width}},
+            .c = logits,
+            .c_row = config.vocabulary,
+            .finish = {.bias = output_bias()}};
   }
 
  private:
@@ -179,16 +181,17 @@ class AutoregressiveDecoder {
     fit::backward(saved->ids, static_cast<const T*>(x), gradient.token_embedding_, rows, tape);
   }
 
+  const T* output_weight() const {
+    if constexpr (!config.shared_embedding) return output_embedding_.weight.data();
+    return token_embedding_.weight.data();
+  }
+  const T* output_bias() const {
+    if constexpr (config.output_bias) return output_bias_.data();
+    return nullptr;
+  }
+
   void write_logits(const T* normed, T* logits, Index rows, Tape& tape) const {
-    constexpr Index width = config.data_dim;
-    kernels::multiply<T>(
-        {{.rows = rows,
-          .columns = config.vocabulary,
-          .factors = {{kernels::plain(normed, width), kernels::transposed(output_weight(), width), width}},
-          .c = logits,
-          .c_row = config.vocabulary,
-          .finish = {.bias = output_bias()}}},
-        tape.executor(), tape.arena());
+    kernels::multiply({logits_product(normed, logits, rows)}, tape.executor(), tape.arena());
   }
 
   /// Writes normed_gradient, and adds to the gradients of the embedding and the bias.

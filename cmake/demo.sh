@@ -9,4 +9,4 @@ prepare g++ cmake ninja-build libeigen3-dev libxsimd-dev nlohmann-json3-dev \
 cmake --preset release -DFIT_BUILD_TESTS=OFF -DFIT_BUILD_BENCH=OFF
 cmake --build --preset release --parallel --target classify_images
 
-exec build/release/examples/classify_images --epochs 7 --out out "$@"
+exec build/release/examples/classify_images "$@"

@@ -31,13 +31,7 @@ fit::Tensor<std::int32_t, 3> random_ids(Index batch, std::uint64_t seed) {
   return ids;
 }
 
-bool equal(const Decoder& a, const Decoder& b) {
-  bool same = true;
-  fit::for_each_parameter(
-      [&](const fit::ParameterName&, auto x, auto y) { same = same && std::equal(x.data, x.data + x.size, y.data); }, a,
-      b);
-  return same;
-}
+bool equal(const Decoder& a, const Decoder& b) { return test::same_bits(test::values_of(a), test::values_of(b)); }
 
 /// Some steps of training from where a state is.
 void train(fit::TrainingState<Decoder>& state, Index steps, int threads, bool recompute) {

@@ -1,4 +1,3 @@
-#include <cstring>
 #include <numeric>
 
 #include <fit/fit.hpp>
@@ -10,6 +9,8 @@
 namespace {
 
 using fit::Index;
+using test::same_bits;
+using test::values_of;
 
 constexpr fit::DiffusionConfig config{.layers = "(2)1(1)2(1)",
                                       .groups = 6,
@@ -108,18 +109,6 @@ struct Batch {
     }
   }
 };
-
-template <class Model>
-std::vector<typename Model::T> values_of(const Model& model) {
-  std::vector<typename Model::T> values;
-  fit::for_each_parameter(
-      [&](const fit::ParameterName&, auto p) { values.insert(values.end(), p.data, p.data + p.size); }, model);
-  return values;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
 
 template <class Model>
 Model stirred() {

@@ -12,6 +12,7 @@
 namespace {
 
 using fit::Index;
+using test::same_bits;
 
 constexpr fit::EncoderConfig config{.layers = "(2)1(1)2(1)",
                                     .groups = 6,
@@ -55,10 +56,6 @@ std::vector<float> train(fit::Executor& executor, const fit::TrainingOptions& op
   fit::for_each_parameter([&](const fit::ParameterName&, auto p) { seen.insert(seen.end(), p.data, p.data + p.size); },
                           state);
   return seen;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 }  // namespace

@@ -45,12 +45,7 @@ constexpr fit::AutoregressiveConfig wide_latents = [] {
 template <fit::AutoregressiveConfig config, class T = float>
 fit::AutoregressiveDecoder<config, T> lively(std::uint64_t seed) {
   fit::AutoregressiveDecoder<config, T> decoder{fit::Random(seed)};
-  fit::Random random(seed + 1);
-  fit::for_each_parameter(
-      [&](const fit::ParameterName&, auto p) {
-        for (Index i = 0; i < p.size; ++i) p.data[i] += static_cast<T>(0.15 * random.normal());
-      },
-      decoder);
+  test::stir(decoder);
   return decoder;
 }
 

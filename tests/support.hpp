@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <random>
 #include <string>
@@ -88,6 +89,21 @@ std::string error_of(Call&& call) {
     return error.what();
   }
   return "(no error)";
+}
+
+/// All parameters of a model or state, one after the other.
+template <class Model>
+std::vector<typename Model::T> values_of(const Model& model) {
+  std::vector<typename Model::T> values;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName&, auto p) { values.insert(values.end(), p.data, p.data + p.size); }, model);
+  return values;
+}
+
+/// Equal to the bit, so that NaN equals itself and 0 is not -0.
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 inline bool contains(std::string_view text, std::string_view part) { return text.find(part) != text.npos; }

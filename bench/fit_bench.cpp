@@ -72,7 +72,7 @@ BENCHMARK(FmaPeak)->ArgName("threads")->Arg(1)->Arg(2)->Iterations(1);
 void Gemm(benchmark::State& state) {
   const Index m = state.range(0), k = state.range(1), n = state.range(2);
   fit::Executor executor(static_cast<int>(state.range(3)));
-  fit::Arena arena;
+  fit::Workspace workspace(executor);
   const auto x = values(m * k), weight = values(n * k);
   auto y = values(m * n);
   for (auto _ : state) {
@@ -82,7 +82,7 @@ void Gemm(benchmark::State& state) {
           .factors = {{fit::kernels::plain(x.data(), k), fit::kernels::transposed(weight.data(), k), k}},
           .c = y.data(),
           .c_row = n}},
-        executor, arena);
+        workspace);
     benchmark::ClobberMemory();
   }
   report(state, 2.0 * static_cast<double>(m * n * k), executor.lanes());
@@ -92,7 +92,7 @@ void Gemm(benchmark::State& state) {
 void GemmWeightGradient(benchmark::State& state) {
   const Index m = state.range(0), k = state.range(1), n = state.range(2);
   fit::Executor executor(static_cast<int>(state.range(3)));
-  fit::Arena arena;
+  fit::Workspace workspace(executor);
   const auto x = values(m * k), y = values(m * n);
   auto gradient = values(n * k);
   for (auto _ : state) {
@@ -103,7 +103,7 @@ void GemmWeightGradient(benchmark::State& state) {
           .c = gradient.data(),
           .c_row = k,
           .finish = {.accumulate = true}}},
-        executor, arena);
+        workspace);
     benchmark::ClobberMemory();
   }
   report(state, 2.0 * static_cast<double>(m * n * k), executor.lanes());
@@ -143,6 +143,7 @@ struct AttentionCase {
         o(q),
         log_sum(values(shape.sequences * shape.queries * shape.heads)) {}
 
+  fit::kernels::AttentionTensors<float> tensors() { return {q.data(), k.data(), v.data(), o.data(), log_sum.data()}; }
   double operations() const {
     return 4.0 * static_cast<double>(shape.sequences * shape.queries * shape.keys * shape.width());
   }
@@ -151,9 +152,9 @@ struct AttentionCase {
 void Attention(benchmark::State& state) {
   AttentionCase c(state);
   fit::Executor executor(static_cast<int>(state.range(4)));
-  fit::Arena arena;
+  fit::Workspace workspace(executor);
   for (auto _ : state) {
-    fit::kernels::attention(c.shape, c.q.data(), c.k.data(), c.v.data(), c.o.data(), c.log_sum.data(), executor, arena);
+    fit::kernels::attention(c.shape, c.tensors(), workspace);
     benchmark::ClobberMemory();
   }
   report(state, c.operations(), executor.lanes());
@@ -162,14 +163,13 @@ void Attention(benchmark::State& state) {
 void AttentionBackward(benchmark::State& state) {
   AttentionCase c(state);
   fit::Executor executor(static_cast<int>(state.range(4)));
-  fit::Arena arena;
+  fit::Workspace workspace(executor);
   const auto o_gradient = c.q;
   auto q_gradient = c.q, k_gradient = c.k, v_gradient = c.v;
-  fit::kernels::attention(c.shape, c.q.data(), c.k.data(), c.v.data(), c.o.data(), c.log_sum.data(), executor, arena);
+  fit::kernels::attention(c.shape, c.tensors(), workspace);
   for (auto _ : state) {
-    fit::kernels::attention_backward(c.shape, c.q.data(), c.k.data(), c.v.data(), c.o.data(), c.log_sum.data(),
-                                     o_gradient.data(), q_gradient.data(), k_gradient.data(), v_gradient.data(),
-                                     executor, arena);
+    fit::kernels::attention_backward<float>(
+        c.shape, c.tensors(), {o_gradient.data(), q_gradient.data(), k_gradient.data(), v_gradient.data()}, workspace);
     benchmark::ClobberMemory();
   }
   report(state, 2.5 * c.operations(), executor.lanes());
@@ -191,8 +191,7 @@ void LayerNorm(benchmark::State& state) {
   const auto x = values(rows * width), weight = values(width);
   auto y = x;
   for (auto _ : state) {
-    fit::kernels::layer_norm<float>(x.data(), weight.data(), weight.data(), y.data(), nullptr, nullptr, rows, width,
-                                    executor);
+    fit::kernels::layer_norm<float>({x.data(), weight.data(), weight.data(), y.data()}, rows, width, executor);
     benchmark::ClobberMemory();
   }
   state.SetBytesProcessed(state.iterations() * rows * width * 8);
@@ -210,8 +209,8 @@ void Block(benchmark::State& state) {
   const Index sequences = state.range(0) / length;
   fit::Executor executor(static_cast<int>(state.range(1)));
   fit::Tape tape(executor);
-  fit::Block<float, width, 8, 4> block, gradient;
-  fit::initialise(block, fit::Random(7));
+  fit::nn::Block<float, width, 8, 4> block, gradient;
+  fit::nn::initialise(block, fit::Random(7));
   auto x = values(sequences * length * width);
   const auto input = x;
   for (auto _ : state) {
@@ -221,8 +220,8 @@ void Block(benchmark::State& state) {
     } else {
       tape.clear();
     }
-    fit::forward(block, x.data(), sequences, length, fit::kernels::Mask::none(), tape);
-    if (training) fit::backward(block, x.data(), gradient, sequences, length, tape);
+    fit::nn::forward(block, x.data(), sequences, length, fit::kernels::Mask::none(), tape);
+    if (training) fit::nn::backward(block, x.data(), gradient, sequences, length, tape);
     benchmark::ClobberMemory();
   }
   report(state, (training ? 3 : 1) * block_operations(sequences * length, length, width), executor.lanes());

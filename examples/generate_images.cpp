@@ -273,7 +273,7 @@ std::vector<double> nearest(const examples::Images& images, const examples::Imag
                                                  fit::kernels::transposed(right.data(), pixels), pixels}},
                                     .c = products.data(),
                                     .c_row = count}},
-                                  tape.executor(), tape.arena());
+                                  tape);
     for (Index j = 0; j < count; ++j) {
       const double length = square(&right(j, 0));
       for (Index i = 0; i < images.count; ++i) {

@@ -95,15 +95,17 @@ struct Results {
 /// Both ways, with nothing but NaN in what the kernels take from the arena.
 template <class T>
 Results<T> run(const AttentionShape& shape, const Inputs<T>& in, Index offset, fit::Executor& executor) {
-  fit::Arena arena;
+  fit::Workspace workspace(executor);
+  fit::Arena& arena = workspace.arena();
   constexpr Index room = 1 << 18;
   const auto mark = arena.mark();
   std::fill_n(arena.allocate<T>(room), room, std::numeric_limits<T>::quiet_NaN());
   arena.rewind(mark);
   Results<T> r(shape, offset);
-  fit::kernels::attention(shape, in.q.data(), in.k.data(), in.v.data(), r.o.data(), r.log_sum.data(), executor, arena);
-  fit::kernels::attention_backward(shape, in.q.data(), in.k.data(), in.v.data(), r.o.data(), r.log_sum.data(),
-                                   in.o_gradient.data(), r.q.data(), r.k.data(), r.v.data(), executor, arena);
+  const fit::kernels::AttentionTensors<T> tensors{in.q.data(), in.k.data(), in.v.data(), r.o.data(), r.log_sum.data()};
+  fit::kernels::attention(shape, tensors, workspace);
+  fit::kernels::attention_backward<T>(shape, tensors, {in.o_gradient.data(), r.q.data(), r.k.data(), r.v.data()},
+                                      workspace);
   CHECK(arena.mark().total == mark.total);
   return r;
 }
@@ -237,8 +239,8 @@ double check(const AttentionShape& shape, double deviation = 1) {
   CHECK(worst_error(r.v, expected.v, largest) < 4);
 
   Output<T> without(r.o.size(), offset);
-  fit::Arena arena;
-  fit::kernels::attention<T>(shape, in.q.data(), in.k.data(), in.v.data(), without.data(), nullptr, executor(), arena);
+  fit::Workspace workspace(executor());
+  fit::kernels::attention<T>(shape, {in.q.data(), in.k.data(), in.v.data(), without.data()}, workspace);
   CHECK(without.same(r.o));
   CHECK(without.guarded());
   return expected.highest_score;

@@ -81,11 +81,11 @@ void check_attention(const std::vector<Index>& counts, Index heads, Index head_w
   for (std::size_t i = 0; i < counts.size(); ++i) {
     queries.push_back({q[i].data(), keys[i].data(), values[i].data(), counts[i], o[i].data()});
   }
-  fit::Arena arena;
   std::vector<std::vector<T>> first;
   for (const int threads : {1, 2, 3}) {
     fit::Executor executor(threads);
-    kernels::cached_attention<T>(queries, heads, head_width, executor, arena);
+    fit::Workspace workspace(executor);
+    kernels::cached_attention<T>(queries, heads, head_width, workspace);
     if (threads == 1) first = o;
     CHECK(o == first);
   }
@@ -150,10 +150,10 @@ TEST_CASE("large scores and keys that nobody should weigh do not spoil a cached 
   std::fill_n(values.begin() + 333 * width, width, 5.0f);
   const kernels::CachedQuery<float> query{q.data(), keys.data(), values.data(), count, o.data()};
   fit::Executor executor(2);
-  fit::Arena arena;
-  kernels::cached_attention<float>(std::span(&query, 1), 1, width, executor, arena);
+  fit::Workspace workspace(executor);
+  kernels::cached_attention<float>(std::span(&query, 1), 1, width, workspace);
   for (const float value : o) CHECK(value == 5.0f);
   const kernels::CachedQuery<float> nothing{q.data(), nullptr, nullptr, 0, o.data()};
-  kernels::cached_attention<float>(std::span(&nothing, 1), 1, width, executor, arena);
+  kernels::cached_attention<float>(std::span(&nothing, 1), 1, width, workspace);
   for (const float value : o) CHECK(value == 0.0f);
 }

@@ -171,8 +171,8 @@ class Problem {
 };
 
 struct Threads {
-  fit::Executor one{1}, two{2}, three{3}, seven{7};
-  fit::Arena arena;
+  fit::Executor executors[4]{fit::Executor(1), fit::Executor(2), fit::Executor(3), fit::Executor(7)};
+  fit::Workspace one{executors[0]}, two{executors[1]}, three{executors[2]}, seven{executors[3]};
 };
 
 Threads& threads() {
@@ -184,16 +184,16 @@ Threads& threads() {
 template <class T>
 Index faults_of(const Case& c) {
   Problem<T> problem(c);
-  fit::Arena& arena = threads().arena;
-  kernels::multiply({problem.fresh()}, threads().one, arena);
+  kernels::multiply({problem.fresh()}, threads().one);
   Index faults = problem.faults();
   const std::vector<T> result = problem.c(), activated = problem.activated();
-  for (fit::Executor* executor : {&threads().two, &threads().three, &threads().seven}) {
-    kernels::multiply({problem.fresh()}, *executor, arena);
+  faults += threads().one.arena().mark().total != 0;  // all given back
+  for (fit::Workspace* workspace : {&threads().two, &threads().three, &threads().seven}) {
+    kernels::multiply({problem.fresh()}, *workspace);
     faults += std::memcmp(problem.c().data(), result.data(), result.size() * sizeof(T)) != 0;
     faults += std::memcmp(problem.activated().data(), activated.data(), activated.size() * sizeof(T)) != 0;
+    faults += workspace->arena().mark().total != 0;
   }
-  faults += arena.mark().total != 0;  // all given back
   return faults;
 }
 
@@ -207,8 +207,7 @@ void check_sizes() {
         for (int transposed = 0; transposed < 4; ++transposed) {
           const Case c{rows, columns, {depth}, transposed & 1, transposed >> 1};
           Problem<T> problem(c);
-          fit::Executor& executor = cases++ % 5 == 0 ? threads().three : threads().one;
-          kernels::multiply({problem.fresh()}, executor, threads().arena);
+          kernels::multiply({problem.fresh()}, cases++ % 5 == 0 ? threads().three : threads().one);
           INFO(rows << " x " << columns << " x " << depth << ", transposed " << transposed);
           CHECK(problem.faults() == 0);
         }
@@ -287,7 +286,7 @@ template <class T>
 void check_products() {
   const Case cases[] = {{5, 40, {33}},     {64, 3, {7}, 1},       {0, 9, {4}},       {30, 70, {65}, 0, 1},
                         {9, 0, {4}, 1, 1}, {17, 31, {600}, 1, 1}, {1, 1, {1, 1}, 2}, {100, 90, {20, 30}, 1, 3}};
-  for (fit::Executor* executor : {&threads().one, &threads().two, &threads().seven}) {
+  for (fit::Workspace* workspace : {&threads().one, &threads().two, &threads().seven}) {
     for (std::size_t count = 0; count <= std::size(cases); ++count) {
       std::deque<Problem<T>> problems;
       std::vector<kernels::Product<T>> products;
@@ -295,22 +294,22 @@ void check_products() {
         problems.emplace_back(cases[i], 100 * i);
         products.push_back(problems.back().fresh());
       }
-      kernels::multiply(std::span<const kernels::Product<T>>(products), *executor, threads().arena);
+      kernels::multiply(std::span<const kernels::Product<T>>(products), *workspace);
       Index faults = 0;
       for (std::size_t i = 0; i < count; ++i) {
         faults += problems[i].faults();
         // The others at its side change no bit.
         Problem<T> alone(cases[i], 100 * i);
-        kernels::multiply({alone.fresh()}, threads().one, threads().arena);
+        kernels::multiply({alone.fresh()}, threads().one);
         faults += alone.c() != problems[i].c();
       }
-      INFO(count << " products on " << executor->lanes() << " threads");
+      INFO(count << " products on " << workspace->executor().lanes() << " threads");
       CHECK(faults == 0);
     }
   }
   const std::vector<kernels::Product<T>> nine(9);
-  const std::string text = test::error_of(
-      [&] { kernels::multiply(std::span<const kernels::Product<T>>(nine), threads().one, threads().arena); });
+  const std::string text =
+      test::error_of([&] { kernels::multiply(std::span<const kernels::Product<T>>(nine), threads().one); });
   CHECK(text == "multiply takes at most 8 products, not 9");
 }
 
@@ -381,12 +380,13 @@ TEST_CASE("several products at once", "[gemm]") {
 }
 
 TEST_CASE("a second run allocates nothing", "[gemm]") {
-  fit::Arena arena;
+  fit::Workspace workspace(threads().executors[1]);
+  const fit::Arena& arena = workspace.arena();
   Problem<float> problem({60, 500, {700}, 0, 1});
-  kernels::multiply({problem.fresh()}, threads().two, arena);
+  kernels::multiply({problem.fresh()}, workspace);
   const std::size_t capacity = arena.capacity(), peak = arena.peak();
   CHECK(peak >= sizeof(float) * 500 * 700);
-  kernels::multiply({problem.fresh()}, threads().two, arena);
+  kernels::multiply({problem.fresh()}, workspace);
   CHECK(arena.capacity() == capacity);
   CHECK(arena.peak() == peak);
 }

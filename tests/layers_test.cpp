@@ -15,7 +15,7 @@ using fit::Random;
 using fit::Tape;
 using fit::TrainingOptions;
 using fit::kernels::Mask;
-using Sizes = fit::AttentionLengths;
+using Sizes = fit::nn::AttentionLengths;
 
 /// What a layer does with one of its inputs, and how the gradient of it comes back.
 enum class Way {
@@ -39,7 +39,7 @@ using Pointers = std::vector<T*>;
 template <int Out, int In>
 struct LinearAdaptor {
   template <class T>
-  using Layer = fit::Linear<T, Out, In>;
+  using Layer = fit::nn::Linear<T, Out, In>;
   Sizes sizes;
 
   Index rows() const { return sizes.sequences * sizes.queries; }
@@ -47,18 +47,18 @@ struct LinearAdaptor {
   Index outputs() const { return rows() * Out; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::forward(p, x[0], y, rows(), tape);
+    fit::nn::forward(p, x[0], y, rows(), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward(p, dy, dx[0], gradient, rows(), tape);
+    fit::nn::backward(p, dy, dx[0], gradient, rows(), tape);
   }
 };
 
 template <int Width>
 struct LayerNormAdaptor {
   template <class T>
-  using Layer = fit::LayerNorm<T, Width>;
+  using Layer = fit::nn::LayerNorm<T, Width>;
   Sizes sizes;
 
   Index rows() const { return sizes.sequences * sizes.queries; }
@@ -66,17 +66,17 @@ struct LayerNormAdaptor {
   Index outputs() const { return rows() * Width; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::forward(p, x[0], y, rows(), tape);
+    fit::nn::forward(p, x[0], y, rows(), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward(p, dy, dx[0], gradient, rows(), tape);
+    fit::nn::backward(p, dy, dx[0], gradient, rows(), tape);
   }
 };
 
 /// Branches that are all added as they are or, on a tape that records with drop_path, some of which are scaled.
 template <class T>
-fit::PathScale<T> path(const Sizes& sizes, const Tape& tape) {
+fit::nn::PathScale<T> path(const Sizes& sizes, const Tape& tape) {
   static const T scales[] = {T(2), T(0), T(0.5)};
   REQUIRE(sizes.sequences <= 3);
   if (tape.options().drop_path == 0) return {};
@@ -86,7 +86,7 @@ fit::PathScale<T> path(const Sizes& sizes, const Tape& tape) {
 template <int Width, int Ratio>
 struct MLPAdaptor {
   template <class T>
-  using Layer = fit::MLP<T, Width, Ratio>;
+  using Layer = fit::nn::MLP<T, Width, Ratio>;
   Sizes sizes;
 
   Index rows() const { return sizes.sequences * sizes.queries; }
@@ -94,36 +94,38 @@ struct MLPAdaptor {
   Index outputs() const { return rows() * Width; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::forward(p, x[0], y, rows(), path<T>(sizes, tape), tape.dropout(tape.options().drop_units), tape);
+    fit::nn::forward(p, x[0], y, rows(), path<T>(sizes, tape), fit::nn::draw_dropout(tape.options().drop_units, tape),
+                     tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward(p, dy, dx[0], gradient, rows(), tape);
+    fit::nn::backward(p, dy, dx[0], gradient, rows(), tape);
   }
 };
 
 template <int Dim, int Width, int Heads>
 struct SelfAttentionAdaptor {
   template <class T>
-  using Layer = fit::Attention<T, Dim, Dim, Width, Heads>;
+  using Layer = fit::nn::Attention<T, Dim, Dim, Width, Heads>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * Dim; }
   std::vector<Input> inputs() const { return {{outputs(), Way::written}, {outputs(), Way::passed}}; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::forward(p, x[0], x[0], y, sizes, path<T>(sizes, tape), tape.dropout(tape.options().drop_attention), tape);
+    fit::nn::forward(p, x[0], x[0], y, sizes, path<T>(sizes, tape),
+                     fit::nn::draw_dropout(tape.options().drop_attention, tape), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward(p, dy, dx[0], static_cast<T*>(nullptr), gradient, tape);
+    fit::nn::backward(p, dy, dx[0], static_cast<T*>(nullptr), gradient, tape);
   }
 };
 
 template <int QueryDim, int ContextDim, int Width, int Heads>
 struct AttentionAdaptor {
   template <class T>
-  using Layer = fit::Attention<T, QueryDim, ContextDim, Width, Heads>;
+  using Layer = fit::nn::Attention<T, QueryDim, ContextDim, Width, Heads>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * QueryDim; }
@@ -133,18 +135,19 @@ struct AttentionAdaptor {
   }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::forward(p, x[0], x[1], y, sizes, path<T>(sizes, tape), tape.dropout(tape.options().drop_attention), tape);
+    fit::nn::forward(p, x[0], x[1], y, sizes, path<T>(sizes, tape),
+                     fit::nn::draw_dropout(tape.options().drop_attention, tape), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward(p, dy, dx[0], dx[1], gradient, tape);
+    fit::nn::backward(p, dy, dx[0], dx[1], gradient, tape);
   }
 };
 
 template <int Width, int Ratio>
 struct ResidualMLPAdaptor {
   template <class T>
-  using Layer = fit::ResidualMLP<T, Width, Ratio>;
+  using Layer = fit::nn::ResidualMLP<T, Width, Ratio>;
   Sizes sizes;
 
   Index rows() const { return sizes.sequences * sizes.queries; }
@@ -152,11 +155,11 @@ struct ResidualMLPAdaptor {
   Index outputs() const { return rows() * Width; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
-    fit::forward(p, y, rows(), path<T>(sizes, tape), tape.dropout(tape.options().drop_units), tape);
+    fit::nn::forward(p, y, rows(), path<T>(sizes, tape), fit::nn::draw_dropout(tape.options().drop_units, tape), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T*, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward(p, dx[0], gradient, rows(), tape);
+    fit::nn::backward(p, dx[0], gradient, rows(), tape);
   }
 };
 
@@ -164,7 +167,7 @@ struct ResidualMLPAdaptor {
 template <int Width>
 struct TimeEmbeddingAdaptor {
   template <class T>
-  using Layer = fit::TimeEmbedding<T, Width>;
+  using Layer = fit::nn::TimeEmbedding<T, Width>;
   Sizes sizes;
 
   Index count() const { return sizes.sequences * sizes.queries; }
@@ -174,11 +177,11 @@ struct TimeEmbeddingAdaptor {
   void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
     std::vector<double> levels;
     for (Index i = 0; i < count(); ++i) levels.push_back(1 / (1 + 0.37 * static_cast<double>(i)));
-    fit::forward(p, levels.data(), y, count(), tape);
+    fit::nn::forward(p, levels.data(), y, count(), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>&, Layer<T>& gradient, Tape& tape) const {
-    fit::backward(p, dy, gradient, count(), tape);
+    fit::nn::backward(p, dy, gradient, count(), tape);
   }
 };
 
@@ -187,32 +190,33 @@ struct TimeEmbeddingAdaptor {
 template <int Width, int Heads, int Ratio>
 struct BlockAdaptor {
   template <class T>
-  using Layer = std::conditional_t<(Heads > 0), fit::Block<T, Width, Heads, Ratio>, fit::MLPBlock<T, Width, Ratio>>;
+  using Layer =
+      std::conditional_t<(Heads > 0), fit::nn::Block<T, Width, Heads, Ratio>, fit::nn::MLPBlock<T, Width, Ratio>>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * Width; }
   std::vector<Input> inputs() const { return {{outputs(), Way::in_place}}; }
   template <class T>
   auto runs(const Layer<T>& p, Tape& tape) const {
-    return [&](const fit::Streams<T>& streams) {
-      fit::forward(p, streams.data, sizes.sequences, sizes.queries, sizes.mask, tape);
+    return [&](const fit::nn::Streams<T>& streams) {
+      fit::nn::forward(p, streams.data, sizes.sequences, sizes.queries, sizes.mask, tape);
     };
   }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
-    fit::forward_recomputed(fit::Streams<T>{y, outputs()}, tape, runs<T>(p, tape));
+    fit::nn::forward_recomputed(fit::nn::Streams<T>{y, outputs()}, tape, runs<T>(p, tape));
   }
   template <class T>
   void backward(const Layer<T>& p, const T*, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward_recomputed<T>(tape, runs<T>(p, tape),
-                                [&] { fit::backward(p, dx[0], gradient, sizes.sequences, sizes.queries, tape); });
+    fit::nn::backward_recomputed<T>(
+        tape, runs<T>(p, tape), [&] { fit::nn::backward(p, dx[0], gradient, sizes.sequences, sizes.queries, tape); });
   }
 };
 
-template <int QueryDim, int ContextDim, int Width, int Heads, fit::CrossOptions options = fit::CrossOptions{}>
+template <int QueryDim, int ContextDim, int Width, int Heads, fit::nn::CrossOptions options = fit::nn::CrossOptions{}>
 struct CrossAdaptor {
   template <class T>
-  using Layer = fit::Cross<T, QueryDim, ContextDim, Width, Heads, options>;
+  using Layer = fit::nn::Cross<T, QueryDim, ContextDim, Width, Heads, options>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * QueryDim; }
@@ -221,11 +225,11 @@ struct CrossAdaptor {
   }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::forward(p, y, x[1], sizes, tape);
+    fit::nn::forward(p, y, x[1], sizes, tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T*, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::backward(p, dx[0], dx[1], gradient, sizes, tape);
+    fit::nn::backward(p, dx[0], dx[1], gradient, sizes, tape);
   }
 };
 
@@ -563,7 +567,7 @@ constexpr TrainingOptions everything{.drop_path = 0.4f, .drop_units = 0.3f, .dro
 constexpr TrainingOptions everything_twice{
     .drop_path = 0.4f, .drop_units = 0.3f, .drop_attention = 0.2f, .recompute = true};
 
-template <fit::CrossOptions options>
+template <fit::nn::CrossOptions options>
 void check_cross() {
   INFO("context norm " << options.context_norm << ", MLP ratio " << options.mlp_ratio);
   for (const auto& [sequences, queries, keys] :
@@ -588,11 +592,11 @@ TEST_CASE("a linear layer need not give its input's gradient", "[layers]") {
   const Data data = noise(adaptor, 1, 1), zeros = zeros_like(data);
   Tape tape;
   const Outcome expected = Subject<LinearAdaptor<5, 3>, double>(adaptor, data).train(tape, {}, zeros);
-  fit::Linear<double, 5, 3> layer, gradient;
+  fit::nn::Linear<double, 5, 3> layer, gradient;
   Values y(40);
   tape.record();
-  fit::forward(layer, data.x[0].data(), y.data(), 8, tape);
-  fit::backward(layer, data.dy.data(), static_cast<double*>(nullptr), gradient, 8, tape);
+  fit::nn::forward(layer, data.x[0].data(), y.data(), 8, tape);
+  fit::nn::backward(layer, data.dy.data(), static_cast<double*>(nullptr), gradient, 8, tape);
   CHECK(test::max_error(gradient.weight.data(), expected.parameters.data(), 15) == 0);
   CHECK(test::max_error(gradient.bias.data(), expected.parameters.data() + 15, 5) == 0);
 }
@@ -631,7 +635,7 @@ TEST_CASE("time embeddings", "[layers]") {
 }
 
 TEST_CASE("a time embedding tells noise levels apart that are one number in float", "[layers]") {
-  const fit::TimeEmbedding<float, 16> layer = [] {
+  const fit::nn::TimeEmbedding<float, 16> layer = [] {
     Typed<TimeEmbeddingAdaptor<16>, float> noisy;
     read_parameters(noise(TimeEmbeddingAdaptor<16>{{1, 1}}, 1, 1).parameters, noisy);
     return noisy;
@@ -640,7 +644,7 @@ TEST_CASE("a time embedding tells noise levels apart that are one number in floa
   REQUIRE(static_cast<float>(levels[0]) == static_cast<float>(levels[1]));
   float tokens[5][16];
   Tape tape;
-  fit::forward(layer, levels, tokens[0], 5, tape);
+  fit::nn::forward(layer, levels, tokens[0], 5, tape);
   CHECK(test::max_error(tokens[0], tokens[4], 16) == 0);
   CHECK(test::max_error(tokens[0], tokens[1], 16) > 0);
   CHECK(test::max_error(tokens[0], tokens[1], 16) < 1e-3);
@@ -719,7 +723,7 @@ TEST_CASE("computing a block again gives the gradients that keeping it does", "[
 
 TEST_CASE("a block drops the branches of whole sequences", "[layers]") {
   constexpr std::size_t sequences = 400, size = 3 * 4;
-  const fit::Block<double, 4, 1, 1> block = [] {
+  const fit::nn::Block<double, 4, 1, 1> block = [] {
     Typed<BlockAdaptor<4, 1, 1>, double> layer;
     read_parameters(noise(BlockAdaptor<4, 1, 1>{{1, 1, 1}}, 1, 1).parameters, layer);
     return layer;
@@ -729,7 +733,7 @@ TEST_CASE("a block drops the branches of whole sequences", "[layers]") {
     Tape tape;
     Values y = x;
     tape.record(options, Random(3));
-    fit::forward(block, y.data(), sequences, 3, Mask::none(), tape);
+    fit::nn::forward(block, y.data(), sequences, 3, Mask::none(), tape);
     return y;
   };
   const Values y = run({.drop_path = 0.5f}), whole = run({});
@@ -754,10 +758,10 @@ TEST_CASE("a block drops the branches of whole sequences", "[layers]") {
 }
 
 TEST_CASE("cross attention", "[layers]") {
-  check_cross<fit::CrossOptions{}>();
-  check_cross<fit::CrossOptions{.context_norm = true, .mlp_ratio = 2}>();
-  check_cross<fit::CrossOptions{.context_norm = false, .mlp_ratio = 0}>();
-  check_cross<fit::CrossOptions{.context_norm = false, .mlp_ratio = 2}>();
+  check_cross<fit::nn::CrossOptions{}>();
+  check_cross<fit::nn::CrossOptions{.context_norm = true, .mlp_ratio = 2}>();
+  check_cross<fit::nn::CrossOptions{.context_norm = false, .mlp_ratio = 0}>();
+  check_cross<fit::nn::CrossOptions{.context_norm = false, .mlp_ratio = 2}>();
 }
 
 TEST_CASE("a cross layer has the parameters of its options and no others", "[layers]") {
@@ -767,7 +771,8 @@ TEST_CASE("a cross layer has the parameters of its options and no others", "[lay
   const auto plain = parameters<CrossAdaptor<8, 8, 8, 1>>();
   CHECK(has(plain, "context_norm"));
   CHECK(!has(plain, "mlp"));
-  const auto other = parameters<CrossAdaptor<8, 8, 8, 1, fit::CrossOptions{.context_norm = false, .mlp_ratio = 2}>>();
+  const auto other =
+      parameters<CrossAdaptor<8, 8, 8, 1, fit::nn::CrossOptions{.context_norm = false, .mlp_ratio = 2}>>();
   CHECK(!has(other, "context_norm"));
   CHECK(has(other, "mlp_norm.weight"));
   CHECK(has(other, "mlp.fc2.bias"));

@@ -1,7 +1,7 @@
 #include <array>
 #include <numeric>
 
-#include <fit/diffusion/objective.hpp>
+#include <fit/diffusion/loss.hpp>
 #include <fit/diffusion/sampler.hpp>
 #include <fit/training/adamw.hpp>
 #include <fit/training/learning_rate.hpp>

@@ -71,14 +71,14 @@ fit::Executor& executor() {
   return two;
 }
 
-/// An arena with nothing but NaN in it.
+/// A workspace with nothing but NaN in its arena.
 template <class T>
-fit::Arena poisoned() {
-  fit::Arena arena;
+fit::Workspace poisoned(fit::Executor& executor) {
+  fit::Workspace workspace(executor);
   constexpr Index room = 1 << 14;
-  std::fill_n(arena.allocate<T>(room), room, not_a_number<T>);
-  arena.rewind({});
-  return arena;
+  std::fill_n(workspace.arena().allocate<T>(room), room, not_a_number<T>);
+  workspace.arena().rewind({});
+  return workspace;
 }
 
 template <class T>
@@ -101,8 +101,8 @@ struct Norm {
     inverse = filled(rows, not_a_number<T>);
   }
   void forward(fit::Executor& threads) {
-    fit::kernels::layer_norm(x.data(), weight.data(), bias.data(), y.data(), normalised.data(), inverse.data(), rows,
-                             width, threads);
+    fit::kernels::layer_norm<T>({x.data(), weight.data(), bias.data(), y.data(), normalised.data(), inverse.data()},
+                                rows, width, threads);
   }
 };
 
@@ -139,8 +139,8 @@ void check_norm_forward(Index rows, Index width, double mean) {
   CHECK(worst_error(norm.inverse, inverse) < bound);
 
   std::vector<T> in_place = norm.x;
-  fit::kernels::layer_norm<T>(in_place.data(), norm.weight.data(), norm.bias.data(), in_place.data(), nullptr, nullptr,
-                              rows, width, executor());
+  fit::kernels::layer_norm<T>({in_place.data(), norm.weight.data(), norm.bias.data(), in_place.data()}, rows, width,
+                              executor());
   CHECK(in_place == norm.y);
 }
 
@@ -172,13 +172,14 @@ void check_norm_backward(Index rows, Index width) {
                at(norm.inverse, i) * (std::abs(g) + mean_size + std::abs(z) * slope_size));
     }
   }
-  fit::Arena arena = poisoned<T>();
-  fit::kernels::layer_norm_backward(norm.normalised.data(), norm.inverse.data(), norm.weight.data(), gradient.data(),
-                                    x.data(), weight.data(), bias.data(), rows, width, executor(), arena);
+  fit::Workspace workspace = poisoned<T>(executor());
+  fit::kernels::layer_norm_backward<T>({norm.normalised.data(), norm.inverse.data(), norm.weight.data(),
+                                        gradient.data(), x.data(), weight.data(), bias.data()},
+                                       rows, width, workspace);
   CHECK(worst_error(x, to_x) < 2);
   CHECK(worst_error(weight, to_weight) < 2);
   CHECK(worst_error(bias, to_bias) < 2);
-  CHECK(arena.mark().total == 0);
+  CHECK(workspace.arena().mark().total == 0);
 }
 
 /// Several sums at once, of tensors of any rows and columns, added to numbers that are there.
@@ -196,11 +197,11 @@ struct Sums {
   }
   ColumnSum<T> job(std::size_t i) { return {x[i].data(), shapes[i].first, shapes[i].second, sums[i].data()}; }
   void run(fit::Executor& threads) {
-    fit::Arena arena = poisoned<T>();
+    fit::Workspace workspace = poisoned<T>(threads);
     std::vector<ColumnSum<T>> jobs;
     for (std::size_t i = 0; i < shapes.size(); ++i) jobs.push_back(job(i));
-    fit::kernels::add_column_sums(std::span<const ColumnSum<T>>(jobs), threads, arena);
-    CHECK(arena.mark().total == 0);
+    fit::kernels::add_column_sums(std::span<const ColumnSum<T>>(jobs), workspace);
+    CHECK(workspace.arena().mark().total == 0);
   }
   Expected expected(std::size_t i) const {
     Expected result(sums[i]);
@@ -223,8 +224,8 @@ void check_sums(const std::vector<std::pair<Index, Index>>& shapes) {
     INFO("job " << i << ": " << shapes[i].first << " rows of " << shapes[i].second);
     CHECK(worst_error(together.sums[i], expected[i]) < 3);
     if (shapes[i].first == 0) CHECK(together.sums[i] == before[i]);
-    fit::Arena arena = poisoned<T>();
-    fit::kernels::add_column_sums({apart.job(i)}, executor(), arena);
+    fit::Workspace workspace = poisoned<T>(executor());
+    fit::kernels::add_column_sums({apart.job(i)}, workspace);
     CHECK(apart.sums[i] == together.sums[i]);
   }
 }
@@ -246,8 +247,8 @@ struct Entropy {
     for (Index i = 0; i < rows; ++i) targets.push_back(static_cast<std::int32_t>(random.below(classes)));
   }
   void run(fit::Executor& threads, T scale) {
-    fit::kernels::cross_entropy(logits.data(), targets.data(), losses.data(), gradient.data(), scale, rows, classes,
-                                threads);
+    fit::kernels::cross_entropy<T>({logits.data(), targets.data(), losses.data(), gradient.data()}, scale, rows,
+                                   classes, threads);
   }
   Index target(Index row) const { return targets[static_cast<std::size_t>(row)]; }
   std::pair<Expected, Expected> expected(double scale) const {
@@ -281,12 +282,13 @@ void check_entropy(Index rows, Index classes, double deviation) {
   CHECK(worst_error(entropy.gradient, gradient) < 10);
 
   Entropy<T> in_place(rows, classes, deviation);
-  fit::kernels::cross_entropy<T>(in_place.logits.data(), in_place.targets.data(), in_place.losses.data(), nullptr,
-                                 scale, rows, classes, executor());
+  fit::kernels::cross_entropy<T>({in_place.logits.data(), in_place.targets.data(), in_place.losses.data()}, scale, rows,
+                                 classes, executor());
   CHECK(in_place.losses == entropy.losses);
   in_place.losses = filled(rows, not_a_number<T>);
-  fit::kernels::cross_entropy(in_place.logits.data(), in_place.targets.data(), in_place.losses.data(),
-                              in_place.logits.data(), scale, rows, classes, executor());
+  fit::kernels::cross_entropy<T>(
+      {in_place.logits.data(), in_place.targets.data(), in_place.losses.data(), in_place.logits.data()}, scale, rows,
+      classes, executor());
   CHECK(in_place.losses == entropy.losses);
   CHECK(in_place.logits == entropy.gradient);
 }
@@ -305,9 +307,9 @@ void check_pool(Index sequences, Index length, Index width) {
     expected.add(to, at(x, i) / tokens);
     expected_gradient.add(i, at(gradient, to) / tokens);
   }
-  fit::mean_pool(x.data(), mean.data(), sequences, length, width, executor());
+  fit::nn::mean_pool(x.data(), mean.data(), sequences, length, width, executor());
   CHECK(worst_error(mean, expected) < 2);
-  fit::mean_pool_backward(gradient.data(), x_gradient.data(), sequences, length, width, executor());
+  fit::nn::mean_pool_backward(gradient.data(), x_gradient.data(), sequences, length, width, executor());
   CHECK(worst_error(x_gradient, expected_gradient) < 2);
 }
 
@@ -363,7 +365,7 @@ TEMPLATE_TEST_CASE("the mean cross entropy", "[reductions]", float, double) {
   using T = TestType;
   Entropy<T> entropy(37, 11, 2);
   const auto [losses, gradient] = entropy.expected(1.0 / 37);
-  fit::Tape tape(executor());
+  fit::Workspace workspace(executor());
   fit::Tensor<T, 2> logits(37, 11), to(37, 11);
   std::copy(entropy.logits.begin(), entropy.logits.end(), logits.data());
   fit::Tensor<std::int32_t, 1> targets(37), fewer(36);
@@ -371,29 +373,30 @@ TEMPLATE_TEST_CASE("the mean cross entropy", "[reductions]", float, double) {
   double mean = 0;
   for (const Exact loss : losses.value) mean += static_cast<double>(loss) / 37;
   const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
-  CHECK(std::abs(fit::cross_entropy<T>(logits, targets, {}, tape) - mean) < 4 * epsilon * mean);
-  CHECK(std::abs(fit::cross_entropy<T>(logits, targets, to, tape) - mean) < 4 * epsilon * mean);
+  CHECK(std::abs(fit::cross_entropy<T>(logits, targets, {}, workspace) - mean) < 4 * epsilon * mean);
+  CHECK(std::abs(fit::cross_entropy<T>(logits, targets, to, workspace) - mean) < 4 * epsilon * mean);
   CHECK(worst_error(std::vector<T>(to.data(), to.data() + to.size()), gradient) < 10);
-  CHECK(tape.arena().mark().total == 0);
+  CHECK(workspace.arena().mark().total == 0);
 
-  CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, fewer, {}, tape); }) ==
+  CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, fewer, {}, workspace); }) ==
         "cross entropy needs a target for each of 37 rows, not 36");
   to.setConstant(5);
   for (const auto& [rows, classes] : {std::pair{36, 11}, {37, 10}, {11, 37}}) {
     fit::Tensor<T, 2> wrong(rows, classes);
-    CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, targets, wrong, tape); }) ==
+    CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, targets, wrong, workspace); }) ==
           "the gradient of a cross entropy must have the shape [37, 11], not " + fit::shape_text(wrong.dimensions()));
   }
   for (const std::int32_t target : {-1, 11, std::numeric_limits<std::int32_t>::min()}) {
     targets(36) = target;
-    CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, targets, to, tape); }) ==
+    CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, targets, to, workspace); }) ==
           "target 36 must be in 0 .. 10, not " + std::to_string(target));
   }
   CHECK(std::count(to.data(), to.data() + to.size(), T(5)) == to.size());
 
   const fit::Tensor<T, 2> no_rows(0, 11), no_classes(37, 0);
-  CHECK(fit::cross_entropy<T>(no_rows, fit::Tensor<std::int32_t, 1>(0), {}, tape) == 0);
-  CHECK(test::contains(test::error_of([&] { fit::cross_entropy<T>(no_classes, targets, {}, tape); }), "target 0 must"));
+  CHECK(fit::cross_entropy<T>(no_rows, fit::Tensor<std::int32_t, 1>(0), {}, workspace) == 0);
+  CHECK(test::contains(test::error_of([&] { fit::cross_entropy<T>(no_classes, targets, {}, workspace); }),
+                       "target 0 must"));
 }
 
 TEMPLATE_TEST_CASE("mean pooling and its way back", "[reductions]", float, double) {
@@ -548,13 +551,14 @@ TEMPLATE_TEST_CASE("reductions do not depend on the threads", "[reductions]", fl
 
     explicit Outcome(int threads) {
       fit::Executor several(threads);
-      fit::Arena arena;
+      fit::Workspace workspace(several);
       norm.forward(several);
-      fit::kernels::layer_norm_backward(norm.normalised.data(), norm.inverse.data(), norm.weight.data(), norm.y.data(),
-                                        x.data(), weight.data(), bias.data(), 200, 257, several, arena);
+      fit::kernels::layer_norm_backward<T>({norm.normalised.data(), norm.inverse.data(), norm.weight.data(),
+                                            norm.y.data(), x.data(), weight.data(), bias.data()},
+                                           200, 257, workspace);
       sums.run(several);
       entropy.run(several, T(0.3));
-      fit::mean_pool(entropy.logits.data(), pooled.data(), 20, 20, 33, several);
+      fit::nn::mean_pool(entropy.logits.data(), pooled.data(), 20, 20, 33, several);
     }
   };
   const Outcome one(1);

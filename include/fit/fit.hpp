@@ -9,7 +9,7 @@
 #include <fit/grouping/shift.hpp>
 #include <fit/grouping/video.hpp>
 #include <fit/diffusion/noise_schedule.hpp>
-#include <fit/diffusion/objective.hpp>
+#include <fit/diffusion/loss.hpp>
 #include <fit/diffusion/sampler.hpp>
 #include <fit/generation/generator.hpp>
 #include <fit/generation/sampling.hpp>

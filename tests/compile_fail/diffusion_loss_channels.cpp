@@ -1,5 +1,5 @@
 // expect: a diffusion loss needs config.output_channels equal to config.channels
-#include <fit/diffusion/objective.hpp>
+#include <fit/diffusion/loss.hpp>
 
 #include "right_diffusion.hpp"
 

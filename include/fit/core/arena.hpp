@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <fit/core/memory.hpp>
@@ -17,6 +18,32 @@ class Arena {
   struct Mark {
     std::size_t block = 0, used = 0, total = 0;
   };
+
+  /// Gives back, when its life ends, what was allocated during it.
+  class Scope {
+   public:
+    explicit Scope(Arena& arena) : arena_(arena), start_(arena.mark()) {}
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+    ~Scope() { arena_.rewind(start_); }
+
+   private:
+    Arena& arena_;
+    Mark start_;
+  };
+
+  Arena() = default;
+  /// What was handed out stays where it is; the other arena is left empty.
+  Arena(Arena&& other) noexcept
+      : blocks_(std::exchange(other.blocks_, {})),
+        top_(std::exchange(other.top_, {})),
+        peak_(std::exchange(other.peak_, 0)) {}
+  Arena& operator=(Arena&& other) noexcept {
+    blocks_ = std::exchange(other.blocks_, {});
+    top_ = std::exchange(other.top_, {});
+    peak_ = std::exchange(other.peak_, 0);
+    return *this;
+  }
 
   /// Uninitialised memory for `count` trivial elements, aligned to `fit::alignment` bytes.
   template <class T>

@@ -113,29 +113,30 @@ class CachedDecoder {
     if (few) {
       kernels::multiply_few_rows(products, tape_.executor());
     } else {
-      kernels::multiply(products, tape_.executor(), tape_.arena());
+      kernels::multiply(products, tape_);
     }
   }
 
   /// x [rows, Width] through a block whose keys and values `attend` keeps.
   template <int Width, int Heads, int Ratio, class Attend>
-  void run_block(const Block<T, Width, Heads, Ratio>& p, T* x, Index rows, bool few, Attend&& attend) {
+  void run_block(const nn::Block<T, Width, Heads, Ratio>& p, T* x, Index rows, bool few, Attend&& attend) {
     const auto mark = tape_.arena().mark();
     T *normed = allocate(rows * Width), *q = allocate(rows * Width), *k = allocate(rows * Width);
     T *v = allocate(rows * Width), *mixed = allocate(rows * Width), *hidden = allocate(rows * Width * Ratio);
-    fit::forward(p.attention_norm, static_cast<const T*>(x), normed, rows, tape_);
+    nn::forward(p.attention_norm, static_cast<const T*>(x), normed, rows, tape_);
     const T* input = normed;
-    multiply({output_product(p.attention.query, input, q, rows), output_product(p.attention.key, input, k, rows),
-              output_product(p.attention.value, input, v, rows)},
-             few);
+    multiply(
+        {nn::output_product(p.attention.query, input, q, rows), nn::output_product(p.attention.key, input, k, rows),
+         nn::output_product(p.attention.value, input, v, rows)},
+        few);
     attend(q, k, v, mixed);
-    multiply({added(output_product(p.attention.output, static_cast<const T*>(mixed), x, rows))}, few);
-    fit::forward(p.residual_mlp.mlp_norm, static_cast<const T*>(x), normed, rows, tape_);
-    auto up = output_product(p.residual_mlp.mlp.fc1, input, hidden, rows);
+    multiply({added(nn::output_product(p.attention.output, static_cast<const T*>(mixed), x, rows))}, few);
+    nn::forward(p.residual_mlp.mlp_norm, static_cast<const T*>(x), normed, rows, tape_);
+    auto up = nn::output_product(p.residual_mlp.mlp.fc1, input, hidden, rows);
     up.activation = kernels::Activation::gelu;
     up.activated = hidden;
     multiply({up}, few);
-    multiply({added(output_product(p.residual_mlp.mlp.fc2, static_cast<const T*>(hidden), x, rows))}, few);
+    multiply({added(nn::output_product(p.residual_mlp.mlp.fc2, static_cast<const T*>(hidden), x, rows))}, few);
     tape_.arena().rewind(mark);
   }
 
@@ -150,11 +151,11 @@ class CachedDecoder {
     const auto mark = tape_.arena().mark();
     constexpr Index width = std::min(config.data_dim, config.latent_dim);
     T *normed = allocate(rows * data_dim), *q = allocate(rows * width), *mixed = allocate(rows * width);
-    fit::forward(p.query_norm, static_cast<const T*>(x), normed, rows, tape_);
-    multiply({output_product(p.attention.query, static_cast<const T*>(normed), q, rows)}, few);
+    nn::forward(p.query_norm, static_cast<const T*>(x), normed, rows, tape_);
+    multiply({nn::output_product(p.attention.query, static_cast<const T*>(normed), q, rows)}, few);
     attend(q, mixed, runs, few, cache, std::min(config.data_heads, config.latent_heads), width,
            [](const Run&, Index) { return latents; });
-    multiply({added(output_product(p.attention.output, static_cast<const T*>(mixed), x, rows))}, few);
+    multiply({added(nn::output_product(p.attention.output, static_cast<const T*>(mixed), x, rows))}, few);
     tape_.arena().rewind(mark);
   }
 
@@ -176,8 +177,8 @@ class CachedDecoder {
       const Index keys = visible(run, run.rows - 1);
       auto mask = kernels::Mask::none();
       if (visible(run, 0) < keys) mask = {.chunk = 1, .offset = run.slot()};
-      return kernels::attention<T>({1, run.rows, keys, heads, width / heads, mask}, q, run.sequence->cache(cache),
-                                   run.sequence->cache(cache + 1), mixed, nullptr, tape_.executor(), tape_.arena());
+      return kernels::attention<T>({1, run.rows, keys, heads, width / heads, mask},
+                                   {q, run.sequence->cache(cache), run.sequence->cache(cache + 1), mixed}, tape_);
     }
     queries_.clear();
     for (const Run& run : runs) {
@@ -185,7 +186,7 @@ class CachedDecoder {
       q += width;
       mixed += width;
     }
-    kernels::cached_attention<T>(queries_, heads, width / heads, tape_.executor(), tape_.arena());
+    kernels::cached_attention<T>(queries_, heads, width / heads, tape_);
   }
 
   /// Logits of the last row of each run.
@@ -196,7 +197,7 @@ class CachedDecoder {
       x += runs[static_cast<std::size_t>(i)].rows * data_dim;
       std::copy_n(x - data_dim, data_dim, last + i * data_dim);
     }
-    fit::forward(decoder_->data_norm(), static_cast<const T*>(last), last, count, tape_);
+    nn::forward(decoder_->data_norm(), static_cast<const T*>(last), last, count, tape_);
     kernels::multiply_few_rows({decoder_->logits_product(last, logits, count)}, tape_.executor());
     for (Index i = 0; i < count; ++i) {
       std::copy_n(logits + i * config.vocabulary, config.vocabulary,
@@ -209,10 +210,10 @@ class CachedDecoder {
     const std::size_t cache = cache_layout<config>().stages[stage].written;
     const auto mark = tape_.arena().mark();
     T* normed = allocate(latents * latent_dim);
-    fit::forward(p.context_norm, z, normed, latents, tape_);
+    nn::forward(p.context_norm, z, normed, latents, tape_);
     const T* input = normed;
-    multiply({output_product(p.attention.key, input, sequence.cache(cache), latents),
-              output_product(p.attention.value, input, sequence.cache(cache + 1), latents)},
+    multiply({nn::output_product(p.attention.key, input, sequence.cache(cache), latents),
+              nn::output_product(p.attention.value, input, sequence.cache(cache + 1), latents)},
              few_latents);
     tape_.arena().rewind(mark);
   }
@@ -225,16 +226,16 @@ class CachedDecoder {
     std::copy_n(decoder_->latent_positions() + group * latents * latent_dim, latents * latent_dim, z);
     for (std::size_t i = 0; i + 1 < stages.size(); ++i) {
       const auto& at = cache_layout<config>().stages[i];
-      fit::forward(*stages[i].read, z, static_cast<const T*>(sequence.cache(at.tokens)),
-                   {1, latents, config.tokens, {}}, tape_);
+      nn::forward(*stages[i].read, z, static_cast<const T*>(sequence.cache(at.tokens)), {1, latents, config.tokens, {}},
+                  tape_);
       for (std::size_t j = 0; j < stages[i].global.size(); ++j) {
         T *keys = sequence.cache(at.global + 2 * j), *values = sequence.cache(at.global + 2 * j + 1);
         run_block(stages[i].global[j], z, latents, few_latents, [&](const T* q, const T* k, const T* v, T* mixed) {
           std::copy_n(k, latents * latent_dim, keys + group * latents * latent_dim);
           std::copy_n(v, latents * latent_dim, values + group * latents * latent_dim);
           kernels::attention<T>(
-              {1, latents, (group + 1) * latents, config.latent_heads, latent_dim / config.latent_heads}, q, keys,
-              values, mixed, nullptr, tape_.executor(), tape_.arena());
+              {1, latents, (group + 1) * latents, config.latent_heads, latent_dim / config.latent_heads},
+              {q, keys, values, mixed}, tape_);
         });
       }
       map_written(sequence, i, z);

@@ -2,8 +2,7 @@
 
 #include <cmath>
 
-#include <fit/core/arena.hpp>
-#include <fit/core/executor.hpp>
+#include <fit/core/workspace.hpp>
 #include <fit/kernels/dropout.hpp>
 #include <fit/kernels/mask.hpp>
 #include <fit/kernels/micro_kernel.hpp>
@@ -22,6 +21,14 @@ struct AttentionShape {
   Index width() const { return heads * head_width; }
   /// Scores are q . k times this.
   double scale() const { return 1.0 / std::sqrt(static_cast<double>(head_width)); }
+};
+
+/// What attention reads and writes.
+template <class T>
+struct AttentionTensors {
+  const T *q, *k, *v;
+  T* o;
+  T* log_sum = nullptr;  ///< [sequences, heads, queries], or none
 };
 
 namespace detail {
@@ -159,39 +166,37 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, Ind
 }  // namespace detail
 
 /// o = softmax(q k^T / sqrt(head_width), masked) v for every sequence and head, the scores staying in the cache.
-/// `log_sum`, when not null, receives log2(sum over keys of 2^(score / ln 2)), [sequences, heads, queries]: all that
+/// log_sum, where it is given, receives log2(sum over keys of 2^(score / ln 2)), [sequences, heads, queries]: all that
 /// the way back needs of the softmax. After Dao et al., arXiv 2205.14135. Without keys, o is zero.
 template <class T>
-void attention(const AttentionShape& shape, const T* q, const T* k, const T* v, T* o, T* log_sum, Executor& executor,
-               Arena& arena) {
+void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, Workspace& workspace) {
   constexpr Index query_block = 32 * tile_rows<T>;
   if (shape.keys == 0) {
-    std::fill_n(o, shape.sequences * shape.queries * shape.width(), T(0));
+    std::fill_n(tensors.o, shape.sequences * shape.queries * shape.width(), T(0));
     return;
   }
-  const auto mark = arena.mark();
+  const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionScratch<T>::size(shape);
-  T* memory = arena.allocate<T>(scratch * executor.lanes());
+  T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
   const Index blocks = (shape.queries + query_block - 1) / query_block;
-  detail::for_heads(shape.sequences * shape.heads * blocks, shape, executor, [&](Index task, int lane) {
+  detail::for_heads(shape.sequences * shape.heads * blocks, shape, workspace.executor(), [&](Index task, int lane) {
     const Index block = task % blocks, head = task / blocks % shape.heads, sequence = task / blocks / shape.heads;
     const detail::AttentionScratch<T> at(memory + lane * scratch, shape);
     const Index first = block * query_block, last = std::min(first + query_block, shape.queries);
     const Index end = shape.mask.visible_keys(last - 1, shape.keys);
-    const T* keys = detail::head_of(k, shape, shape.keys, sequence, head);
-    const T* values = detail::head_of(v, shape, shape.keys, sequence, head);
+    const T* keys = detail::head_of(tensors.k, shape, shape.keys, sequence, head);
+    const T* values = detail::head_of(tensors.v, shape, shape.keys, sequence, head);
     detail::pack(Operand<T>{keys, 1, shape.width()}, shape.head_width,
                  std::min(shape.keys, (end + panel_width<T> - 1) / panel_width<T> * panel_width<T>), at.keys);
     detail::pack(Operand<T>{values, shape.width(), 1}, shape.keys, shape.head_width, at.values);
     const Index row = (sequence * shape.heads + head) * shape.queries;
     for (Index i = first; i < last; i += tile_rows<T>) {
       detail::attend_tile(shape, at, i, std::min<Index>(tile_rows<T>, last - i),
-                          detail::head_of(q, shape, shape.queries, sequence, head),
-                          detail::head_of(o, shape, shape.queries, sequence, head), log_sum ? log_sum + row : nullptr,
-                          static_cast<std::uint64_t>(row));
+                          detail::head_of(tensors.q, shape, shape.queries, sequence, head),
+                          detail::head_of(tensors.o, shape, shape.queries, sequence, head),
+                          tensors.log_sum ? tensors.log_sum + row : nullptr, static_cast<std::uint64_t>(row));
     }
   });
-  arena.rewind(mark);
 }
 
 }  // namespace fit::inline FIT_ABI::kernels

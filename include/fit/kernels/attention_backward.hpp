@@ -4,6 +4,13 @@
 
 namespace fit::inline FIT_ABI::kernels {
 
+/// The gradient of attention's output, and where to write those of its inputs; each shaped as its tensor.
+template <class T>
+struct AttentionGradients {
+  const T* o;
+  T *q, *k, *v;
+};
+
 namespace detail {
 
 /// Memory of one lane of the backward kernel: one head's operands as panels, one block of scores, and what is summed.
@@ -140,27 +147,25 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
 
 }  // namespace detail
 
-/// The way back through `attention`: from its arguments, its results o and log_sum, and the gradient of o, writes the
-/// gradients of q, k and v, shaped like them. Weights are made again block by block (Dao et al., arXiv 2205.14135).
+/// The way back through `attention`, from its arguments, the results o and log_sum among them. Weights are made again
+/// block by block (Dao et al., arXiv 2205.14135).
 template <class T>
-void attention_backward(const AttentionShape& shape, const T* q, const T* k, const T* v, const T* o, const T* log_sum,
-                        const T* o_gradient, T* q_gradient, T* k_gradient, T* v_gradient, Executor& executor,
-                        Arena& arena) {
-  const auto mark = arena.mark();
+void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& tensors,
+                        const AttentionGradients<T>& gradients, Workspace& workspace) {
+  const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
-  T* memory = arena.allocate<T>(scratch * executor.lanes());
-  detail::for_heads(shape.sequences * shape.heads, shape, executor, [&](Index task, int lane) {
+  T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
+  detail::for_heads(shape.sequences * shape.heads, shape, workspace.executor(), [&](Index task, int lane) {
     const Index head = task % shape.heads, sequence = task / shape.heads;
     const auto of_queries = [&](auto* data) { return detail::head_of(data, shape, shape.queries, sequence, head); };
     const auto of_keys = [&](auto* data) { return detail::head_of(data, shape, shape.keys, sequence, head); };
     const Index row = task * shape.queries;
     detail::attend_backward(
         shape, detail::AttentionBackwardScratch<T>(memory + lane * scratch, shape),
-        detail::AttentionHead<T>{of_queries(q), of_keys(k), of_keys(v), of_queries(o), of_queries(o_gradient),
-                                 log_sum + row, of_queries(q_gradient), of_keys(k_gradient), of_keys(v_gradient),
-                                 static_cast<std::uint64_t>(row)});
+        detail::AttentionHead<T>{of_queries(tensors.q), of_keys(tensors.k), of_keys(tensors.v), of_queries(tensors.o),
+                                 of_queries(gradients.o), tensors.log_sum + row, of_queries(gradients.q),
+                                 of_keys(gradients.k), of_keys(gradients.v), static_cast<std::uint64_t>(row)});
   });
-  arena.rewind(mark);
 }
 
 }  // namespace fit::inline FIT_ABI::kernels

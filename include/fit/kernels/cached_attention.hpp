@@ -4,8 +4,7 @@
 #include <limits>
 #include <span>
 
-#include <fit/core/arena.hpp>
-#include <fit/core/executor.hpp>
+#include <fit/core/workspace.hpp>
 #include <fit/kernels/attention.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
@@ -94,10 +93,10 @@ void attend_piece(const CachedQuery<T>& query, Index first, Index count, Index h
 /// order: after Sanovar et al., arXiv 2405.10480, and "Flash-Decoding for long-context inference" (Dao et al., 2023).
 /// A query without keys gets zeros.
 template <class T>
-void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Index head_width, Executor& executor,
-                      Arena& arena) {
+void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Index head_width, Workspace& workspace) {
   using detail::cached_piece, detail::PartialAttention;
-  const auto mark = arena.mark();
+  Executor& executor = workspace.executor();
+  const Arena::Scope scope(workspace.arena());
   const auto pieces_of = [](const CachedQuery<T>& query) { return (query.count + cached_piece - 1) / cached_piece; };
   Index pieces = 0, keys = 0;
   for (const auto& query : queries) {
@@ -105,8 +104,8 @@ void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Inde
     keys += query.count;
   }
   const Index scratch = heads * cached_piece, size = PartialAttention<T>::size(heads, head_width);
-  T* scores = arena.allocate<T>(scratch * executor.lanes());
-  T* partial = arena.allocate<T>(size * pieces);
+  T* scores = workspace.arena().allocate<T>(scratch * executor.lanes());
+  T* partial = workspace.arena().allocate<T>(size * pieces);
   const auto run = [&](Index first, Index last, int lane) {
     Index at = 0;
     for (const auto& query : queries) {
@@ -142,7 +141,6 @@ void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Inde
     }
     found += own * size;
   }
-  arena.rewind(mark);
 }
 
 }  // namespace fit::inline FIT_ABI::kernels

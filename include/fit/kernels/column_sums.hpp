@@ -3,8 +3,7 @@
 #include <initializer_list>
 #include <span>
 
-#include <fit/core/arena.hpp>
-#include <fit/core/executor.hpp>
+#include <fit/core/workspace.hpp>
 #include <fit/simd/batch.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
@@ -20,9 +19,10 @@ struct ColumnSum {
 /// Several column sums at once. Rows are summed in blocks of a fixed size and the blocks in order, so that the result
 /// does not depend on the threads.
 template <class T>
-void add_column_sums(std::span<const ColumnSum<T>> jobs, Executor& executor, Arena& arena) {
+void add_column_sums(std::span<const ColumnSum<T>> jobs, Workspace& workspace) {
   constexpr Index w = simd::width<T>, row_block = 128, column_block = 16 * w;
-  const auto mark = arena.mark();
+  Executor& executor = workspace.executor();
+  const Arena::Scope scope(workspace.arena());
   Index tasks = 0;
   for (const auto& job : jobs) tasks += (job.columns + column_block - 1) / column_block;
   const auto blocks_of = [&](const ColumnSum<T>& job) { return (job.rows + row_block - 1) / row_block; };
@@ -31,7 +31,7 @@ void add_column_sums(std::span<const ColumnSum<T>> jobs, Executor& executor, Are
     slices = std::max(slices, blocks_of(job));
     room += blocks_of(job) * job.columns;
   }
-  T* partial = arena.allocate<T>(room);
+  T* partial = workspace.arena().allocate<T>(room);
   // A task is the same share of every job, so that a thread goes on with the rows it had before.
   executor.parallel_for(slices, [&](Index slice, int) {
     T* of_job = partial;
@@ -68,12 +68,11 @@ void add_column_sums(std::span<const ColumnSum<T>> jobs, Executor& executor, Are
       return;
     }
   });
-  arena.rewind(mark);
 }
 
 template <class T>
-void add_column_sums(std::initializer_list<ColumnSum<T>> jobs, Executor& executor, Arena& arena) {
-  add_column_sums(std::span<const ColumnSum<T>>(jobs.begin(), jobs.size()), executor, arena);
+void add_column_sums(std::initializer_list<ColumnSum<T>> jobs, Workspace& workspace) {
+  add_column_sums(std::span<const ColumnSum<T>>(jobs.begin(), jobs.size()), workspace);
 }
 
 }  // namespace fit::inline FIT_ABI::kernels

@@ -4,8 +4,7 @@
 #include <initializer_list>
 #include <span>
 
-#include <fit/core/arena.hpp>
-#include <fit/core/executor.hpp>
+#include <fit/core/workspace.hpp>
 #include <fit/kernels/dropout.hpp>
 #include <fit/kernels/gelu.hpp>
 #include <fit/kernels/micro_kernel.hpp>
@@ -108,14 +107,15 @@ void multiply_block(const Product<T>& product, const T* const* packed, Index row
 }  // namespace detail
 
 /// Computes up to 8 products side by side; none may read or write what another one writes. Every element is summed in
-/// the order of the depth, whatever the threads and the other products. Takes the packed operands' room from the arena
-/// and gives it back.
+/// the order of the depth, whatever the threads and the other products. Takes the packed operands' room from the
+/// workspace and gives it back.
 template <class T>
-void multiply(std::span<const Product<T>> products, Executor& executor, Arena& arena) {
+void multiply(std::span<const Product<T>> products, Workspace& workspace) {
   constexpr std::size_t most = 8;
   constexpr Index pack_rows = 2 * detail::depth_block;
   require(products.size() <= most, "multiply takes at most 8 products, not ", products.size());
-  const auto mark = arena.mark();
+  Executor& executor = workspace.executor();
+  const Arena::Scope scope(workspace.arena());
   const T* packed[most][3] = {};
   Index packs = 0, work = 0;
   for (std::size_t p = 0; p < products.size(); ++p) {
@@ -124,7 +124,7 @@ void multiply(std::span<const Product<T>> products, Executor& executor, Arena& a
       const Factors<T>& factors = product.factors[f];
       work += product.rows * product.columns * factors.depth;
       if (detail::reads_directly(product, factors)) continue;
-      packed[p][f] = arena.allocate<T>(factors.depth * padded_columns<T>(product.columns));
+      packed[p][f] = workspace.arena().allocate<T>(factors.depth * padded_columns<T>(product.columns));
       packs += (product.columns + panel_width<T> - 1) / panel_width<T> * ((factors.depth + pack_rows - 1) / pack_rows);
     }
   }
@@ -182,12 +182,11 @@ void multiply(std::span<const Product<T>> products, Executor& executor, Arena& a
       }
     }
   });
-  arena.rewind(mark);
 }
 
 template <class T>
-void multiply(std::initializer_list<Product<T>> products, Executor& executor, Arena& arena) {
-  multiply(std::span<const Product<T>>(products.begin(), products.size()), executor, arena);
+void multiply(std::initializer_list<Product<T>> products, Workspace& workspace) {
+  multiply(std::span<const Product<T>>(products.begin(), products.size()), workspace);
 }
 
 }  // namespace fit::inline FIT_ABI::kernels

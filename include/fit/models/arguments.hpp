@@ -3,8 +3,8 @@
 #include <array>
 #include <string>
 
+#include <fit/core/tape.hpp>
 #include <fit/core/tensor.hpp>
-#include <fit/nn/tape.hpp>
 
 namespace fit::inline FIT_ABI {
 

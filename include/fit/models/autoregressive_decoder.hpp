@@ -45,7 +45,7 @@ class AutoregressiveDecoder {
   AutoregressiveDecoder() = default;
 
   /// Initial values for training.
-  explicit AutoregressiveDecoder(Random random) { initialise(*this, random); }
+  explicit AutoregressiveDecoder(Random random) { nn::initialise(*this, random); }
 
   static void visit(auto&& f, auto&... p) {
     f("token_embedding", p.token_embedding_...);
@@ -118,7 +118,7 @@ class AutoregressiveDecoder {
   const T* data_positions() const { return places_.values(); }
   const T* latent_positions() const { return start_.values(); }
   const Trunk<T, trunk_config>& trunk() const { return trunk_; }
-  const LayerNorm<T, config.data_dim>& data_norm() const { return data_norm_; }
+  const nn::LayerNorm<T, config.data_dim>& data_norm() const { return data_norm_; }
   /// The product that gives logits [rows, V] from the normalised tokens [rows, data_dim] of as many positions.
   kernels::Product<T> logits_product(const T* normed, T* logits, Index rows) const {
     constexpr Index width = config.data_dim;
@@ -135,8 +135,8 @@ class AutoregressiveDecoder {
   static constexpr Index latent_size = Index{config.groups} * config.latents * config.latent_dim;
   /// Rows whose logits are in memory together.
   static constexpr Index chunk = std::clamp<Index>((Index{1} << 20) / config.vocabulary, 64, 4096);
-  using Places = DataPositions<T, config.tokens, config.data_dim, config.data_positions>;
-  using Start = LatentStart<T, config.groups, config.latents, config.latent_dim, config.latent_positions>;
+  using Places = nn::DataPositions<T, config.tokens, config.data_dim, config.data_positions>;
+  using Start = nn::LatentStart<T, config.groups, config.latents, config.latent_dim, config.latent_positions>;
   struct Record {
     Index batch;
     const std::int32_t* ids;
@@ -160,11 +160,11 @@ class AutoregressiveDecoder {
     T* x = tape.template allocate<T>(rows * config.data_dim);
     T* z = tape.template allocate<T>(batch * latent_size);
     T* normed = tape.template allocate<T>(rows * config.data_dim);
-    fit::forward(token_embedding_, ids, x, rows);
-    fit::forward(places_, x, batch * config.groups, tape);
-    fit::forward(start_, z, batch);
+    nn::forward(token_embedding_, ids, x, rows);
+    nn::forward(places_, x, batch * config.groups, tape);
+    nn::forward(start_, z, batch);
     trunk_.forward(x, z, {}, batch, tape, trace);
-    fit::forward(data_norm_, static_cast<const T*>(x), normed, rows, tape);
+    nn::forward(data_norm_, static_cast<const T*>(x), normed, rows, tape);
     head(normed);
     tape.finish(start, Record{batch, ids, normed});
   }
@@ -174,11 +174,11 @@ class AutoregressiveDecoder {
     const Index rows = saved->batch * length;
     T* x = detail::zeros<T>(rows * config.data_dim, tape);
     T* z = detail::zeros<T>(saved->batch * latent_size, tape);
-    fit::backward(data_norm_, normed_gradient, x, gradient.data_norm_, rows, tape);
+    nn::backward(data_norm_, normed_gradient, x, gradient.data_norm_, rows, tape);
     trunk_.backward(x, z, {}, gradient.trunk_, saved->batch, tape);
-    fit::backward(static_cast<const T*>(z), gradient.start_, saved->batch, tape);
-    fit::backward(static_cast<const T*>(x), gradient.places_, saved->batch * config.groups, tape);
-    fit::backward(saved->ids, static_cast<const T*>(x), gradient.token_embedding_, rows, tape);
+    nn::backward(static_cast<const T*>(z), gradient.start_, saved->batch, tape);
+    nn::backward(static_cast<const T*>(x), gradient.places_, saved->batch * config.groups, tape);
+    nn::backward(saved->ids, static_cast<const T*>(x), gradient.token_embedding_, rows, tape);
   }
 
   const T* output_weight() const {
@@ -191,7 +191,7 @@ class AutoregressiveDecoder {
   }
 
   void write_logits(const T* normed, T* logits, Index rows, Tape& tape) const {
-    kernels::multiply({logits_product(normed, logits, rows)}, tape.executor(), tape.arena());
+    kernels::multiply({logits_product(normed, logits, rows)}, tape);
   }
 
   /// Writes normed_gradient, and adds to the gradients of the embedding and the bias.
@@ -213,10 +213,10 @@ class AutoregressiveDecoder {
           .c = weight_gradient,
           .c_row = width,
           .finish = {.accumulate = true}}},
-        tape.executor(), tape.arena());
+        tape);
     if constexpr (config.output_bias) {
       kernels::add_column_sums({kernels::ColumnSum<T>{logits_gradient, rows, vocabulary, gradient.output_bias_.data()}},
-                               tape.executor(), tape.arena());
+                               tape);
     }
   }
 
@@ -233,9 +233,9 @@ class AutoregressiveDecoder {
       for (Index first = 0; first < rows; first += chunk) {
         const Index count = std::min(chunk, rows - first), offset = first * config.data_dim;
         write_logits(normed + offset, logits, count, tape);
-        kernels::cross_entropy(logits, ids.data() + first, losses, gradient ? logits : nullptr,
-                               static_cast<T>(1 / static_cast<double>(rows)), count, Index{config.vocabulary},
-                               tape.executor());
+        kernels::cross_entropy<T>({logits, ids.data() + first, losses, gradient ? logits : nullptr},
+                                  static_cast<T>(1 / static_cast<double>(rows)), count, config.vocabulary,
+                                  tape.executor());
         for (Index i = 0; i < count; ++i) total += static_cast<double>(losses[i]);
         if (gradient) backward_logits(logits, normed + offset, normed_gradient + offset, *gradient, count, tape);
       }
@@ -244,12 +244,12 @@ class AutoregressiveDecoder {
     return total / static_cast<double>(std::max<Index>(1, rows));
   }
 
-  Embedding<T, config.vocabulary, config.data_dim> token_embedding_;
+  nn::Embedding<T, config.vocabulary, config.data_dim> token_embedding_;
   Places places_;
   Start start_;
   Trunk<T, trunk_config> trunk_;
-  LayerNorm<T, config.data_dim> data_norm_;
-  If<!config.shared_embedding, Embedding<T, config.vocabulary, config.data_dim>> output_embedding_;
+  nn::LayerNorm<T, config.data_dim> data_norm_;
+  If<!config.shared_embedding, nn::Embedding<T, config.vocabulary, config.data_dim>> output_embedding_;
   If<config.output_bias, Vector<T, config.vocabulary>> output_bias_;
 };
 

@@ -16,12 +16,12 @@ class Classifier {
   static constexpr EncoderConfig configuration = config;
 
   Encoder<config, T> encoder;
-  Linear<T, classes, config.latent_dim> head;
+  nn::Linear<T, classes, config.latent_dim> head;
 
   /// All parameters zero: a gradient, or a classifier to load into.
   Classifier() = default;
   /// Initial values for training.
-  explicit Classifier(Random random) { initialise(*this, random); }
+  explicit Classifier(Random random) { nn::initialise(*this, random); }
 
   static void visit(auto&& f, auto&... p) {
     f("encoder", p.encoder...);
@@ -63,9 +63,9 @@ class Classifier {
     }
     const auto saved = tape.template pop<Record>();
     T* pooled = tape.template scratch<T>(batch * config.latent_dim);
-    fit::backward(head, logits_gradient.data(), pooled, gradient.head, batch, tape);
+    nn::backward(head, logits_gradient.data(), pooled, gradient.head, batch, tape);
     T* latents = tape.template scratch<T>(batch * length * config.latent_dim);
-    mean_pool_backward(pooled, latents, batch, length, Index{config.latent_dim}, tape.executor());
+    nn::mean_pool_backward(pooled, latents, batch, length, Index{config.latent_dim}, tape.executor());
     encoder.backward({.latents = TensorView<const T, 4>(latents, batch, Index{config.groups}, Index{config.latents},
                                                         Index{config.latent_dim})},
                      gradient.encoder, tape);
@@ -77,8 +77,8 @@ class Classifier {
   };
 
   void pool_and_map(const T* latents, T* pooled, T* logits, Index batch, Tape& tape) const {
-    mean_pool(latents, pooled, batch, config.groups * config.latents, Index{config.latent_dim}, tape.executor());
-    fit::forward(head, static_cast<const T*>(pooled), logits, batch, tape);
+    nn::mean_pool(latents, pooled, batch, config.groups * config.latents, Index{config.latent_dim}, tape.executor());
+    nn::forward(head, static_cast<const T*>(pooled), logits, batch, tape);
   }
 };
 

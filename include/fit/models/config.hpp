@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include <fit/models/layers.hpp>
+#include <fit/models/stages.hpp>
 
 namespace fit::inline FIT_ABI {
 

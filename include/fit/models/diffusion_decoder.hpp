@@ -63,7 +63,7 @@ class DiffusionDecoder {
 
   /// Initial values for training; the norm of the previous latents starts with weight zero.
   explicit DiffusionDecoder(Random random) {
-    initialise(*this, random);
+    nn::initialise(*this, random);
     if constexpr (has_previous) set_zero(previous_norm_);
   }
 
@@ -133,20 +133,20 @@ class DiffusionDecoder {
     if (outputs.latents) std::copy_n(outputs.latents->data(), batch * latent_size, z);
     const T* prediction = outputs.prediction ? outputs.prediction->data()
                                              : detail::zeros<T>(groups * config.tokens * config.output_channels, tape);
-    fit::backward(output_, prediction, normed, gradient.output_, groups * config.tokens, tape);
-    fit::backward(data_norm_, static_cast<const T*>(normed), x, gradient.data_norm_, groups * config.tokens, tape);
+    nn::backward(output_, prediction, normed, gradient.output_, groups * config.tokens, tape);
+    nn::backward(data_norm_, static_cast<const T*>(normed), x, gradient.data_norm_, groups * config.tokens, tape);
     trunk_.backward(x, z, {saved->condition, condition_count, condition}, gradient.trunk_, batch, tape);
     backward_condition(condition, inputs, gradient, batch, tape);
     if constexpr (has_previous) {
       T* previous = detail::zeros<T>(batch * latent_size, tape);
-      fit::backward(previous_norm_, static_cast<const T*>(z), previous, gradient.previous_norm_,
-                    groups * config.latents, tape);
-      fit::backward(previous_, previous, gradient.previous_, groups * config.latents, tape);
+      nn::backward(previous_norm_, static_cast<const T*>(z), previous, gradient.previous_norm_, groups * config.latents,
+                   tape);
+      nn::backward(previous_, previous, gradient.previous_, groups * config.latents, tape);
       if (inputs.previous_latents) std::copy_n(previous, batch * latent_size, inputs.previous_latents->data());
     }
-    fit::backward(static_cast<const T*>(z), gradient.start_, batch, tape);
-    fit::backward(stem_, static_cast<const T*>(x), inputs.noisy ? inputs.noisy->data() : nullptr, gradient.stem_,
-                  groups, tape);
+    nn::backward(static_cast<const T*>(z), gradient.start_, batch, tape);
+    nn::backward(stem_, static_cast<const T*>(x), inputs.noisy ? inputs.noisy->data() : nullptr, gradient.stem_, groups,
+                 tape);
   }
 
   /// The batch of inputs of the right shapes. Throws Error for others, or a gamma outside [0, 1].
@@ -188,8 +188,8 @@ class DiffusionDecoder {
                                             config.cross_mlp,
                                             config.cross_context_norm,
                                             true};
-  using Stem = DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
-  using Start = LatentStart<T, config.groups, config.latents, config.latent_dim, config.latent_positions>;
+  using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
+  using Start = nn::LatentStart<T, config.groups, config.latents, config.latent_dim, config.latent_positions>;
   struct Record {
     Index batch;
     const T* condition;
@@ -237,8 +237,8 @@ class DiffusionDecoder {
     const auto start = tape.mark();
     const Index groups = batch * config.groups;
     T* x = tape.template allocate<T>(groups * data_size);
-    fit::forward(stem_, inputs.noisy.data(), x, groups, tape);
-    fit::forward(start_, latents, batch);
+    nn::forward(stem_, inputs.noisy.data(), x, groups, tape);
+    nn::forward(start_, latents, batch);
     if constexpr (has_previous) {
       T* previous = tape.template allocate<T>(batch * latent_size);
       T* normed = tape.template allocate<T>(batch * latent_size);
@@ -247,15 +247,15 @@ class DiffusionDecoder {
       } else {
         std::fill_n(previous, batch * latent_size, T(0));
       }
-      fit::forward(previous_, previous, groups * config.latents, {}, {}, tape);
-      fit::forward(previous_norm_, static_cast<const T*>(previous), normed, groups * config.latents, tape);
+      nn::forward(previous_, previous, groups * config.latents, {}, {}, tape);
+      nn::forward(previous_norm_, static_cast<const T*>(previous), normed, groups * config.latents, tape);
       for (Index i = 0; i < batch * latent_size; ++i) latents[i] += normed[i];
     }
     const T* condition = forward_condition(inputs, batch, tape);
     trunk_.forward(x, latents, {condition, condition_count, nullptr}, batch, tape, trace);
     T* normed = tape.template allocate<T>(groups * data_size);
-    fit::forward(data_norm_, static_cast<const T*>(x), normed, groups * config.tokens, tape);
-    fit::forward(output_, static_cast<const T*>(normed), prediction, groups * config.tokens, tape);
+    nn::forward(data_norm_, static_cast<const T*>(x), normed, groups * config.tokens, tape);
+    nn::forward(output_, static_cast<const T*>(normed), prediction, groups * config.tokens, tape);
     tape.finish(start, Record{batch, condition});
   }
 
@@ -263,12 +263,12 @@ class DiffusionDecoder {
   const T* forward_condition(const Inputs& inputs, Index batch, Tape& tape) const {
     constexpr Index width = config.latent_dim;
     T* time = tape.template allocate<T>(batch * width);
-    fit::forward(time_embedding_, inputs.gamma.data(), time, batch, tape);
+    nn::forward(time_embedding_, inputs.gamma.data(), time, batch, tape);
     if constexpr (!has_condition) {
       return time;
     } else {
       T* own = tape.template allocate<T>(batch * own_tokens * width);
-      fit::forward(condition_projection_, inputs.condition->data(), own, batch * own_tokens, tape);
+      nn::forward(condition_projection_, inputs.condition->data(), own, batch * own_tokens, tape);
       T* all = tape.template allocate<T>(batch * condition_count * width);
       for (Index b = 0; b < batch; ++b) {
         T* to = all + b * condition_count * width;
@@ -290,22 +290,22 @@ class DiffusionDecoder {
       std::copy_n(from + width, own_tokens * width, own + b * own_tokens * width);
     }
     if constexpr (has_condition) {
-      fit::backward(condition_projection_, static_cast<const T*>(own),
-                    inputs.condition ? inputs.condition->data() : nullptr, gradient.condition_projection_,
-                    batch * own_tokens, tape);
+      nn::backward(condition_projection_, static_cast<const T*>(own),
+                   inputs.condition ? inputs.condition->data() : nullptr, gradient.condition_projection_,
+                   batch * own_tokens, tape);
     }
-    fit::backward(time_embedding_, static_cast<const T*>(time), gradient.time_embedding_, batch, tape);
+    nn::backward(time_embedding_, static_cast<const T*>(time), gradient.time_embedding_, batch, tape);
   }
 
   Stem stem_;
   Start start_;
-  TimeEmbedding<T, config.latent_dim> time_embedding_;
-  If<has_condition, Linear<T, config.latent_dim, std::max(1, config.condition_channels)>> condition_projection_;
-  If<has_previous, ResidualMLP<T, config.latent_dim, config.mlp_ratio>> previous_;
-  If<has_previous, LayerNorm<T, config.latent_dim>> previous_norm_;
+  nn::TimeEmbedding<T, config.latent_dim> time_embedding_;
+  If<has_condition, nn::Linear<T, config.latent_dim, std::max(1, config.condition_channels)>> condition_projection_;
+  If<has_previous, nn::ResidualMLP<T, config.latent_dim, config.mlp_ratio>> previous_;
+  If<has_previous, nn::LayerNorm<T, config.latent_dim>> previous_norm_;
   Trunk<T, trunk_config> trunk_;
-  LayerNorm<T, config.data_dim> data_norm_;
-  Linear<T, config.output_channels, config.data_dim> output_;
+  nn::LayerNorm<T, config.data_dim> data_norm_;
+  nn::Linear<T, config.output_channels, config.data_dim> output_;
 };
 
 }  // namespace fit::inline FIT_ABI

@@ -47,7 +47,7 @@ class Encoder {
   Encoder() = default;
 
   /// Initial values for training.
-  explicit Encoder(Random random) : Encoder() { initialise(*this, random); }
+  explicit Encoder(Random random) : Encoder() { nn::initialise(*this, random); }
 
   static void visit(auto&& f, auto&... p) {
     Stem::visit(f, p.stem_...);
@@ -96,26 +96,26 @@ class Encoder {
     T* z = detail::zeros<T>(groups * latent_size, tape);
     T* unused =
         outputs.data && outputs.latents ? nullptr : detail::zeros<T>(groups * std::max(data_size, latent_size), tape);
-    fit::backward(latent_norm_, outputs.latents ? outputs.latents->data() : unused, z, gradient.latent_norm_,
-                  groups * config.latents, tape);
-    fit::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, groups * all_tokens,
-                  tape);
+    nn::backward(latent_norm_, outputs.latents ? outputs.latents->data() : unused, z, gradient.latent_norm_,
+                 groups * config.latents, tape);
+    nn::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, groups * all_tokens,
+                 tape);
     trunk_.backward(x, z, {}, gradient.trunk_, batch, tape);
-    fit::backward(z, gradient.start_, batch, tape);
+    nn::backward(z, gradient.start_, batch, tape);
     T* data = x;
     if constexpr (has_extra) {
       T* first = tape.template scratch<T>(groups * config.extra_tokens * config.data_dim);
       T* between = detail::zeros<T>(groups * config.extra_tokens * config.data_dim, tape);
       copy_tokens(x, all_tokens, first, config.extra_tokens, config.extra_tokens, groups);
-      fit::backward(extra_stem_norm_, static_cast<const T*>(first), between, gradient.extra_stem_norm_,
-                    groups * config.extra_tokens, tape);
-      fit::backward(extra_stem_, static_cast<const T*>(between), inputs.extra ? inputs.extra->data() : nullptr,
-                    gradient.extra_stem_, groups * config.extra_tokens, tape);
+      nn::backward(extra_stem_norm_, static_cast<const T*>(first), between, gradient.extra_stem_norm_,
+                   groups * config.extra_tokens, tape);
+      nn::backward(extra_stem_, static_cast<const T*>(between), inputs.extra ? inputs.extra->data() : nullptr,
+                   gradient.extra_stem_, groups * config.extra_tokens, tape);
       data = tape.template scratch<T>(groups * config.tokens * config.data_dim);
       copy_tokens(x + config.extra_tokens * config.data_dim, all_tokens, data, config.tokens, config.tokens, groups);
     }
-    fit::backward(stem_, static_cast<const T*>(data), inputs.input ? inputs.input->data() : nullptr, gradient.stem_,
-                  groups, tape);
+    nn::backward(stem_, static_cast<const T*>(data), inputs.input ? inputs.input->data() : nullptr, gradient.stem_,
+                 groups, tape);
   }
 
  private:
@@ -125,8 +125,8 @@ class Encoder {
   static constexpr TrunkConfig trunk_config{config.layers,    config.groups,     all_tokens,        config.latents,
                                             config.data_dim,  config.latent_dim, config.data_heads, config.latent_heads,
                                             config.mlp_ratio, config.mask};
-  using Stem = DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
-  using Start = LatentStart<T, config.groups, config.latents, config.latent_dim, config.latent_positions>;
+  using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
+  using Start = nn::LatentStart<T, config.groups, config.latents, config.latent_dim, config.latent_positions>;
   struct Record {
     Index batch;
   };
@@ -186,28 +186,28 @@ class Encoder {
     T* x = tape.template allocate<T>(groups * data_size);
     T* z = tape.template allocate<T>(groups * latent_size);
     T* stem = has_extra ? tape.template allocate<T>(groups * config.tokens * config.data_dim) : x;
-    fit::forward(stem_, input, stem, groups, tape);
+    nn::forward(stem_, input, stem, groups, tape);
     if constexpr (has_extra) {
       T* first = tape.template allocate<T>(groups * config.extra_tokens * config.data_dim);
-      fit::forward(extra_stem_, extra, first, groups * config.extra_tokens, tape);
-      fit::forward(extra_stem_norm_, static_cast<const T*>(first), first, groups * config.extra_tokens, tape);
+      nn::forward(extra_stem_, extra, first, groups * config.extra_tokens, tape);
+      nn::forward(extra_stem_norm_, static_cast<const T*>(first), first, groups * config.extra_tokens, tape);
       copy_tokens(first, config.extra_tokens, x, all_tokens, config.extra_tokens, groups);
       copy_tokens(stem, config.tokens, x + config.extra_tokens * config.data_dim, all_tokens, config.tokens, groups);
     }
-    fit::forward(start_, z, batch);
+    nn::forward(start_, z, batch);
     trunk_.forward(x, z, {}, batch, tape, trace);
-    fit::forward(data_norm_, static_cast<const T*>(x), data, groups * all_tokens, tape);
-    fit::forward(latent_norm_, static_cast<const T*>(z), latents, groups * config.latents, tape);
+    nn::forward(data_norm_, static_cast<const T*>(x), data, groups * all_tokens, tape);
+    nn::forward(latent_norm_, static_cast<const T*>(z), latents, groups * config.latents, tape);
     tape.finish(start, Record{batch});
   }
 
   Stem stem_;
-  If<has_extra, Linear<T, config.data_dim, std::max(1, config.extra_channels)>> extra_stem_;
-  If<has_extra, LayerNorm<T, config.data_dim>> extra_stem_norm_;
+  If<has_extra, nn::Linear<T, config.data_dim, std::max(1, config.extra_channels)>> extra_stem_;
+  If<has_extra, nn::LayerNorm<T, config.data_dim>> extra_stem_norm_;
   Start start_;
   Trunk<T, trunk_config> trunk_;
-  LayerNorm<T, config.data_dim> data_norm_;
-  LayerNorm<T, config.latent_dim> latent_norm_;
+  nn::LayerNorm<T, config.data_dim> data_norm_;
+  nn::LayerNorm<T, config.latent_dim> latent_norm_;
 };
 
 }  // namespace fit::inline FIT_ABI

@@ -6,7 +6,7 @@
 #include <fit/nn/linear.hpp>
 #include <fit/nn/positions.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// What tells the places in a group apart, the same in all groups: trained, or a code.
 template <class T, int Tokens, int Width, Positions positions>
@@ -26,7 +26,7 @@ struct DataPositions {
  private:
   static Buffer<T> make_code() {
     if constexpr (positions == Positions::sin_cos) return line_code<T>(Tokens, Width);
-    constexpr int side = detail::integer_root(Tokens);
+    constexpr int side = fit::detail::integer_root(Tokens);
     if constexpr (positions == Positions::sin_cos_2d) return plane_code<T>(side, side, Width);
     return {};
   }
@@ -47,8 +47,7 @@ template <class T, int Tokens, int Width, Positions positions>
 void backward(const T* x_gradient, DataPositions<T, Tokens, Width, positions>& gradient, Index groups, Tape& tape) {
   if constexpr (positions == Positions::learned) {
     kernels::add_column_sums(
-        {kernels::ColumnSum<T>{x_gradient, groups, Index{Tokens} * Width, gradient.data_positions.data()}},
-        tape.executor(), tape.arena());
+        {kernels::ColumnSum<T>{x_gradient, groups, Index{Tokens} * Width, gradient.data_positions.data()}}, tape);
   }
 }
 
@@ -73,14 +72,14 @@ void forward(const DataStem<T, Tokens, Channels, Width, positions>& p, const T* 
   forward(p.stem, input, x, groups * Tokens, tape);
   forward(p.stem_norm, static_cast<const T*>(x), x, groups * Tokens, tape);
   forward(p.places, x, groups, tape);
-  tape.finish(start, detail::FrameRecord{});
+  tape.finish(start);
 }
 
 /// Writes input_gradient, unless it is null, and adds to `gradient`.
 template <class T, int Tokens, int Channels, int Width, Positions positions>
 void backward(const DataStem<T, Tokens, Channels, Width, positions>& p, const T* x_gradient, T* input_gradient,
               DataStem<T, Tokens, Channels, Width, positions>& gradient, Index groups, Tape& tape) {
-  const auto frame = tape.pop<detail::FrameRecord>();
+  const auto frame = tape.pop();
   backward(x_gradient, gradient.places, groups, tape);
   T* between = tape.scratch<T>(groups * Tokens * Width);
   std::fill_n(between, groups * Tokens * Width, T(0));
@@ -117,9 +116,8 @@ void backward(const T* z_gradient, LatentStart<T, Groups, Latents, Width, positi
               Tape& tape) {
   if constexpr (positions == Positions::learned) {
     kernels::add_column_sums(
-        {kernels::ColumnSum<T>{z_gradient, batch, gradient.size, gradient.latent_positions.data()}}, tape.executor(),
-        tape.arena());
+        {kernels::ColumnSum<T>{z_gradient, batch, gradient.size, gradient.latent_positions.data()}}, tape);
   }
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

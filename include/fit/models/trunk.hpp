@@ -16,17 +16,17 @@ namespace fit::inline FIT_ABI {
 /// global blocks on the latents of all groups, which read the data before and write to it afterwards.
 template <class T, TrunkConfig c>
 struct Stage {
-  static constexpr CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
-  static constexpr CrossOptions conditioning{c.cross_context_norm, 0};
-  using Local = std::conditional_t<c.local_attention, Block<T, c.data_dim, c.data_heads, c.mlp_ratio>,
-                                   MLPBlock<T, c.data_dim, c.mlp_ratio>>;
+  static constexpr nn::CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
+  static constexpr nn::CrossOptions conditioning{c.cross_context_norm, 0};
+  using Local = std::conditional_t<c.local_attention, nn::Block<T, c.data_dim, c.data_heads, c.mlp_ratio>,
+                                   nn::MLPBlock<T, c.data_dim, c.mlp_ratio>>;
 
   std::vector<Local> local;
-  std::optional<Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads(), cross>> read;
-  If<c.conditioned, std::optional<Cross<T, c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, conditioning>>>
+  std::optional<nn::Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads(), cross>> read;
+  If<c.conditioned, std::optional<nn::Cross<T, c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, conditioning>>>
       condition;
-  std::vector<Block<T, c.latent_dim, c.latent_heads, c.mlp_ratio>> global;
-  std::optional<Cross<T, c.data_dim, c.latent_dim, c.cross_dim(), c.cross_heads(), cross>> write;
+  std::vector<nn::Block<T, c.latent_dim, c.latent_heads, c.mlp_ratio>> global;
+  std::optional<nn::Cross<T, c.data_dim, c.latent_dim, c.cross_dim(), c.cross_heads(), cross>> write;
 
   static void visit(auto&& f, auto&... p) {
     f("local", p.local...);
@@ -84,14 +84,14 @@ class Trunk {
       const auto start = tape.mark();
       const T* shifted = c.autoregressive && i > 0 ? shift(z, batch, tape) : nullptr;
       for_chunks(batch * c.groups, c.tokens, [&](Index first, Index count) {
-        forward_recomputed(groups_of(x, z, first, count), tape, [&](const Streams<T>& streams) {
+        nn::forward_recomputed(groups_of(x, z, first, count), tape, [&](const nn::Streams<T>& streams) {
           forward_groups(i, streams.data, streams.latents, shifted, first, count, tape, trace);
         });
       });
       tape.finish(start, ShiftRecord{shifted});
       if (stages_[i].global.empty()) continue;
       for_chunks(batch, c.groups * c.latents, [&](Index first, Index count) {
-        forward_recomputed(examples_of(z, first, count), tape, [&](const Streams<T>& streams) {
+        nn::forward_recomputed(examples_of(z, first, count), tape, [&](const nn::Streams<T>& streams) {
           forward_examples(i, streams.latents, condition, first, count, tape, trace);
         });
       });
@@ -104,9 +104,9 @@ class Trunk {
     for (std::size_t i = stages_.size(); i-- > 0;) {
       if (!stages_[i].global.empty()) {
         for_chunks_backward(batch, c.groups * c.latents, [&](Index first, Index count) {
-          backward_recomputed<T>(
+          nn::backward_recomputed<T>(
               tape,
-              [&](const Streams<T>& streams) {
+              [&](const nn::Streams<T>& streams) {
                 forward_examples(i, streams.latents, condition, first, count, tape, {});
               },
               [&] {
@@ -118,9 +118,9 @@ class Trunk {
       const auto saved = tape.template pop<ShiftRecord>();
       T* shifted_gradient = saved->shifted ? detail::zeros<T>(batch * c.groups * latent_size, tape) : nullptr;
       for_chunks_backward(batch * c.groups, c.tokens, [&](Index first, Index count) {
-        backward_recomputed<T>(
+        nn::backward_recomputed<T>(
             tape,
-            [&](const Streams<T>& streams) {
+            [&](const nn::Streams<T>& streams) {
               forward_groups(i, streams.data, streams.latents, saved->shifted, first, count, tape, {});
             },
             [&] {
@@ -161,12 +161,14 @@ class Trunk {
     }
   }
 
-  static AttentionLengths lengths(Index sequences, Index queries, Index keys) { return {sequences, queries, keys, {}}; }
+  static nn::AttentionLengths lengths(Index sequences, Index queries, Index keys) {
+    return {sequences, queries, keys, {}};
+  }
 
-  static Streams<T> groups_of(T* x, T* z, Index first, Index count) {
+  static nn::Streams<T> groups_of(T* x, T* z, Index first, Index count) {
     return {x + first * data_size, count * data_size, z + first * latent_size, count * latent_size};
   }
-  static Streams<T> examples_of(T* z, Index first, Index count) {
+  static nn::Streams<T> examples_of(T* z, Index first, Index count) {
     return {nullptr, 0, z + first * c.groups * latent_size, count * c.groups * latent_size};
   }
 
@@ -192,31 +194,31 @@ class Trunk {
     };
     if (i > 0) {
       const T* context = shifted ? shifted + first * latent_size : z;
-      fit::forward(*stages_[i - 1].write, x, context, lengths(count, c.tokens, c.latents), tape);
+      nn::forward(*stages_[i - 1].write, x, context, lengths(count, c.tokens, c.latents), tape);
       tell(i - 1, Part::write, x);
     }
     const auto mask = c.autoregressive ? kernels::Mask::causal() : kernels::Mask::none();
-    for (const auto& block : stages_[i].local) fit::forward(block, x, count, c.tokens, mask, tape);
+    for (const auto& block : stages_[i].local) nn::forward(block, x, count, c.tokens, mask, tape);
     tell(i, Part::local, x);
     if (stages_[i].read) {
-      fit::forward(*stages_[i].read, z, static_cast<const T*>(x), lengths(count, c.latents, c.tokens), tape);
+      nn::forward(*stages_[i].read, z, static_cast<const T*>(x), lengths(count, c.latents, c.tokens), tape);
       tell(i, Part::read, z);
     }
   }
 
-  void backward_groups(std::size_t i, const Streams<T>& gradients, T* shifted_gradient, Index first, Trunk& gradient,
-                       Index count, Tape& tape) const {
+  void backward_groups(std::size_t i, const nn::Streams<T>& gradients, T* shifted_gradient, Index first,
+                       Trunk& gradient, Index count, Tape& tape) const {
     const Stage<T, c>& stage = stages_[i];
     Stage<T, c>& to = gradient.stages_[i];
     T *x = gradients.data, *z = gradients.latents;
-    if (stage.read) fit::backward(*stage.read, z, x, *to.read, lengths(count, c.latents, c.tokens), tape);
+    if (stage.read) nn::backward(*stage.read, z, x, *to.read, lengths(count, c.latents, c.tokens), tape);
     for (std::size_t j = stage.local.size(); j-- > 0;) {
-      fit::backward(stage.local[j], x, to.local[j], count, c.tokens, tape);
+      nn::backward(stage.local[j], x, to.local[j], count, c.tokens, tape);
     }
     if (i > 0) {
       T* context = shifted_gradient ? shifted_gradient + first * latent_size : z;
-      fit::backward(*stages_[i - 1].write, x, context, *gradient.stages_[i - 1].write,
-                    lengths(count, c.tokens, c.latents), tape);
+      nn::backward(*stages_[i - 1].write, x, context, *gradient.stages_[i - 1].write,
+                   lengths(count, c.tokens, c.latents), tape);
     }
   }
 
@@ -227,23 +229,23 @@ class Trunk {
       if (trace) trace(i, part, first * c.groups, count * c.groups, z);
     };
     if constexpr (c.conditioned) {
-      fit::forward(*stages_[i].condition, z, condition.tokens + first * condition.count * c.latent_dim,
-                   lengths(count, c.groups * c.latents, condition.count), tape);
+      nn::forward(*stages_[i].condition, z, condition.tokens + first * condition.count * c.latent_dim,
+                  lengths(count, c.groups * c.latents, condition.count), tape);
       tell(Part::condition);
     }
     const auto mask = c.mask == Mask::causal ? kernels::Mask::chunk_causal(c.latents) : kernels::Mask::none();
-    for (const auto& block : stages_[i].global) fit::forward(block, z, count, c.groups * c.latents, mask, tape);
+    for (const auto& block : stages_[i].global) nn::forward(block, z, count, c.groups * c.latents, mask, tape);
     tell(Part::global);
   }
 
   void backward_examples(std::size_t i, T* z_gradient, const Conditioning<T>& condition, Index first, Trunk& gradient,
                          Index count, Tape& tape) const {
     for (std::size_t j = stages_[i].global.size(); j-- > 0;) {
-      fit::backward(stages_[i].global[j], z_gradient, gradient.stages_[i].global[j], count, c.groups * c.latents, tape);
+      nn::backward(stages_[i].global[j], z_gradient, gradient.stages_[i].global[j], count, c.groups * c.latents, tape);
     }
     if constexpr (c.conditioned) {
-      fit::backward(*stages_[i].condition, z_gradient, condition.gradient + first * condition.count * c.latent_dim,
-                    *gradient.stages_[i].condition, lengths(count, c.groups * c.latents, condition.count), tape);
+      nn::backward(*stages_[i].condition, z_gradient, condition.gradient + first * condition.count * c.latent_dim,
+                   *gradient.stages_[i].condition, lengths(count, c.groups * c.latents, condition.count), tape);
     }
   }
 

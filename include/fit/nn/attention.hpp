@@ -4,7 +4,7 @@
 #include <fit/nn/linear.hpp>
 #include <fit/nn/residual.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// Queries from one set of tokens, keys and values from another: affine maps to Width, softmax attention in Heads
 /// heads, affine map back to the queries' width. Vaswani et al., arXiv 1706.03762, section 3.2.
@@ -32,7 +32,8 @@ namespace detail {
 
 template <class T>
 struct AttentionRecord {
-  const T *input, *context, *q, *k, *v, *mixed, *log_sum;
+  const T *input, *context;
+  kernels::AttentionTensors<T> tensors;
   kernels::AttentionShape shape;
   PathScale<T> path;
 };
@@ -56,14 +57,15 @@ void forward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T*
   T* log_sum = tape.recording() ? tape.allocate<T>(rows * Heads) : nullptr;
   kernels::multiply({output_product(p.query, input, q, rows), output_product(p.key, context, k, context_rows),
                      output_product(p.value, context, v, context_rows)},
-                    tape.executor(), tape.arena());
-  kernels::attention(shape, q, k, v, mixed, log_sum, tape.executor(), tape.arena());
+                    tape);
+  const kernels::AttentionTensors<T> tensors{q, k, v, mixed, log_sum};
+  kernels::attention(shape, tensors, tape);
   auto out = output_product(p.output, static_cast<const T*>(mixed), stream, rows);
   out.finish.accumulate = true;
   out.finish.row_scale = path.scale;
   out.finish.rows_per_scale = path.rows_per_sequence;
-  kernels::multiply({out}, tape.executor(), tape.arena());
-  tape.finish(start, detail::AttentionRecord<T>{input, context, q, k, v, mixed, log_sum, shape, path});
+  kernels::multiply({out}, tape);
+  tape.finish(start, detail::AttentionRecord<T>{input, context, tensors, shape, path});
 }
 
 /// Writes input_gradient and context_gradient from the gradient of the stream, which passes on unchanged, and adds to
@@ -72,7 +74,6 @@ template <class T, int QueryDim, int ContextDim, int Width, int Heads>
 void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* stream_gradient, T* input_gradient,
               T* context_gradient, Attention<T, QueryDim, ContextDim, Width, Heads>& gradient, Tape& tape) {
   const auto saved = tape.pop<detail::AttentionRecord<T>>();
-  Executor& executor = tape.executor();
   const kernels::AttentionShape& shape = saved->shape;
   const Index rows = shape.sequences * shape.queries, context_rows = shape.sequences * shape.keys;
   const T* branch = branch_gradient(saved->path, stream_gradient, rows, Index{QueryDim}, tape);
@@ -81,11 +82,9 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T
   T* k_gradient = tape.scratch<T>(context_rows * Width);
   T* v_gradient = tape.scratch<T>(context_rows * Width);
   kernels::multiply({input_product(p.output, branch, mixed_gradient, rows),
-                     weight_product(gradient.output, saved->mixed, branch, rows)},
-                    executor, tape.arena());
-  kernels::attention_backward(shape, saved->q, saved->k, saved->v, saved->mixed, saved->log_sum,
-                              static_cast<const T*>(mixed_gradient), q_gradient, k_gradient, v_gradient, executor,
-                              tape.arena());
+                     weight_product(gradient.output, saved->tensors.o, branch, rows)},
+                    tape);
+  kernels::attention_backward<T>(shape, saved->tensors, {mixed_gradient, q_gradient, k_gradient, v_gradient}, tape);
   const T *dq = q_gradient, *dk = k_gradient, *dv = v_gradient;
   auto to_input = input_product(p.query, dq, input_gradient, rows);
   const auto to_query = weight_product(gradient.query, saved->input, dq, rows);
@@ -96,16 +95,16 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T
     to_input.factors[1] = input_factors(p.key, dk);
     to_input.factors[2] = input_factors(p.value, dv);
     to_input.count = 3;
-    kernels::multiply({to_input, to_query, to_key, to_value}, executor, tape.arena());
+    kernels::multiply({to_input, to_query, to_key, to_value}, tape);
   } else {
     auto to_context = input_product(p.key, dk, context_gradient, context_rows);
     to_context.factors[1] = input_factors(p.value, dv);
     to_context.count = 2;
-    kernels::multiply({to_input, to_context, to_query, to_key, to_value}, executor, tape.arena());
+    kernels::multiply({to_input, to_context, to_query, to_key, to_value}, tape);
   }
   kernels::add_column_sums({bias_sum(gradient.query, dq, rows), bias_sum(gradient.key, dk, context_rows),
                             bias_sum(gradient.value, dv, context_rows), bias_sum(gradient.output, branch, rows)},
-                           executor, tape.arena());
+                           tape);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

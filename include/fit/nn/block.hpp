@@ -4,7 +4,7 @@
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/mlp.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// A pre-norm transformer block, local or global: x += Attention(Norm(x), Norm(x)); x += MLP(Norm(x)).
 template <class T, int Width, int Heads, int Ratio>
@@ -30,10 +30,10 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
   T* normed = tape.allocate<T>(rows * Width);
   forward(p.attention_norm, static_cast<const T*>(x), normed, rows, tape);
   forward(p.attention, static_cast<const T*>(normed), static_cast<const T*>(normed), x,
-          {sequences, length, length, mask}, attention_path, tape.dropout(tape.options().drop_attention), tape);
+          {sequences, length, length, mask}, attention_path, draw_dropout(tape.options().drop_attention, tape), tape);
   const PathScale<T> mlp_path = draw_path<T>(sequences, length, tape);
-  forward(p.residual_mlp, x, rows, mlp_path, tape.dropout(tape.options().drop_units), tape);
-  tape.finish(start, detail::FrameRecord{});
+  forward(p.residual_mlp, x, rows, mlp_path, draw_dropout(tape.options().drop_units, tape), tape);
+  tape.finish(start);
 }
 
 /// Adds what the branches contribute to x_gradient, the gradient of x after the block and then before it, and adds to
@@ -41,7 +41,7 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
 template <class T, int Width, int Heads, int Ratio>
 void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Width, Heads, Ratio>& gradient,
               Index sequences, Index length, Tape& tape) {
-  const auto frame = tape.pop<detail::FrameRecord>();
+  const auto frame = tape.pop();
   const Index rows = sequences * length;
   backward(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
   T* normed = tape.scratch<T>(rows * Width);
@@ -62,14 +62,14 @@ void forward(const MLPBlock<T, Width, Ratio>& p, T* x, Index sequences, Index le
              Tape& tape) {
   const auto start = tape.mark();
   const PathScale<T> path = draw_path<T>(sequences, length, tape);
-  forward(p.residual_mlp, x, sequences * length, path, tape.dropout(tape.options().drop_units), tape);
-  tape.finish(start, detail::FrameRecord{});
+  forward(p.residual_mlp, x, sequences * length, path, draw_dropout(tape.options().drop_units, tape), tape);
+  tape.finish(start);
 }
 template <class T, int Width, int Ratio>
 void backward(const MLPBlock<T, Width, Ratio>& p, T* x_gradient, MLPBlock<T, Width, Ratio>& gradient, Index sequences,
               Index length, Tape& tape) {
-  const auto frame = tape.pop<detail::FrameRecord>();
+  const auto frame = tape.pop();
   backward(p.residual_mlp, x_gradient, gradient.residual_mlp, sequences * length, tape);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

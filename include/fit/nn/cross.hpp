@@ -6,7 +6,7 @@
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/mlp.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// What a cross-attention layer has besides its attention.
 struct CrossOptions {
@@ -47,7 +47,7 @@ void forward(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* 
   }
   forward(p.attention, static_cast<const T*>(query), static_cast<const T*>(normed), x, lengths, {}, {}, tape);
   if constexpr (options.mlp_ratio > 0) forward(p.residual_mlp, x, rows, {}, {}, tape);
-  tape.finish(start, detail::FrameRecord{});
+  tape.finish(start);
 }
 
 /// Adds what the branches contribute to x_gradient (the gradient of x after the layer, then before it) and to
@@ -56,7 +56,7 @@ template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOpti
 void backward(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x_gradient, T* context_gradient,
               Cross<T, QueryDim, ContextDim, Width, Heads, options>& gradient, const AttentionLengths& lengths,
               Tape& tape) {
-  const auto frame = tape.pop<detail::FrameRecord>();
+  const auto frame = tape.pop();
   const Index rows = lengths.sequences * lengths.queries, context_rows = lengths.sequences * lengths.keys;
   if constexpr (options.mlp_ratio > 0) backward(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
   T* query = tape.scratch<T>(rows * QueryDim);
@@ -71,4 +71,4 @@ void backward(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T*
   backward(p.query_norm, static_cast<const T*>(query), x_gradient, gradient.query_norm, rows, tape);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

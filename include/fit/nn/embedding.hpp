@@ -4,9 +4,9 @@
 #include <cstdint>
 
 #include <fit/core/parameter.hpp>
-#include <fit/nn/tape.hpp>
+#include <fit/core/tape.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// A table of one row for each id.
 template <class T, int Vocabulary, int Width>
@@ -36,4 +36,4 @@ void backward(const std::int32_t* ids, const T* x_gradient, Embedding<T, Vocabul
   });
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

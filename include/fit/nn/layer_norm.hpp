@@ -1,10 +1,10 @@
 #pragma once
 
 #include <fit/core/parameter.hpp>
+#include <fit/core/tape.hpp>
 #include <fit/kernels/layer_norm.hpp>
-#include <fit/nn/tape.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// y = weight * (x - mean) / sqrt(variance + 1e-6) + bias over the last axis.        Ba et al., arXiv 1607.06450
 template <class T, int Width>
@@ -32,8 +32,8 @@ void forward(const LayerNorm<T, Width>& p, const T* x, T* y, Index rows, Tape& t
   const auto start = tape.mark();
   T* normalised = tape.recording() ? tape.allocate<T>(rows * Width) : nullptr;
   T* inverse_deviation = tape.recording() ? tape.allocate<T>(rows) : nullptr;
-  kernels::layer_norm(x, p.weight.data(), p.bias.data(), y, normalised, inverse_deviation, rows, Index{Width},
-                      tape.executor());
+  kernels::layer_norm<T>({x, p.weight.data(), p.bias.data(), y, normalised, inverse_deviation}, rows, Width,
+                         tape.executor());
   tape.finish(start, detail::LayerNormRecord<T>{normalised, inverse_deviation});
 }
 
@@ -42,9 +42,9 @@ template <class T, int Width>
 void backward(const LayerNorm<T, Width>& p, const T* y_gradient, T* x_gradient, LayerNorm<T, Width>& gradient,
               Index rows, Tape& tape) {
   const auto saved = tape.pop<detail::LayerNormRecord<T>>();
-  kernels::layer_norm_backward(saved->normalised, saved->inverse_deviation, p.weight.data(), y_gradient, x_gradient,
-                               gradient.weight.data(), gradient.bias.data(), rows, Index{Width}, tape.executor(),
-                               tape.arena());
+  kernels::layer_norm_backward<T>({saved->normalised, saved->inverse_deviation, p.weight.data(), y_gradient, x_gradient,
+                                   gradient.weight.data(), gradient.bias.data()},
+                                  rows, Width, tape);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

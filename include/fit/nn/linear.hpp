@@ -1,11 +1,11 @@
 #pragma once
 
 #include <fit/core/parameter.hpp>
+#include <fit/core/tape.hpp>
 #include <fit/kernels/column_sums.hpp>
 #include <fit/kernels/gemm.hpp>
-#include <fit/nn/tape.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// y = x weight^T + bias over the last axis.
 template <class T, int Out, int In>
@@ -72,7 +72,7 @@ struct LinearRecord {
 template <class T, int Out, int In>
 void forward(const Linear<T, Out, In>& p, const T* x, T* y, Index rows, Tape& tape) {
   const auto start = tape.mark();
-  kernels::multiply({output_product(p, x, y, rows)}, tape.executor(), tape.arena());
+  kernels::multiply({output_product(p, x, y, rows)}, tape);
   tape.finish(start, detail::LinearRecord<T>{x});
 }
 
@@ -83,11 +83,11 @@ void backward(const Linear<T, Out, In>& p, const T* y_gradient, T* x_gradient, L
   const auto saved = tape.pop<detail::LinearRecord<T>>();
   const auto weight = weight_product(gradient, saved->x, y_gradient, rows);
   if (x_gradient) {
-    kernels::multiply({input_product(p, y_gradient, x_gradient, rows), weight}, tape.executor(), tape.arena());
+    kernels::multiply({input_product(p, y_gradient, x_gradient, rows), weight}, tape);
   } else {
-    kernels::multiply({weight}, tape.executor(), tape.arena());
+    kernels::multiply({weight}, tape);
   }
-  kernels::add_column_sums({bias_sum(gradient, y_gradient, rows)}, tape.executor(), tape.arena());
+  kernels::add_column_sums({bias_sum(gradient, y_gradient, rows)}, tape);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

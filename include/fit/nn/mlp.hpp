@@ -4,7 +4,7 @@
 #include <fit/nn/linear.hpp>
 #include <fit/nn/residual.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// fc2(gelu(fc1(x))), hidden width Ratio times the width.
 template <class T, int Width, int Ratio>
@@ -42,12 +42,12 @@ void forward(const MLP<T, Width, Ratio>& p, const T* input, T* stream, Index row
   up.activation = kernels::Activation::gelu;
   up.activated = activated;
   up.dropout = dropout;
-  kernels::multiply({up}, tape.executor(), tape.arena());
+  kernels::multiply({up}, tape);
   auto down = output_product(p.fc2, static_cast<const T*>(activated), stream, rows);
   down.finish.accumulate = true;
   down.finish.row_scale = path.scale;
   down.finish.rows_per_scale = path.rows_per_sequence;
-  kernels::multiply({down}, tape.executor(), tape.arena());
+  kernels::multiply({down}, tape);
   tape.finish(start, detail::MLPRecord<T>{input, before, activated, path, dropout});
 }
 
@@ -62,14 +62,12 @@ void backward(const MLP<T, Width, Ratio>& p, const T* stream_gradient, T* input_
   through.activation = kernels::Activation::gelu_backward;
   through.before = saved->before;
   through.dropout = saved->dropout;
-  kernels::multiply({through, weight_product(gradient.fc2, saved->activated, branch, rows)}, tape.executor(),
-                    tape.arena());
+  kernels::multiply({through, weight_product(gradient.fc2, saved->activated, branch, rows)}, tape);
   const T* hidden = hidden_gradient;
   kernels::multiply(
       {input_product(p.fc1, hidden, input_gradient, rows), weight_product(gradient.fc1, saved->input, hidden, rows)},
-      tape.executor(), tape.arena());
-  kernels::add_column_sums({bias_sum(gradient.fc1, hidden, rows), bias_sum(gradient.fc2, branch, rows)},
-                           tape.executor(), tape.arena());
+      tape);
+  kernels::add_column_sums({bias_sum(gradient.fc1, hidden, rows), bias_sum(gradient.fc2, branch, rows)}, tape);
 }
 
 /// x += MLP(Norm(x)).
@@ -92,7 +90,7 @@ void forward(const ResidualMLP<T, Width, Ratio>& p, T* x, Index rows, const Path
   T* normed = tape.allocate<T>(rows * Width);
   forward(p.mlp_norm, static_cast<const T*>(x), normed, rows, tape);
   forward(p.mlp, static_cast<const T*>(normed), x, rows, path, dropout, tape);
-  tape.finish(start, detail::FrameRecord{});
+  tape.finish(start);
 }
 
 /// Adds what the branch contributes to x_gradient, the gradient of x after the layer and then before it, and adds to
@@ -100,10 +98,10 @@ void forward(const ResidualMLP<T, Width, Ratio>& p, T* x, Index rows, const Path
 template <class T, int Width, int Ratio>
 void backward(const ResidualMLP<T, Width, Ratio>& p, T* x_gradient, ResidualMLP<T, Width, Ratio>& gradient, Index rows,
               Tape& tape) {
-  const auto frame = tape.pop<detail::FrameRecord>();
+  const auto frame = tape.pop();
   T* normed = tape.scratch<T>(rows * Width);
   backward(p.mlp, static_cast<const T*>(x_gradient), normed, gradient.mlp, rows, tape);
   backward(p.mlp_norm, static_cast<const T*>(normed), x_gradient, gradient.mlp_norm, rows, tape);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

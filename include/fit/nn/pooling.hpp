@@ -3,7 +3,7 @@
 #include <fit/core/executor.hpp>
 #include <fit/simd/batch.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// mean [sequences, width] of x [sequences, length, width] over the tokens of each sequence.
 template <class T>
@@ -31,4 +31,4 @@ void mean_pool_backward(const T* mean_gradient, T* x_gradient, Index sequences, 
   });
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

@@ -6,7 +6,7 @@
 
 #include <fit/core/memory.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// The code of a coordinate in `width` numbers: angles coordinate / 10000^(2 floor(k/2) / width), the even k as sines,
 /// then the odd k as cosines. After Vaswani et al., arXiv 1706.03762, section 3.5, without their interleaving.
@@ -45,4 +45,4 @@ Buffer<T> plane_code(Index rows, Index columns, Index width) {
   return codes;
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

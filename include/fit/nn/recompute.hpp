@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include <fit/nn/tape.hpp>
+#include <fit/core/tape.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// What a piece of a model changes in place: a run of data tokens, a run of latents, or both.
 template <class T>
@@ -55,4 +55,4 @@ void backward_recomputed(Tape& tape, Forward&& forward, Backward&& backward) {
   backward();
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

@@ -1,9 +1,15 @@
 #pragma once
 
+#include <fit/core/tape.hpp>
 #include <fit/kernels/dropout.hpp>
-#include <fit/nn/tape.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
+
+/// The drop-out of the next layer that has one.
+inline kernels::Dropout draw_dropout(float rate, Tape& tape) {
+  if (!tape.recording() || rate == 0) return {};
+  return {tape.random().bits(), rate};
+}
 
 /// How a residual branch joins its stream: whole sequences of it are dropped and the others scaled by 1 / keep, or
 /// all are added as they are. Huang et al., arXiv 1603.09382.
@@ -16,7 +22,7 @@ struct PathScale {
 /// Draws which of `sequences` keep their branch, when the tape records with drop_path; the numbers live on the tape.
 template <class T>
 PathScale<T> draw_path(Index sequences, Index length, Tape& tape) {
-  const kernels::Dropout dropout = tape.dropout(tape.options().drop_path);
+  const kernels::Dropout dropout = draw_dropout(tape.options().drop_path, tape);
   if (!dropout) return {};
   T* scale = tape.allocate<T>(sequences);
   std::fill_n(scale, sequences, T(1));
@@ -38,4 +44,4 @@ const T* branch_gradient(const PathScale<T>& path, const T* gradient, Index rows
   return scaled;
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

@@ -6,7 +6,7 @@
 #include <fit/nn/linear.hpp>
 #include <fit/nn/positions.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit::inline FIT_ABI::nn {
 
 /// A token for a noise level g: fc2(silu(fc1(code))), the code being that of 1000 g in Width / 4 numbers, brought to
 /// mean 0 and deviation 1.
@@ -50,10 +50,9 @@ void forward(const TimeEmbedding<T, Width>& p, const double* levels, T* tokens, 
   }
   T* hidden = tape.allocate<T>(count * Width);
   T* activated = tape.allocate<T>(count * Width);
-  kernels::multiply({output_product(p.fc1, static_cast<const T*>(code), hidden, count)}, tape.executor(), tape.arena());
+  kernels::multiply({output_product(p.fc1, static_cast<const T*>(code), hidden, count)}, tape);
   kernels::silu(hidden, activated, count * Width);
-  kernels::multiply({output_product(p.fc2, static_cast<const T*>(activated), tokens, count)}, tape.executor(),
-                    tape.arena());
+  kernels::multiply({output_product(p.fc2, static_cast<const T*>(activated), tokens, count)}, tape);
   tape.finish(start, detail::TimeEmbeddingRecord<T>{code, hidden, activated});
 }
 
@@ -65,13 +64,12 @@ void backward(const TimeEmbedding<T, Width>& p, const T* tokens_gradient, TimeEm
   T* hidden = tape.scratch<T>(count * Width);
   kernels::multiply({input_product(p.fc2, tokens_gradient, hidden, count),
                      weight_product(gradient.fc2, saved->activated, tokens_gradient, count)},
-                    tape.executor(), tape.arena());
+                    tape);
   kernels::silu_backward(saved->hidden, hidden, count * Width);
-  kernels::multiply({weight_product(gradient.fc1, saved->code, static_cast<const T*>(hidden), count)}, tape.executor(),
-                    tape.arena());
+  kernels::multiply({weight_product(gradient.fc1, saved->code, static_cast<const T*>(hidden), count)}, tape);
   kernels::add_column_sums(
       {bias_sum(gradient.fc1, static_cast<const T*>(hidden), count), bias_sum(gradient.fc2, tokens_gradient, count)},
-      tape.executor(), tape.arena());
+      tape);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::nn

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include <fit/training/flat.hpp>
+#include <fit/training/pieces.hpp>
 
 namespace fit::inline FIT_ABI {
 
@@ -24,7 +24,7 @@ struct AdamW {
   Index steps = 0;
 
   /// One step of the given learning rate: changes the model and the moments. Throws Error when the rate is not finite.
-  void step(Model& model, const Model& gradient, double learning_rate, Tape& tape) {
+  void step(Model& model, const Model& gradient, double learning_rate, Workspace& workspace) {
     require(std::isfinite(learning_rate), "the learning rate must be finite, not ", learning_rate);
     ++steps;
     const auto count = static_cast<double>(steps);
@@ -46,7 +46,7 @@ struct AdamW {
             parameter[i] = keep * parameter[i] - rate * m[i] / (std::sqrt(v[i]) * correction + epsilon);
           }
         },
-        tape, model, gradient, first_moment, second_moment);
+        workspace, model, gradient, first_moment, second_moment);
   }
 };
 

@@ -4,8 +4,8 @@
 #include <optional>
 
 #include <fit/core/tensor.hpp>
+#include <fit/core/workspace.hpp>
 #include <fit/kernels/cross_entropy.hpp>
-#include <fit/nn/tape.hpp>
 
 namespace fit::inline FIT_ABI {
 
@@ -14,7 +14,7 @@ namespace fit::inline FIT_ABI {
 /// Throws Error for shapes that differ or a target outside 0 .. classes-1.
 template <class T>
 double cross_entropy(TensorView<const T, 2> logits, TensorView<const std::int32_t, 1> targets,
-                     std::optional<TensorView<T, 2>> gradient, Tape& tape) {
+                     std::optional<TensorView<T, 2>> gradient, Workspace& workspace) {
   const Index rows = logits.dimension(0), classes = logits.dimension(1);
   require(targets.dimension(0) == rows, "cross entropy needs a target for each of ", rows, " rows, not ",
           targets.dimension(0));
@@ -27,13 +27,12 @@ double cross_entropy(TensorView<const T, 2> logits, TensorView<const std::int32_
             targets(i));
   }
   if (rows == 0) return 0;
-  const auto mark = tape.arena().mark();
-  T* losses = tape.arena().template allocate<T>(rows);
-  kernels::cross_entropy(logits.data(), targets.data(), losses, gradient ? gradient->data() : nullptr,
-                         T(1) / static_cast<T>(rows), rows, classes, tape.executor());
+  const Arena::Scope scope(workspace.arena());
+  T* losses = workspace.arena().template allocate<T>(rows);
+  kernels::cross_entropy<T>({logits.data(), targets.data(), losses, gradient ? gradient->data() : nullptr},
+                            T(1) / static_cast<T>(rows), rows, classes, workspace.executor());
   double total = 0;
   for (Index i = 0; i < rows; ++i) total += static_cast<double>(losses[i]);
-  tape.arena().rewind(mark);
   return total / static_cast<double>(rows);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <fit/core/random.hpp>
 #include <fit/training/adamw.hpp>
 
 namespace fit::inline FIT_ABI {

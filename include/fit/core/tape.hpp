@@ -3,10 +3,8 @@
 #include <type_traits>
 #include <utility>
 
-#include <fit/core/arena.hpp>
-#include <fit/core/executor.hpp>
 #include <fit/core/random.hpp>
-#include <fit/kernels/dropout.hpp>
+#include <fit/core/workspace.hpp>
 
 namespace fit::inline FIT_ABI {
 
@@ -27,7 +25,14 @@ struct TrainingOptions {
 /// nothing. It refers to an executor, which must outlive it.
 class Tape {
  public:
-  explicit Tape(Executor& executor = default_executor()) : executor_(&executor) {}
+  explicit Tape(Executor& executor = default_executor()) : workspace_(executor) {}
+  /// Moves what was recorded and handed out; the other tape is left as one that was just made.
+  Tape(Tape&& other) noexcept : workspace_(other.executor()) { swap(other); }
+  Tape& operator=(Tape&& other) noexcept {
+    Tape moved(std::move(other));
+    swap(moved);
+    return *this;
+  }
 
   /// Starts a training pass: forgets what an earlier one left. Random numbers of the drop-outs come from `random`.
   /// Throws Error for a rate outside [0, 1).
@@ -46,7 +51,7 @@ class Tape {
   /// Ends recording and forgets all records: layers that run now are at inference.
   void clear() {
     records_.rewind({});
-    scratch_.rewind({});
+    arena().rewind({});
     outputs_.rewind({});
     consolidate();
     last_ = nullptr;
@@ -54,16 +59,13 @@ class Tape {
     recording_ = false;
   }
 
-  Executor& executor() const { return *executor_; }
+  /// The threads and the scratch memory; kernels give back what they take of it.
+  operator Workspace&() { return workspace_; }
+  Executor& executor() const { return workspace_.executor(); }
+  Arena& arena() { return workspace_.arena(); }
   bool recording() const { return recording_; }
   const TrainingOptions& options() const { return options_; }
   Random& random() { return random_; }
-
-  /// The drop-out of the next layer that has one.
-  kernels::Dropout dropout(float rate) {
-    if (!recording_ || rate == 0) return {};
-    return {random_.bits(), rate};
-  }
 
   /// Memory that lasts until the layer's forward ends or, when recording, until its backward ends.
   template <class T>
@@ -73,24 +75,25 @@ class Tape {
   /// Memory for the length of a layer's backward.
   template <class T>
   T* scratch(Index count) {
-    return scratch_.allocate<T>(count);
+    return arena().allocate<T>(count);
   }
   /// Memory that lasts until the next record() or clear(), for what a model hands out.
   template <class T>
   T* output(Index count) {
     return outputs_.allocate<T>(count);
   }
-  /// For kernels, which give back what they take.
-  Arena& arena() { return scratch_; }
+
+  /// The record of a layer that has nothing to remember but where it began.
+  struct Frame {};
 
   /// A layer's forward begins with mark() and ends with finish(), which leaves a record for the way back when
   /// recording and else gives back what was allocated.
   Arena::Mark mark() { return active().mark(); }
-  template <class Record>
-  void finish(const Arena::Mark& start, const Record& record) {
+  template <class Record = Frame>
+  void finish(const Arena::Mark& start, const Record& record = {}) {
     static_assert(std::is_trivially_copyable_v<Record>);
     if (!recording_) {
-      scratch_.rewind(start);
+      arena().rewind(start);
       return consolidate();
     }
     auto* entry = records_.allocate<Entry<Record>>(1);
@@ -103,12 +106,12 @@ class Tape {
   class Popped {
    public:
     Popped(Tape& tape, const Arena::Mark& start, const Record& record)
-        : tape_(tape), start_(start), scratch_(tape.scratch_.mark()), record_(record) {}
+        : tape_(tape), start_(start), scratch_(tape.arena().mark()), record_(record) {}
     Popped(const Popped&) = delete;
     Popped& operator=(const Popped&) = delete;
     ~Popped() {
       tape_.records_.rewind(start_);
-      tape_.scratch_.rewind(scratch_);
+      tape_.arena().rewind(scratch_);
       tape_.consolidate();
     }
     const Record* operator->() const { return &record_; }
@@ -126,7 +129,7 @@ class Tape {
             "backward does not find its forward on the tape: record, forward and backward must come in this order");
     return static_cast<const Entry<Record>*>(last_)->record;
   }
-  template <class Record>
+  template <class Record = Frame>
   Popped<Record> pop() {
     const Record record = peek<Record>();
     const Arena::Mark start = last_->start;
@@ -151,8 +154,8 @@ class Tape {
   }
 
   /// Bytes held, and the most that were ever in use.
-  std::size_t capacity() const { return records_.capacity() + scratch_.capacity() + outputs_.capacity(); }
-  std::size_t peak() const { return records_.peak() + scratch_.peak() + outputs_.peak(); }
+  std::size_t capacity() const { return records_.capacity() + workspace_.arena().capacity() + outputs_.capacity(); }
+  std::size_t peak() const { return records_.peak() + workspace_.arena().peak() + outputs_.peak(); }
 
  private:
   template <class Record>
@@ -162,25 +165,27 @@ class Tape {
   template <class Record>
   static constexpr char tag = 0;
 
+  void swap(Tape& other) noexcept {
+    std::swap(workspace_, other.workspace_);
+    std::swap(records_, other.records_);
+    std::swap(outputs_, other.outputs_);
+    std::swap(last_, other.last_);
+    std::swap(options_, other.options_);
+    std::swap(random_, other.random_);
+    std::swap(recording_, other.recording_);
+  }
   void consolidate() {
     records_.consolidate();
-    scratch_.consolidate();
+    arena().consolidate();
   }
-  Arena& active() { return recording_ ? records_ : scratch_; }
+  Arena& active() { return recording_ ? records_ : arena(); }
 
-  Executor* executor_;
-  Arena records_, scratch_, outputs_;
+  Workspace workspace_;
+  Arena records_, outputs_;
   const Header* last_ = nullptr;
   TrainingOptions options_;
   Random random_{0};
   bool recording_ = false;
 };
-
-namespace detail {
-
-/// The record of a layer that has nothing to remember but where it began.
-struct FrameRecord {};
-
-}  // namespace detail
 
 }  // namespace fit::inline FIT_ABI

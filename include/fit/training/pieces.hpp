@@ -3,7 +3,7 @@
 #include <array>
 
 #include <fit/core/parameter.hpp>
-#include <fit/nn/tape.hpp>
+#include <fit/core/workspace.hpp>
 
 namespace fit::inline FIT_ABI {
 
@@ -25,15 +25,15 @@ Index count_pieces(Model& model) {
   return count;
 }
 
-/// Calls body(piece, number of the piece) for all elements of models of one type, in pieces, on the tape's threads.
-/// The list of pieces is made in the tape's scratch memory.
+/// Calls body(piece, number of the piece) for all elements of models of one type, in pieces, on the workspace's
+/// threads. The list of pieces is made in the workspace's scratch memory.
 template <class Body, class Model, class... Models>
-void for_each_piece(Body&& body, Tape& tape, Model& model, Models&... models) {
+void for_each_piece(Body&& body, Workspace& workspace, Model& model, Models&... models) {
   using T = typename std::remove_const_t<Model>::T;
   using Piece = ParameterPiece<T, 1 + sizeof...(Models)>;
-  const auto mark = tape.arena().mark();
+  const Arena::Scope scope(workspace.arena());
   const Index count = count_pieces(model);
-  Piece* pieces = tape.arena().template allocate<Piece>(count);
+  Piece* pieces = workspace.arena().template allocate<Piece>(count);
   Piece* next = pieces;
   for_each_parameter(
       [&](const ParameterName&, auto first, auto... others) {
@@ -45,8 +45,7 @@ void for_each_piece(Body&& body, Tape& tape, Model& model, Models&... models) {
         }
       },
       model, models...);
-  tape.executor().parallel_for(count, [&](Index i, int) { body(pieces[i], i); });
-  tape.arena().rewind(mark);
+  workspace.executor().parallel_for(count, [&](Index i, int) { body(pieces[i], i); });
 }
 
 }  // namespace fit::inline FIT_ABI

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <fit/core/arena.hpp>
+#include <fit/core/executor.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// Threads to run on, and memory that is given back by the call that takes it: what kernels and optimisers work with.
+/// For one call at a time. Refers to the executor, which must outlive it.
+class Workspace {
+ public:
+  explicit Workspace(Executor& executor = default_executor()) : executor_(&executor) {}
+
+  Executor& executor() const { return *executor_; }
+  Arena& arena() { return arena_; }
+  const Arena& arena() const { return arena_; }
+
+ private:
+  Executor* executor_;
+  Arena arena_;
+};
+
+}  // namespace fit::inline FIT_ABI

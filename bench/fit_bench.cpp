@@ -265,16 +265,15 @@ double cross_operations(Index sequences, Index queries, Index query_dim, Index k
 /// Operations of the blocks, read, write and condition of a forward pass for one example.
 template <class Config>
 double trunk_operations(const Config& c, Index condition_tokens) {
-  const auto schedule = fit::parse_layers(c.layers.view());
+  const fit::Plan plan = fit::plan_of(c.layers);
   const Index tokens = Index{c.groups} * c.tokens, latents = Index{c.groups} * c.latents;
   const Index cross = std::min(c.data_dim, c.latent_dim);
   double total = 0;
-  for (std::size_t i = 0; i < schedule.count; ++i) {
-    const auto& stage = schedule.stages[i];
-    total += stage.local_blocks * block_operations(tokens, c.tokens, c.data_dim);
-    if (stage.global_blocks == 0) continue;
-    total += stage.global_blocks * block_operations(latents, latents, c.latent_dim);
-    const int crossings = i + 1 < schedule.count ? 2 : 1;
+  for (std::size_t i = 0; i < plan.count; ++i) {
+    total += plan[i].local_blocks * block_operations(tokens, c.tokens, c.data_dim);
+    if (!plan[i].reads) continue;
+    total += plan[i].global_blocks * block_operations(latents, latents, c.latent_dim);
+    const int crossings = plan[i].writes ? 2 : 1;
     total += crossings * cross_operations(c.groups, c.tokens, c.data_dim, c.latents, c.latent_dim, cross);
     if (condition_tokens == 0) continue;
     total += cross_operations(1, latents, c.latent_dim, condition_tokens, c.latent_dim, c.latent_dim);

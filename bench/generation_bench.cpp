@@ -82,14 +82,15 @@ double bytes_of_token(const Decoder& decoder, double position) {
   const bool grouped = c.groups > 1;
   const double seen = grouped ? c.tokens / 2.0 : position, earlier = position / c.tokens * c.latents;
   double each = 4.0 * c.vocabulary * c.data_dim, once = 0;
-  const auto& stages = decoder.trunk().stages();
-  for (std::size_t i = 0; i < stages.size(); ++i) {
-    each += bytes_of(stages[i].local) + static_cast<double>(stages[i].local.size()) * 8 * seen * c.data_dim;
-    if (i + 1 == stages.size()) continue;
+  const fit::Plan plan = fit::plan_of(c.layers);
+  for (std::size_t i = 0; i < plan.count; ++i) {
+    const auto& stages = decoder.trunk().stages();
+    each += bytes_of(stages[i].local) + plan[i].local_blocks * 8 * seen * c.data_dim;
+    if (!plan[i].writes) continue;
     each += bytes_of(stages[i].write, "query") + bytes_of(stages[i].write, "output") + 8.0 * c.latents * c.data_dim;
     once += bytes_of(stages[i].read) + 4.0 * c.tokens * c.data_dim + bytes_of(stages[i].write, "key") +
             bytes_of(stages[i].write, "value") + bytes_of(stages[i].global) +
-            static_cast<double>(stages[i].global.size()) * 8 * earlier * c.latent_dim;
+            plan[i].global_blocks * 8 * earlier * c.latent_dim;
   }
   return each + once / c.tokens;
 }
@@ -104,15 +105,17 @@ void Generation(benchmark::State& state) {
   static const Decoder decoder(fit::Random(7));
   fit::Generator generator(decoder, 1, executor);
   // As if so many ids had been there already: what they were does not change what the next one costs.
-  auto& sequence = fit::detail::GeneratorAccess::sequences(generator)[0];
+  auto sequences = generator.sequences();
+  auto& sequence = sequences[0];
   sequence.ids.assign(static_cast<std::size_t>(position), 1);
   sequence.processed = position;
-  const auto& shapes = fit::detail::cache_layout<config>().shapes;
+  const auto& shapes = sequence.layout->shapes;
   for (std::size_t i = 0; i < shapes.size(); ++i) {
     for (Index j = 0; j < sequence.rows_in_use(i) * shapes[i].width; ++j) {
       sequence.cache(i)[j] = static_cast<float>(j % 17) * 0.01f;
     }
   }
+  generator.restore(std::move(sequences));
   for (auto _ : state) benchmark::DoNotOptimize(generator.next({.temperature = 0}, fit::Random(1)));
   const double middle = static_cast<double>(position) + static_cast<double>(state.iterations()) / 2;
   state.SetItemsProcessed(state.iterations());

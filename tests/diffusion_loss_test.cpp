@@ -1,5 +1,5 @@
-#include <fit/diffusion/noise_schedule.hpp>
 #include <fit/diffusion/loss.hpp>
+#include <fit/diffusion/noise_schedule.hpp>
 #include <fit/diffusion/sampler.hpp>
 
 #include "golden_model.hpp"

@@ -387,11 +387,17 @@ TEST_CASE("inputs of another shape are errors that say what was expected", "[dif
     CHECK(test::contains(error([&](Inputs& i) { i.gamma = levels; }), "gamma must be in [0, 1]"));
   }
 
+  // On a tape that does not record a forward pass is inference, and there is no way back.
   fit::Tape idle;
-  CHECK(test::contains(test::error_of([&] { model.forward(batch.inputs(), idle); }), "tape.record()"));
-  CHECK(test::contains(
-      test::error_of([&] { model(batch.x0, fit::Tensor<float, 1>(3), batch.condition, batch.previous); }),
-      "gamma must have the shape [4], not [3]"));
+  const auto expected = model(batch.inputs());
+  const auto views = model.forward(batch.inputs(), idle);
+  CHECK(test::max_error(views.prediction.data(), expected.prediction.data(), expected.prediction.size()) == 0);
+  Small gradient;
+  CHECK(test::contains(test::error_of([&] { model.backward({}, gradient, idle); }), "does not find its forward"));
+  CHECK(test::contains(test::error_of([&] {
+                         model({batch.x0, fit::Tensor<double, 1>(3), batch.condition, batch.previous});
+                       }),
+                       "gamma must have the shape [4], not [3]"));
 }
 
 TEST_CASE("a decoder takes no more than its configuration has", "[diffusion]") {
@@ -491,7 +497,7 @@ TEST_CASE("a loss refuses wrong objectives and batches and leaves the gradient a
 TEST_CASE("an empty batch passes through a decoder and its loss", "[diffusion]") {
   const auto model = stirred<Small>();
   const Batch<Small> none(0);
-  const auto output = model(none.x0, fit::Tensor<float, 1>(0), none.condition, none.previous);
+  const auto output = model({none.x0, fit::Tensor<double, 1>(0), none.condition, none.previous});
   CHECK(output.prediction.dimensions() == Eigen::DSizes<Index, 4>(0, 3, 4, 2));
   CHECK(output.latents.dimensions() == Eigen::DSizes<Index, 4>(0, 3, 2, 12));
   fit::Executor executor(2);

@@ -82,13 +82,9 @@ void check(const std::string& name) {
   fit::Tape tape(executor);
 
   test::TraceCheck<T> traced(golden, config.groups);
-  const auto output = [&] {
-    if constexpr (config.extra_tokens > 0) {
-      return encoder(x, extra, tape, std::ref(traced));
-    } else {
-      return encoder(x, tape, std::ref(traced));
-    }
-  }();
+  typename fit::Encoder<config, T>::Inputs given{x};
+  if (config.extra_tokens > 0) given.extra = extra;
+  const auto output = encoder(given, tape, std::ref(traced));
   CHECK(golden.error("output.data", output.data.data(), output.data.size(), 0) < Bounds<T>::output);
   CHECK(golden.error("output.latents", output.latents.data(), output.latents.size(), 0) < Bounds<T>::output);
   CHECK(traced.complete());
@@ -96,13 +92,7 @@ void check(const std::string& name) {
   for (const bool recompute : {false, true}) {
     INFO("recompute " << recompute);
     tape.record({.recompute = recompute});
-    const auto views = [&] {
-      if constexpr (config.extra_tokens > 0) {
-        return encoder.forward(x, extra, tape);
-      } else {
-        return encoder.forward(x, tape);
-      }
-    }();
+    const auto views = encoder.forward(given, tape);
     CHECK(test::max_error(views.data.data(), output.data.data(), output.data.size()) == 0);
     CHECK(test::max_error(views.latents.data(), output.latents.data(), output.latents.size()) == 0);
     fit::Encoder<config, T> gradient;

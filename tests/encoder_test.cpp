@@ -197,7 +197,8 @@ TEST_CASE("an empty batch, and a NaN, pass through", "[encoder]") {
   CHECK(none.latents.dimension(0) == 0);
   fit::Tape tape;
   tape.record();
-  const auto views = encoder.forward(random_input(0), tape);
+  const auto nothing = random_input(0);
+  const auto views = encoder.forward(nothing, tape);
   Encoder gradient;
   encoder.backward({.data = views.data}, gradient, tape);
   double length = 0;
@@ -229,15 +230,28 @@ TEST_CASE("wrong shapes and wrong order are errors that say what was expected", 
     return c;
   }();
   const fit::Encoder<extra> with_extra(fit::Random(5));
-  CHECK(test::contains(test::error_of([&] { with_extra(random_input(2), fit::Tensor<float, 4>(1, 6, 2, 5)); }),
+  CHECK(test::contains(test::error_of([&] {
+                         with_extra({random_input(2), fit::Tensor<float, 4>(1, 6, 2, 5)});
+                       }),
                        "[2, 6, 2, 5], not [1, 6, 2, 5]"));
+  CHECK(test::error_of([&] { with_extra({random_input(2)}); }) == "this encoder needs extra tokens");
+  CHECK(test::error_of([&] { encoder({random_input(2), random_input(2)}); }) == "this encoder takes no extra tokens");
+  CHECK(test::contains(test::error_of([&] { encoder(fit::TensorView<const float, 4>(nullptr, 2, 6, 10, 3)); }),
+                       "it is a view of null"));
+  CHECK(test::contains(test::error_of([&] { encoder(fit::TensorView<const float, 4>(nullptr, -1, 6, 10, 3)); }),
+                       "[batch, 6, 10, 3], not [-1, 6, 10, 3]"));
+  const float number = 0;
+  const Index large = Index{1} << 60;
+  CHECK(test::contains(test::error_of([&] { encoder(fit::TensorView<const float, 4>(&number, large, 6, 10, 3)); }),
+                       "too large to be counted"));
 
   fit::Tape tape;
   Encoder gradient;
-  CHECK(test::contains(test::error_of([&] { encoder.forward(random_input(2), tape); }), "tape.record()"));
-  tape.record();
   CHECK(test::contains(test::error_of([&] { encoder.backward({}, gradient, tape); }), "backward does not find"));
   const auto input = random_input(2);
+  encoder.forward(input, tape);  // on a tape that does not record, inference
+  CHECK(test::contains(test::error_of([&] { encoder.backward({}, gradient, tape); }), "backward does not find"));
+  tape.record();
   const auto views = encoder.forward(input, tape);
   const fit::Tensor<float, 4> wrong(1, 6, 10, 24);
   CHECK(test::contains(test::error_of([&] { encoder.backward({.data = wrong}, gradient, tape); }), "[2, 6, 10, 24]"));
@@ -245,6 +259,46 @@ TEST_CASE("wrong shapes and wrong order are errors that say what was expected", 
   CHECK(test::contains(test::error_of([&] { tape.record({.drop_units = 1.0f}); }), "drop_units must be in [0, 1)"));
   CHECK(test::contains(test::error_of([&] { tape.record({.drop_path = std::nanf("")}); }), "drop_path"));
 }
+
+TEST_CASE("a pass that does not record, on the tape or off it, is the same and leaves the tape as it was",
+          "[encoder]") {
+  const Encoder encoder(fit::Random(5));
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  const auto input = random_input(70), other = random_input(3, 9);
+  const auto same = [](const auto& a, const auto& b) {
+    return test::max_error(a.data.data(), b.data.data(), b.data.size()) == 0 &&
+           test::max_error(a.latents.data(), b.latents.data(), b.latents.size()) == 0;
+  };
+  const auto expected = encoder(input), of_other = encoder(other);
+  // Two outputs live on one tape, until it is cleared.
+  const auto first = encoder.forward(input, tape), second = encoder.forward(other, tape);
+  CHECK(same(first, expected));
+  CHECK(same(second, of_other));
+  // In the middle of training.
+  Encoder undisturbed, gradient;
+  tape.record({.drop_path = 0.2f}, fit::Random(1));
+  auto views = encoder.forward(input, tape);
+  encoder.backward({.data = views.data, .latents = views.latents}, undisturbed, tape);
+  tape.record({.drop_path = 0.2f}, fit::Random(1));
+  views = encoder.forward(input, tape);
+  CHECK(same(encoder(other, tape), of_other));
+  CHECK(tape.recording());
+  encoder.backward({.data = views.data, .latents = views.latents}, gradient, tape);
+  CHECK(same_bits(test::values_of(gradient), test::values_of(undisturbed)));
+}
+
+// A forward pass keeps what it views until backward, so it takes no tensor that is about to go; a call may.
+template <class Model, class Input>
+constexpr bool keeps_temporaries = requires(const Model& model, Input input, fit::Tape& tape) {
+  model.forward(std::move(input), tape);
+};
+static_assert(!keeps_temporaries<Encoder, fit::Tensor<float, 4>>);
+static_assert(!keeps_temporaries<Encoder, Eigen::Tensor<float, 4, Eigen::RowMajor>>);
+static_assert(keeps_temporaries<Encoder, fit::TensorView<float, 4>>);
+static_assert(keeps_temporaries<Encoder, Encoder::Inputs>);
+static_assert(!keeps_temporaries<fit::Classifier<config, 3>, fit::Tensor<float, 4>>);
+static_assert(std::is_invocable_v<const Encoder&, fit::Tensor<float, 4>>);
 
 TEST_CASE("calls on one encoder from several threads are safe and equal", "[encoder]") {
   const Encoder encoder(fit::Random(5));

@@ -1,6 +1,8 @@
 #include <fit/nn/block.hpp>
 #include <fit/nn/cross.hpp>
+#include <fit/nn/embedding.hpp>
 #include <fit/nn/recompute.hpp>
+#include <fit/nn/stem.hpp>
 #include <fit/nn/time_embedding.hpp>
 
 #include "catch.hpp"
@@ -118,7 +120,7 @@ struct SelfAttentionAdaptor {
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::nn::backward(p, dy, dx[0], static_cast<T*>(nullptr), gradient, tape);
+    fit::nn::backward(p, dy, dx[0], static_cast<T*>(nullptr), gradient, sizes, tape);
   }
 };
 
@@ -140,7 +142,7 @@ struct AttentionAdaptor {
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::nn::backward(p, dy, dx[0], dx[1], gradient, tape);
+    fit::nn::backward(p, dy, dx[0], dx[1], gradient, sizes, tape);
   }
 };
 
@@ -185,6 +187,50 @@ struct TimeEmbeddingAdaptor {
   }
 };
 
+/// Ids are no input of a layer either.
+template <int Vocabulary, int Width>
+struct EmbeddingAdaptor {
+  template <class T>
+  using Layer = fit::nn::Embedding<T, Vocabulary, Width>;
+  Sizes sizes;
+
+  std::vector<std::int32_t> ids = [&] {
+    std::vector<std::int32_t> result;
+    for (Index i = 0; i < count(); ++i) result.push_back(static_cast<std::int32_t>(i * i % Vocabulary));
+    return result;
+  }();
+
+  Index count() const { return sizes.sequences * sizes.queries; }
+  std::vector<Input> inputs() const { return {}; }
+  Index outputs() const { return count() * Width; }
+  template <class T>
+  void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
+    fit::nn::forward(p, ids.data(), y, count(), tape);
+  }
+  template <class T>
+  void backward(const Layer<T>& p, const T* dy, const Pointers<T>&, Layer<T>& gradient, Tape& tape) const {
+    fit::nn::backward(p, dy, gradient, count(), tape);
+  }
+};
+
+template <int Tokens, int Channels, int Width, fit::Positions kind>
+struct StemAdaptor {
+  template <class T>
+  using Layer = fit::nn::DataStem<T, Tokens, Channels, Width, kind>;
+  Sizes sizes;
+
+  std::vector<Input> inputs() const { return {{sizes.sequences * Tokens * Channels, Way::written}}; }
+  Index outputs() const { return sizes.sequences * Tokens * Width; }
+  template <class T>
+  void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
+    fit::nn::forward(p, x[0], y, sizes.sequences, Tokens, tape);
+  }
+  template <class T>
+  void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
+    fit::nn::backward(p, dy, dx[0], gradient, sizes.sequences, Tokens, tape);
+  }
+};
+
 /// A block, without attention where there are no heads, through nn/recompute.hpp, which does nothing unless the tape
 /// says so.
 template <int Width, int Heads, int Ratio>
@@ -198,13 +244,13 @@ struct BlockAdaptor {
   std::vector<Input> inputs() const { return {{outputs(), Way::in_place}}; }
   template <class T>
   auto runs(const Layer<T>& p, Tape& tape) const {
-    return [&](const fit::nn::Streams<T>& streams) {
-      fit::nn::forward(p, streams.data, sizes.sequences, sizes.queries, sizes.mask, tape);
+    return [&](const fit::nn::Tokens<T>& tokens) {
+      fit::nn::forward(p, tokens.data, sizes.sequences, sizes.queries, sizes.mask, tape);
     };
   }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
-    fit::nn::forward_recomputed(fit::nn::Streams<T>{y, outputs()}, tape, runs<T>(p, tape));
+    fit::nn::forward_recomputed(fit::nn::Tokens<T>{y, outputs()}, tape, runs<T>(p, tape));
   }
   template <class T>
   void backward(const Layer<T>& p, const T*, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
@@ -577,7 +623,104 @@ void check_cross() {
   }
 }
 
+/// A layer with noise in its parameters.
+template <class Layer>
+Layer stirred() {
+  Layer layer;
+  Random random(6);
+  fit::for_each_parameter(
+      [&](const fit::ParameterName&, auto p) {
+        for (Index i = 0; i < p.size; ++i) p.data[i] = random.normal();
+      },
+      layer);
+  return layer;
+}
+
+double distance(const Values& a, const Values& b) {
+  Values off(a.size());
+  for (std::size_t i = 0; i < a.size(); ++i) off[i] = a[i] - b[i];
+  return norm(off) / norm(b);
+}
+
+/// Sequences whose rows go through a block as they come, `together` at a time or one of each sequence, against all of
+/// them at once.
+template <int Width, int Heads>
+void check_block_steps(Index sequences, Index length, Index together, const fit::nn::StepKernels& with) {
+  INFO(sequences << " x " << length << ", " << together << " at a time, few rows " << with.few_rows);
+  using Block = fit::nn::Block<double, Width, Heads, 2>;
+  const auto block = stirred<Block>();
+  const Values x = numbers(sequences * length * Width, 3);
+  Values expected = x, found = x, keys(x.size()), values(x.size());
+  fit::Executor executor(2);
+  Tape tape(executor);
+  fit::nn::forward(block, expected.data(), sequences, length, Mask::causal(), tape);
+  const auto row = [&](Index s, Index first) { return (s * length + first) * Width; };
+  for (Index first = 0; first < length; first += together) {
+    const Index rows = std::min(together, length - first);
+    std::vector<fit::nn::CachedRows<double>> caches;
+    Values step;
+    for (Index s = 0; s < sequences; ++s) {
+      caches.push_back({keys.data() + row(s, 0), values.data() + row(s, 0), first + rows, rows});
+      step.insert(step.end(), x.data() + row(s, first), x.data() + row(s, first + rows));
+    }
+    fit::nn::step(block, step.data(), std::span<const fit::nn::CachedRows<double>>(caches), Mask::causal(), with, tape);
+    for (Index s = 0; s < sequences; ++s) {
+      std::copy_n(step.data() + s * rows * Width, rows * Width, found.data() + row(s, first));
+    }
+  }
+  CHECK(distance(found, expected) < 1e-13);
+  CHECK(tape.arena().mark().total == 0);
+}
+
+template <fit::nn::CrossOptions options>
+void check_cross_steps(bool few) {
+  INFO("context norm " << options.context_norm << ", MLP ratio " << options.mlp_ratio << ", few rows " << few);
+  constexpr Index queries = 5, keys = 11, width = 12;
+  const auto cross = stirred<fit::nn::Cross<double, 10, 7, width, 3, options>>();
+  const Values context = numbers(2 * keys * 7, 4);
+  Values expected = numbers(2 * queries * 10, 5), found = expected, key_cache(2 * keys * width), value_cache(key_cache);
+  Tape tape;
+  fit::nn::forward(cross, expected.data(), context.data(), {2, queries, keys}, tape);
+  fit::nn::step_context(cross, context.data(), key_cache.data(), value_cache.data(), 2 * keys, {.few_rows = few}, tape);
+  for (Index i = 0; i < queries; i += few ? 1 : queries) {
+    const Index rows = few ? 1 : queries;
+    Values step;
+    std::vector<fit::nn::CachedRows<double>> caches;
+    for (Index s = 0; s < 2; ++s) {
+      const double* from = found.data() + (s * queries + i) * 10;
+      step.insert(step.end(), from, from + rows * 10);
+      caches.push_back({key_cache.data() + s * keys * width, value_cache.data() + s * keys * width, keys, rows});
+    }
+    fit::nn::step(cross, step.data(), std::span<const fit::nn::CachedRows<double>>(caches),
+                  {.few_rows = few, .single_queries = few}, tape);
+    for (Index s = 0; s < 2; ++s)
+      std::copy_n(step.data() + s * rows * 10, rows * 10, found.data() + (s * queries + i) * 10);
+  }
+  CHECK(distance(found, expected) < 1e-13);
+  CHECK(tape.arena().mark().total == 0);
+}
+
 }  // namespace
+
+TEST_CASE("a step is forward for new rows", "[layers]") {
+  for (const bool few : {false, true}) {
+    check_block_steps<12, 3>(1, 40, 7, {.few_rows = few});
+    check_block_steps<12, 3>(3, 20, 20, {.few_rows = few});
+    check_block_steps<9, 1>(2, 5, 1, {.few_rows = few, .single_queries = true});
+    check_block_steps<12, 3>(5, 300, 1, {.few_rows = few, .single_queries = true});
+    check_cross_steps<fit::nn::CrossOptions{}>(few);
+    check_cross_steps<fit::nn::CrossOptions{.context_norm = true, .mlp_ratio = 2}>(few);
+    check_cross_steps<fit::nn::CrossOptions{.context_norm = false, .mlp_ratio = 2}>(few);
+  }
+}
+
+TEST_CASE("embeddings and stems", "[layers]") {
+  for (const auto& [sequences, length] : {std::pair{1, 1}, {3, 7}, {0, 4}}) {
+    check_contract(EmbeddingAdaptor<5, 19>{{sequences, length}});
+    check_contract(StemAdaptor<6, 3, 10, fit::Positions::learned>{{sequences, length}});
+    check_contract(StemAdaptor<9, 3, 10, fit::Positions::sin_cos_2d>{{sequences, length}});
+  }
+}
 
 TEST_CASE("linear layers", "[layers]") {
   for (const auto& [sequences, length] : {std::pair{1, 1}, {3, 7}, {2, 300}, {0, 4}}) {

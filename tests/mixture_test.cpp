@@ -44,11 +44,11 @@ struct ExactDenoiser {
   struct Inputs {
     fit::TensorView<const T, 4> noisy;
     fit::TensorView<const double, 1> gamma;
-    std::optional<ConditionView> condition;
-    std::optional<fit::TensorView<const T, 4>> previous_latents;
+    std::optional<ConditionView> condition = {};
+    std::optional<fit::TensorView<const T, 4>> previous_latents = {};
   };
-  struct Output {
-    fit::Tensor<T, 4> prediction, latents;
+  struct OutputView {
+    fit::TensorView<const T, 4> prediction, latents;
   };
 
   void (*clean)(const double* x, double keep, double lose, double* x0);
@@ -56,11 +56,12 @@ struct ExactDenoiser {
   Prediction kind;
   std::vector<double>* times = nullptr;  // of all evaluations, where asked for
 
-  Output operator()(const Inputs& inputs, fit::Tape&) const {
+  OutputView forward(const Inputs& inputs, fit::Tape& tape) const {
     const Index count = inputs.noisy.dimension(0);
     if (times && count > 0) times->push_back(1 - inputs.gamma(0));
-    Output output{fit::Tensor<T, 4>(inputs.noisy.dimensions()),
-                  fit::Tensor<T, 4>(count, 1, Index{plane.latents}, Index{plane.latent_dim})};
+    double* prediction = tape.output<double>(2 * count);
+    double* latents = tape.output<double>(count * plane.latents * plane.latent_dim);
+    std::fill_n(latents, count * plane.latents * plane.latent_dim, 0.0);
     for (Index b = 0; b < count; ++b) {
       const double gamma = inputs.gamma(b);
       const double keep = flow ? gamma : std::sqrt(gamma), lose = flow ? 1 - gamma : std::sqrt(1 - gamma);
@@ -69,7 +70,7 @@ struct ExactDenoiser {
       clean(x, keep, lose, x0);
       for (Index i = 0; i < 2; ++i) {
         const double eps = (x[i] - keep * x0[i]) / lose;
-        double& out = output.prediction.data()[2 * b + i];
+        double& out = prediction[2 * b + i];
         switch (kind) {
           case Prediction::eps:
             out = eps;
@@ -86,7 +87,7 @@ struct ExactDenoiser {
         }
       }
     }
-    return output;
+    return {{prediction, inputs.noisy.dimensions()}, {latents, count, 1, plane.latents, plane.latent_dim}};
   }
 };
 

@@ -296,9 +296,12 @@ TEST_CASE("wrong sampling options and conditions are errors", "[sampler]") {
   CHECK(test::contains(sample(1, {}), "needs a condition"));
   CHECK(test::contains(sample(-1, condition), "-1 examples"));
   fit::Tensor<float, 4> noisy(1, 3, 4, 4), latents(1, 3, 2, 24);
-  fit::Tensor<float, 1> gamma(1);
-  gamma(0) = 1.5f;
-  CHECK(test::contains(test::error_of([&] { decoder(noisy, gamma, condition, latents); }), "gamma must be in [0, 1]"));
+  fit::Tensor<double, 1> gamma(1);
+  gamma(0) = 1.5;
+  CHECK(test::contains(test::error_of([&] {
+                         decoder({noisy, gamma, condition, latents});
+                       }),
+                       "gamma must be in [0, 1]"));
 }
 
 TEST_CASE("DDPM goes on where a schedule is flat", "[sampler]") {

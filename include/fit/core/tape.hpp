@@ -59,6 +59,24 @@ class Tape {
     recording_ = false;
   }
 
+  /// While it lives, layers run at inference, whatever the tape does; afterwards the tape is as it was before.
+  class Inference {
+   public:
+    explicit Inference(Tape& tape)
+        : tape_(tape),
+          scratch_(tape.arena()),
+          outputs_(tape.outputs_),
+          recording_(std::exchange(tape.recording_, false)) {}
+    Inference(const Inference&) = delete;
+    Inference& operator=(const Inference&) = delete;
+    ~Inference() { tape_.recording_ = recording_; }
+
+   private:
+    Tape& tape_;
+    Arena::Scope scratch_, outputs_;
+    bool recording_;
+  };
+
   /// The threads and the scratch memory; kernels give back what they take of it.
   operator Workspace&() { return workspace_; }
   Executor& executor() const { return workspace_.executor(); }

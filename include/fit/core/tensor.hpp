@@ -170,4 +170,25 @@ class Tensor {
   Dimensions dimensions_{};
 };
 
+namespace detail {
+
+template <class X>
+inline constexpr bool owns_elements = false;
+template <class T, int Rank>
+inline constexpr bool owns_elements<Tensor<T, Rank>> = true;
+template <class T, int Rank, int Options>
+inline constexpr bool owns_elements<Eigen::Tensor<T, Rank, Options>> = true;
+
+}  // namespace detail
+
+/// The argument of a call that keeps it: a TensorView, but not of a temporary tensor, whose elements would be gone.
+template <class T, int Rank>
+class LastingView : public TensorView<T, Rank> {
+ public:
+  template <class X>
+  requires(std::is_convertible_v<X, TensorView<T, Rank>> &&
+           (std::is_lvalue_reference_v<X> || !detail::owns_elements<std::remove_const_t<X>>)) LastingView(X&& x)
+      : TensorView<T, Rank>(std::forward<X>(x)) {}
+};
+
 }  // namespace fit::inline FIT_ABI

@@ -124,7 +124,7 @@ class DiffusionLoss {
     };
     typename Model::Inputs part{leading(inputs.noisy), leading(inputs.gamma), {}, {}};
     if (inputs.condition) part.condition = leading(*inputs.condition);
-    tape.record({.recompute = true});  // no records are needed
+    tape.clear();
     const auto latents = model.forward(part, tape).latents;
     std::copy_n(latents.data(), latents.size(), previous_.data());
   }

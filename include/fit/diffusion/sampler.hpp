@@ -75,6 +75,14 @@ inline void check(const SampleOptions& options) {
   require(!flow || is_flow(options.schedule), "euler and heun sample rectified flow, and the schedule is another");
 }
 
+/// body(first, end) for pieces of `count` elements, over the threads.
+template <class Body>
+void for_elements(Index count, Workspace& workspace, Body&& body) {
+  constexpr Index piece = 4096;
+  workspace.executor().parallel_for((count + piece - 1) / piece,
+                                    [&](Index i, int) { body(i * piece, std::min(count, (i + 1) * piece)); });
+}
+
 /// x at the next noise level from the estimates at this one, in place of `next`, which holds fresh noise for DDPM.
 template <class T>
 void step_back(Sampler method, const NoiseShares& now, const NoiseShares& then, const T* x, const T* x0, const T* eps,
@@ -102,7 +110,8 @@ void step_back(Sampler method, const NoiseShares& now, const NoiseShares& then, 
 
 /// Samples `count` examples with a trained denoiser, in parts of options.batch: returns the last estimates of x0,
 /// [count, groups, tokens, channels]. `condition` [count, ...] as the denoiser takes it, none where it has none; it is
-/// multiplied by zero for the pass without condition that guidance needs. Throws Error for wrong options or shapes.
+/// multiplied by zero for the pass without condition that guidance needs. The tape is cleared in every step. Throws
+/// Error for wrong options or shapes.
 template <class Model>
 Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& options, Index count,
                                     const std::optional<typename Model::ConditionView>& condition,
@@ -118,16 +127,20 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
           Model::has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
   require(!condition || condition->dimension(0) == count, "sampling ", count,
           " examples needs as many conditions, not ", condition ? condition->dimension(0) : 0);
-  Tensor<T, 4> result(count, c.groups, c.tokens, c.channels);
-  const Index size = Index{c.groups} * c.tokens * c.channels, latent_size = Index{c.groups} * c.latents * c.latent_dim;
+  const bool ddpm = options.method == Sampler::ddpm_large || options.method == Sampler::ddpm_small;
+  const bool heun = options.method == Sampler::heun;
+  const Index size = Index{c.groups} * c.tokens * c.channels;
   const double steps = static_cast<double>(options.steps);
+  Tensor<T, 4> result(count, c.groups, c.tokens, c.channels);
 
   for (Index first = 0; first < count; first += options.batch) {
     const Index part = std::min(options.batch, count - first);
     Tensor<T, 4> x(part, c.groups, c.tokens, c.channels), x0 = x, eps = x, next = x;
+    Tensor<T, 4> guided(options.guidance == 0 ? 0 : part, c.groups, c.tokens, c.channels);
+    Tensor<T, 4> first_x0(heun ? part : 0, c.groups, c.tokens, c.channels), first_eps = first_x0;
     Tensor<T, 4> carried(part, c.groups, c.latents, c.latent_dim);
     Tensor<double, 1> gamma(part);
-    typename Model::Inputs inputs{x, gamma, {}, {}}, blank = inputs;
+    typename Model::Inputs inputs{x, gamma}, blank = inputs;
     Tensor<T, Model::condition_rank> zero;
     if constexpr (Model::has_condition) {
       auto dimensions = condition->dimensions();
@@ -138,18 +151,27 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
       blank.condition = zero;
     }
     noise(-1, first, x);
+    // What the network says at some x and noise level, with guidance.
     const auto evaluate = [&](const Tensor<T, 4>& at, double level) {
       gamma.setConstant(level);
       inputs.noisy = blank.noisy = at;
-      auto output = denoiser(inputs, tape);
+      auto output = denoiser.forward(inputs, tape);
       if (options.guidance == 0) return output;
-      const auto without = denoiser(blank, tape);
+      const auto without = denoiser.forward(blank, tape);
       const T with_share = static_cast<T>(1 + options.guidance), without_share = static_cast<T>(options.guidance);
-      for (Index i = 0; i < part * size; ++i) {
-        T& out = output.prediction.data()[i];
-        out = with_share * out - without_share * without.prediction.data()[i];
-      }
+      const T *with_condition = output.prediction.data(), *without_condition = without.prediction.data();
+      detail::for_elements(part * size, tape, [&](Index i, Index end) {
+        for (; i < end; ++i) guided.data()[i] = with_share * with_condition[i] - without_share * without_condition[i];
+      });
+      output.prediction = guided;
       return output;
+    };
+    const auto interpret = [&](const TensorView<const T, 4>& prediction, const Tensor<T, 4>& at,
+                               const NoiseShares& shares) {
+      detail::for_elements(part * size, tape, [&](Index i, Index end) {
+        estimate(prediction.data() + i, at.data() + i, x0.data() + i, eps.data() + i, end - i, options.prediction,
+                 shares, options.x0_clip, true);
+      });
     };
     for (Index step = 0; step < options.steps; ++step) {
       const double t = options.start * (1 - static_cast<double>(step) / steps);
@@ -158,31 +180,34 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
       const double t_next = options.start * std::max(1 - gone, 0.0);
       const NoiseShares now = noise_shares(options.schedule, t), then = noise_shares(options.schedule, t_next);
       if (Model::has_previous && step > 0) inputs.previous_latents = blank.previous_latents = carried;
+      tape.clear();
       const auto output = evaluate(x, now.gamma);
-      const auto interpret = [&](const Tensor<T, 4>& prediction, const Tensor<T, 4>& at, const NoiseShares& shares) {
-        estimate(prediction.data(), at.data(), x0.data(), eps.data(), part * size, options.prediction, shares,
-                 options.x0_clip, true);
-      };
       interpret(output.prediction, x, now);
-      if (options.method == Sampler::ddpm_large || options.method == Sampler::ddpm_small) noise(step, first, next);
-      detail::step_back(options.method, now, then, x.data(), x0.data(), eps.data(), next.data(), part * size);
-      if (options.method == Sampler::heun && t_next > 0) {
-        const Tensor<T, 4> first_x0 = x0, first_eps = eps;
+      if (ddpm) noise(step, first, next);
+      detail::for_elements(part * size, tape, [&](Index i, Index end) {
+        detail::step_back(options.method, now, then, x.data() + i, x0.data() + i, eps.data() + i, next.data() + i,
+                          end - i);
+      });
+      if (heun && t_next > 0) {
+        std::swap(first_x0, x0);
+        std::swap(first_eps, eps);
         interpret(evaluate(next, then.gamma).prediction, next, then);
         const T half = static_cast<T>((t_next - t) / 2);  // of the two velocities eps - x0
-        for (Index i = 0; i < part * size; ++i) {
-          const T velocities = first_eps.data()[i] - first_x0.data()[i] + eps.data()[i] - x0.data()[i];
-          next.data()[i] = x.data()[i] + half * velocities;
-        }
+        detail::for_elements(part * size, tape, [&](Index i, Index end) {
+          for (; i < end; ++i) {
+            const T velocities = first_eps.data()[i] - first_x0.data()[i] + eps.data()[i] - x0.data()[i];
+            next.data()[i] = x.data()[i] + half * velocities;
+          }
+        });
       }
       if constexpr (Model::has_previous) {
         const T old_share = static_cast<T>(options.latent_decay), share = static_cast<T>(1 - options.latent_decay);
-        for (Index i = 0; i < part * latent_size; ++i) {
-          carried.data()[i] = old_share * carried.data()[i] + share * output.latents.data()[i];
-        }
+        detail::for_elements(carried.size(), tape, [&](Index i, Index end) {
+          for (; i < end; ++i) carried.data()[i] = old_share * carried.data()[i] + share * output.latents.data()[i];
+        });
       }
       const bool go_on = !callback || callback({step, first, x0, eps, next, output.latents});
-      std::copy_n(next.data(), part * size, x.data());
+      std::swap(x, next);
       if (!go_on) break;
     }
     std::copy_n(x0.data(), part * size, result.data() + first * size);

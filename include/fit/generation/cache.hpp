@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,8 +11,6 @@
 #include <fit/models/config.hpp>
 
 namespace fit::inline FIT_ABI {
-
-namespace detail {
 
 /// One array of a sequence's cache, [rows, width].
 struct CacheShape {
@@ -24,92 +23,91 @@ struct CacheShape {
 };
 
 /// The arrays of a sequence's cache and where they are: by stage, the first of each sort.
-struct CacheLayout {
+///
+/// Keys and values of local blocks for the tokens of one group, the tokens that read will see, keys and values of
+/// write for the latents of the group before, and keys and values of global blocks for the latents of all groups.
+class CacheLayout {
+ public:
   struct Stage {
     std::size_t local = 0, tokens = 0, written = 0, global = 0;
   };
+
+  explicit CacheLayout(const AutoregressiveConfig& c) : config(c), sizes{1, c.groups, c.tokens, c.latents} {
+    const Plan plan = plan_of(c.layers);
+    const Index cross_dim = std::min(c.data_dim, c.latent_dim);
+    for (std::size_t i = 0; i < plan.count; ++i) {
+      const std::string name = "stages." + std::to_string(i) + ".";
+      Stage at{.local = shapes.size()};
+      for (int j = 0; j < plan[i].local_blocks; ++j) {
+        add_pair(name + "local." + std::to_string(j), CacheShape::group, c.data_dim, c.tokens);
+      }
+      if (plan[i].writes) {
+        at.tokens = shapes.size();
+        add(name + "tokens", CacheShape::group, c.data_dim, c.tokens);
+        at.written = shapes.size();
+        add_pair(name + "write", CacheShape::whole, cross_dim, c.latents);
+        at.global = shapes.size();
+        for (int j = 0; j < plan[i].global_blocks; ++j) {
+          add_pair(name + "global." + std::to_string(j), CacheShape::earlier, c.latent_dim, sizes.latent_rows());
+        }
+      }
+      stages.push_back(at);
+    }
+  }
+
+  AutoregressiveConfig config;
+  Sizes sizes;
   std::vector<CacheShape> shapes;
   std::vector<Stage> stages;
-  Index size = 0;
+  Index size = 0;  ///< elements
 
-  std::size_t add(std::string name, CacheShape::Kind kind, Index width, Index rows) {
+ private:
+  void add(std::string name, CacheShape::Kind kind, Index width, Index rows) {
     constexpr Index unit = Index{alignment} / Index{sizeof(float)};
     shapes.push_back({std::move(name), kind, width, rows, size});
     size += (width * rows + unit - 1) / unit * unit;
-    return shapes.size() - 1;
+  }
+  void add_pair(const std::string& name, CacheShape::Kind kind, Index width, Index rows) {
+    add(name + ".keys", kind, width, rows);
+    add(name + ".values", kind, width, rows);
   }
 };
 
-/// Keys and values of local blocks for the tokens of one group, the tokens that read will see, keys and values of
-/// write for the latents of the group before, and keys and values of global blocks for the latents of all groups.
-template <AutoregressiveConfig c>
-CacheLayout make_cache_layout() {
-  constexpr Schedule schedule = parse_layers(c.layers.view());
-  CacheLayout layout;
-  const auto pair = [&](const std::string& name, CacheShape::Kind kind, Index width, Index rows) {
-    const std::size_t first = layout.add(name + ".keys", kind, width, rows);
-    layout.add(name + ".values", kind, width, rows);
-    return first;
-  };
-  for (std::size_t i = 0; i < schedule.count; ++i) {
-    const auto [local, global] = schedule.stages[i];
-    const std::string stage = "stages." + std::to_string(i) + ".";
-    CacheLayout::Stage at;
-    for (int j = 0; j < local; ++j) {
-      const std::size_t first = pair(stage + "local." + std::to_string(j), CacheShape::group, c.data_dim, c.tokens);
-      if (j == 0) at.local = first;
-    }
-    if (i + 1 < schedule.count) {
-      at.tokens = layout.add(stage + "tokens", CacheShape::group, c.data_dim, c.tokens);
-      at.written = pair(stage + "write", CacheShape::whole, std::min(c.data_dim, c.latent_dim), c.latents);
-      for (int j = 0; j < global; ++j) {
-        const std::size_t first =
-            pair(stage + "global." + std::to_string(j), CacheShape::earlier, c.latent_dim, c.groups * c.latents);
-        if (j == 0) at.global = first;
-      }
-    }
-    layout.stages.push_back(at);
-  }
-  return layout;
-}
-
-template <AutoregressiveConfig c>
-const CacheLayout& cache_layout() {
-  static const CacheLayout layout = make_cache_layout<c>();
-  return layout;
-}
-
 /// One sequence: its ids, how many positions have gone through the model, and what they left. A copy copies the rows in
 /// use. As the id at a position is predicted from those before it, position 0 needs none.
-template <class T, AutoregressiveConfig c>
+template <class T>
 struct CachedSequence {
+  std::shared_ptr<const CacheLayout> layout;
   std::vector<std::int32_t> ids;
   Index processed = 0;
   bool finished = false;
-  Buffer<T> logits{c.vocabulary};  ///< of the last position that was processed
-  Buffer<T> memory = Buffer<T>::uninitialised(cache_layout<c>().size);
+  Buffer<T> logits;  ///< [V], of the last position that was processed
+  Buffer<T> memory;
 
-  CachedSequence() = default;
+  explicit CachedSequence(std::shared_ptr<const CacheLayout> of)
+      : layout(std::move(of)), logits(layout->config.vocabulary), memory(Buffer<T>::uninitialised(layout->size)) {}
   CachedSequence(CachedSequence&&) noexcept = default;
   CachedSequence& operator=(CachedSequence&&) noexcept = default;
-  CachedSequence(const CachedSequence& other)
-      : ids(other.ids), processed(other.processed), finished(other.finished), logits(other.logits) {
-    for (std::size_t i = 0; i < cache_layout<c>().shapes.size(); ++i) {
-      std::copy_n(other.cache(i), other.rows_in_use(i) * cache_layout<c>().shapes[i].width, cache(i));
+  CachedSequence(const CachedSequence& other) : CachedSequence(other.layout) {
+    ids = other.ids;
+    processed = other.processed;
+    finished = other.finished;
+    logits = other.logits;
+    for (std::size_t i = 0; i < layout->shapes.size(); ++i) {
+      std::copy_n(other.cache(i), other.rows_in_use(i) * layout->shapes[i].width, cache(i));
     }
   }
   CachedSequence& operator=(const CachedSequence& other) { return *this = CachedSequence(other); }
 
-  T* cache(std::size_t i) { return memory.data() + cache_layout<c>().shapes[i].offset; }
-  const T* cache(std::size_t i) const { return memory.data() + cache_layout<c>().shapes[i].offset; }
+  T* cache(std::size_t i) { return memory.data() + layout->shapes[i].offset; }
+  const T* cache(std::size_t i) const { return memory.data() + layout->shapes[i].offset; }
   Index rows_in_use(std::size_t i) const {
-    const CacheShape& shape = cache_layout<c>().shapes[i];
+    const CacheShape& shape = layout->shapes[i];
+    const Sizes& sizes = layout->sizes;
     if (shape.kind == CacheShape::whole) return shape.rows;
-    if (shape.kind == CacheShape::group) return processed % c.tokens;
-    return std::min<Index>(processed / c.tokens, c.groups - 1) * c.latents;
+    if (shape.kind == CacheShape::group) return processed % sizes.tokens;
+    return std::min(processed / sizes.tokens, sizes.groups - 1) * sizes.latents;
   }
 };
-
-}  // namespace detail
 
 }  // namespace fit::inline FIT_ABI

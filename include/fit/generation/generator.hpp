@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
@@ -10,15 +11,6 @@
 #include <fit/generation/sampling.hpp>
 
 namespace fit::inline FIT_ABI {
-
-namespace detail {
-
-/// For files and measurements.
-struct GeneratorAccess {
-  static auto& sequences(auto& generator) { return generator.sequences_; }
-};
-
-}  // namespace detail
 
 /// An id of a sequence of a batch.
 struct GeneratedToken {
@@ -40,6 +32,7 @@ template <class Decoder>
 class Generator {
  public:
   using T = typename Decoder::T;
+  using Sequence = CachedSequence<T>;
   static constexpr AutoregressiveConfig config = Decoder::configuration;
   /// Ids of a whole sequence.
   static constexpr Index length = Index{config.groups} * config.tokens;
@@ -49,9 +42,9 @@ class Generator {
       : decoder_(decoder, executor) {
     require(batch >= 1 && static_cast<std::size_t>(batch) <= sequences_.max_size(),
             "a generator needs a batch of at least 1, and one that can be counted, not ", batch);
-    sequences_.resize(static_cast<std::size_t>(batch));
+    const auto layout = std::make_shared<const CacheLayout>(config);
+    for (Index i = 0; i < batch; ++i) decoder_.begin(sequences_.emplace_back(layout));
     tokens_.resize(static_cast<std::size_t>(batch));
-    for (Sequence& sequence : sequences_) decoder_.begin(sequence);
   }
 
   Generator(const Decoder&&, Index = 1, Executor& = default_executor()) = delete;  // it would be gone
@@ -67,7 +60,22 @@ class Generator {
   void finish(Index sequence) { at(sequence).finished = true; }
   /// Bytes of the caches.
   std::size_t cache_bytes() const {
-    return sequences_.size() * static_cast<std::size_t>(detail::cache_layout<config>().size) * sizeof(T);
+    std::size_t bytes = 0;
+    for (const Sequence& s : sequences_) bytes += static_cast<std::size_t>(s.memory.size()) * sizeof(T);
+    return bytes;
+  }
+
+  /// The sequences and their caches, for files and measurements.
+  const std::vector<Sequence>& sequences() const { return sequences_; }
+  /// Goes on from sequences such as sequences() has given. Throws Error when there are not as many as before, or their
+  /// caches are of another configuration.
+  void restore(std::vector<Sequence> sequences) {
+    require(sequences.size() == sequences_.size(), "a generator of ", batch(), " sequences cannot go on from ",
+            sequences.size());
+    for (const Sequence& s : sequences) {
+      require(fields_of(s.layout->config) == fields_of(config), "these caches are of another configuration");
+    }
+    sequences_ = std::move(sequences);
   }
 
   /// Puts ids after those of one sequence, or of all of them. They go through the model a group at a time. Throws Error
@@ -187,9 +195,6 @@ class Generator {
   }
 
  private:
-  friend detail::GeneratorAccess;
-  using Sequence = detail::CachedSequence<T, config>;
-
   Sequence& at(Index i) {
     require(i >= 0 && i < batch(), "there are sequences 0 .. ", batch() - 1, ", but not ", i);
     return sequences_[static_cast<std::size_t>(i)];

@@ -11,12 +11,11 @@ namespace fit::inline FIT_ABI {
 template <class Decoder>
 void save(const std::filesystem::path& path, const Generator<Decoder>& generator) {
   using T = typename Decoder::T;
-  const auto& sequences = detail::GeneratorAccess::sequences(generator);
   Metadata metadata = detail::metadata_of<Decoder>();
   metadata["generator.batch"] = std::to_string(generator.batch());
   std::vector<SafetensorsEntry> entries;
   for (Index s = 0; s < generator.batch(); ++s) {
-    const auto& sequence = sequences[static_cast<std::size_t>(s)];
+    const auto& sequence = generator.sequences()[static_cast<std::size_t>(s)];
     const std::string prefix = "sequence." + std::to_string(s) + ".";
     metadata[prefix + "processed"] = std::to_string(sequence.processed);
     metadata[prefix + "finished"] = std::to_string(static_cast<int>(sequence.finished));
@@ -25,7 +24,7 @@ void save(const std::filesystem::path& path, const Generator<Decoder>& generator
     };
     add("ids", DType::I32, {static_cast<Index>(sequence.ids.size())}, sequence.ids.data());
     add("logits", detail::dtype_of<T>(), {sequence.logits.size()}, sequence.logits.data());
-    const auto& shapes = detail::cache_layout<Decoder::configuration>().shapes;
+    const auto& shapes = sequence.layout->shapes;
     for (std::size_t i = 0; i < shapes.size(); ++i) {
       add(shapes[i].name, detail::dtype_of<T>(), {sequence.rows_in_use(i), shapes[i].width}, sequence.cache(i));
     }
@@ -38,7 +37,6 @@ void save(const std::filesystem::path& path, const Generator<Decoder>& generator
 template <class Decoder>
 void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
   using T = typename Decoder::T;
-  using Sequence = detail::CachedSequence<T, Decoder::configuration>;
   const SafetensorsFile file(path);
   for (const auto& [key, value] : detail::metadata_of<Decoder>()) {
     const auto found = file.metadata().find(key);
@@ -48,9 +46,9 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
   }
   const auto batch = detail::number_in<Index>(file, "generator.batch");
   require(batch == generator.batch(), path.string(), " holds ", batch, " sequences, the generator ", generator.batch());
-  std::vector<Sequence> sequences(static_cast<std::size_t>(batch));
+  std::vector<CachedSequence<T>> sequences;
   for (Index s = 0; s < batch; ++s) {
-    Sequence& sequence = sequences[static_cast<std::size_t>(s)];
+    auto& sequence = sequences.emplace_back(generator.sequences()[0].layout);
     const std::string prefix = "sequence." + std::to_string(s) + ".";
     sequence.processed = detail::number_in<Index>(file, prefix + "processed");
     sequence.finished = detail::number_in<int>(file, prefix + "finished") != 0;
@@ -72,12 +70,12 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
       file.read(prefix + name, to, info.size());
     };
     read("logits", {sequence.logits.size()}, sequence.logits.data());
-    const auto& shapes = detail::cache_layout<Decoder::configuration>().shapes;
+    const auto& shapes = sequence.layout->shapes;
     for (std::size_t i = 0; i < shapes.size(); ++i) {
       read(shapes[i].name, {sequence.rows_in_use(i), shapes[i].width}, sequence.cache(i));
     }
   }
-  detail::GeneratorAccess::sequences(generator) = std::move(sequences);
+  generator.restore(std::move(sequences));
 }
 
 }  // namespace fit::inline FIT_ABI

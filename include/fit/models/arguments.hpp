@@ -1,14 +1,16 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <limits>
 #include <string>
+#include <type_traits>
 
 #include <fit/core/tape.hpp>
 #include <fit/core/tensor.hpp>
+#include <fit/models/config.hpp>
 
-namespace fit::inline FIT_ABI {
-
-namespace detail {
+namespace fit::inline FIT_ABI::detail {
 
 /// Of the calls that name no tape: one for each thread.
 inline Tape& inference_tape() {
@@ -16,17 +18,43 @@ inline Tape& inference_tape() {
   return tape;
 }
 
-/// Throws Error unless a tensor has the expected shape; a negative size, called the batch, accepts any.
-template <class View, std::size_t Rank>
-void require_shape(const char* name, const View& tensor, const std::array<Index, Rank>& expected) {
-  bool equal = true;
-  for (std::size_t i = 0; i < Rank; ++i) equal = equal && (expected[i] < 0 || tensor.dimension(i) == expected[i]);
-  if (equal) return;
+/// Throws Error unless a tensor has the expected shape, and elements where it should; a negative size, called the
+/// batch, accepts any that is not.
+template <class T, int Rank>
+void require_shape(const char* name, const TensorView<T, Rank>& tensor,
+                   const std::type_identity_t<std::array<Index, static_cast<std::size_t>(Rank)>>& expected) {
+  bool equal = true, empty = false;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const Index size = tensor.dimension(i);
+    equal = equal && (expected[i] < 0 ? size >= 0 : size == expected[i]);
+    empty = empty || size == 0;
+  }
+  if (equal && (empty || tensor.data())) return;
   std::string wanted = "[";
-  for (std::size_t i = 0; i < Rank; ++i) {
+  for (std::size_t i = 0; i < expected.size(); ++i) {
     wanted += (i > 0 ? ", " : "") + (expected[i] < 0 ? std::string("batch") : std::to_string(expected[i]));
   }
-  throw Error(concatenate(name, " must have the shape ", wanted, "], not ", shape_text(tensor.dimensions())));
+  throw Error(concatenate(name, " must have the shape ", wanted, "], not ", shape_text(tensor.dimensions()),
+                          equal ? " of no elements at all: it is a view of null" : ""));
+}
+
+/// Throws Error for a batch whose largest tensors, of this many elements for each example, could not be counted.
+inline void require_batch(Index batch, Index largest) {
+  const Index most = std::numeric_limits<Index>::max() / 64 / largest;
+  require(batch <= most, "a batch of ", batch, " examples is too large to be counted: ", most, " is the most");
+}
+
+/// Elements of the largest tensor that an example takes inside.
+template <auto config>
+constexpr Index largest_tensor(Index tokens) {
+  const Index data = tokens * config.data_dim, latents = Index{config.latents} * config.latent_dim;
+  return config.groups * std::max(data, latents) * std::max(4, config.mlp_ratio);
+}
+
+/// A tensor in memory of the tape that lasts until it records or is cleared again.
+template <class T, class... Counts>
+TensorView<T, static_cast<int>(sizeof...(Counts))> output(Tape& tape, Counts... counts) {
+  return {tape.output<T>((Index{1} * ... * counts)), Index{counts}...};
 }
 
 /// Scratch memory that starts at zero.
@@ -37,6 +65,4 @@ T* zeros(Index count, Tape& tape) {
   return values;
 }
 
-}  // namespace detail
-
-}  // namespace fit::inline FIT_ABI
+}  // namespace fit::inline FIT_ABI::detail

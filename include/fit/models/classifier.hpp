@@ -5,18 +5,26 @@
 
 namespace fit::inline FIT_ABI {
 
-/// An encoder with a linear head on the mean of its latents. Without extra tokens.
-template <EncoderConfig config, int classes, class Scalar = float>
+/// What a classifier takes the mean of.
+enum class Pooling { latents, data };
+
+/// An encoder with a linear head on the mean of its latents or, where no stage has any, of its data tokens. Without
+/// extra tokens.
+template <EncoderConfig config, int classes, class Scalar = float,
+          Pooling pooling = plan_of(config.layers)[0].reads ? Pooling::latents : Pooling::data>
 class Classifier {
   static_assert(config.extra_tokens == 0, "fit: a classifier has no extra tokens");
   static_assert(classes > 0, "fit: a classifier needs at least one class");
+  static_assert(pooling == Pooling::data || plan_of(config.layers)[0].reads,
+                "fit: latents that no stage of config.layers reads into know nothing of the input: a classifier of "
+                "such an encoder needs Pooling::data");
 
  public:
   using T = Scalar;
   static constexpr EncoderConfig configuration = config;
 
   Encoder<config, T> encoder;
-  nn::Linear<T, classes, config.latent_dim> head;
+  nn::Linear<T, classes, pooling == Pooling::latents ? config.latent_dim : config.data_dim> head;
 
   /// All parameters zero: a gradient, or a classifier to load into.
   Classifier() = default;
@@ -28,57 +36,61 @@ class Classifier {
     f("head", p.head...);
   }
 
-  /// Inference: logits [B, classes] of input [B, groups, tokens, channels]. Throws Error for other shapes.
+  /// Inference, in memory of the thread: logits [B, classes] of input [B, groups, tokens, channels]. Throws Error for
+  /// other shapes.
   Tensor<T, 2> operator()(TensorView<const T, 4> input) const { return (*this)(input, detail::inference_tape()); }
-  /// The same with the threads and the scratch memory of a tape, which stops recording.
+  /// The same with the threads and the scratch memory of a tape, which is left as it was.
   Tensor<T, 2> operator()(TensorView<const T, 4> input, Tape& tape) const {
-    const auto [data, latents] = encoder(input, tape);
-    Tensor<T, 2> logits(input.dimension(0), Index{classes});
+    const Tape::Inference inference(tape);
     const auto start = tape.mark();
-    T* pooled = tape.template allocate<T>(input.dimension(0) * config.latent_dim);
-    pool_and_map(latents.data(), pooled, logits.data(), input.dimension(0), tape);
-    tape.finish(start, Record{});
+    const auto output = encoder.forward(input, tape);
+    Tensor<T, 2> logits(input.dimension(0), Index{classes});
+    run(output, logits.data(), start, tape);
     return logits;
   }
 
-  /// Training: logits [B, classes] on a tape that records, as Encoder::forward.
-  TensorView<const T, 2> forward(TensorView<const T, 4> input, Tape& tape) const {
+  /// The same on the tape, as Encoder::forward.
+  TensorView<const T, 2> forward(LastingView<const T, 4> input, Tape& tape) const {
     const auto start = tape.mark();
-    const auto [data, latents] = encoder.forward(input, tape);
-    const Index batch = input.dimension(0);
-    T* pooled = tape.template allocate<T>(batch * config.latent_dim);
-    T* logits = tape.template output<T>(batch * classes);
-    pool_and_map(latents.data(), pooled, logits, batch, tape);
-    tape.finish(start, Record{batch});
-    return TensorView<const T, 2>(logits, batch, Index{classes});
+    const auto output = encoder.forward(input, tape);
+    const auto logits = detail::output<T>(tape, input.dimension(0), Index{classes});
+    run(output, logits.data(), start, tape);
+    return logits;
   }
 
   /// The way back from the gradient of the logits [B, classes]: adds to `gradient`.
-  /// Throws Error when its shape is not that of the forward pass, or when there was none.
+  /// Throws Error when its shape is not that of the forward pass, or when none was recorded.
   void backward(TensorView<const T, 2> logits_gradient, Classifier& gradient, Tape& tape) const {
-    const Index batch = tape.template peek<Record>().batch, length = config.groups * config.latents;
-    if (logits_gradient.dimension(0) != batch || logits_gradient.dimension(1) != classes) {
-      throw Error(concatenate("the gradient of the logits must have the shape [", batch, ", ", classes, "], not ",
-                              shape_text(logits_gradient.dimensions())));
-    }
-    const auto saved = tape.template pop<Record>();
-    T* pooled = tape.template scratch<T>(batch * config.latent_dim);
+    const Index batch = tape.peek<Record>().batch;
+    detail::require_shape("the gradient of the logits", logits_gradient, {batch, classes});
+    const auto saved = tape.pop<Record>();
+    T* pooled = tape.scratch<T>(batch * width);
     nn::backward(head, logits_gradient.data(), pooled, gradient.head, batch, tape);
-    T* latents = tape.template scratch<T>(batch * length * config.latent_dim);
-    nn::mean_pool_backward(pooled, latents, batch, length, Index{config.latent_dim}, tape.executor());
-    encoder.backward({.latents = TensorView<const T, 4>(latents, batch, Index{config.groups}, Index{config.latents},
-                                                        Index{config.latent_dim})},
-                     gradient.encoder, tape);
+    const TensorView<T, 4> tokens(tape.scratch<T>(batch * length * width), batch, Index{config.groups},
+                                  length / config.groups, width);
+    nn::mean_pool_backward(pooled, tokens.data(), batch, length, width, tape.executor());
+    if constexpr (pooling == Pooling::latents) {
+      encoder.backward({.latents = tokens}, gradient.encoder, tape);
+    } else {
+      encoder.backward({.data = tokens}, gradient.encoder, tape);
+    }
   }
 
  private:
+  static constexpr Index width = pooling == Pooling::latents ? config.latent_dim : config.data_dim;
+  static constexpr Index length = config.groups * (pooling == Pooling::latents ? config.latents : config.tokens);
   struct Record {
     Index batch = 0;
   };
 
-  void pool_and_map(const T* latents, T* pooled, T* logits, Index batch, Tape& tape) const {
-    nn::mean_pool(latents, pooled, batch, config.groups * config.latents, Index{config.latent_dim}, tape.executor());
-    nn::forward(head, static_cast<const T*>(pooled), logits, batch, tape);
+  void run(const typename Encoder<config, T>::OutputView& output, T* logits, const Arena::Mark& start,
+           Tape& tape) const {
+    const auto& tokens = pooling == Pooling::latents ? output.latents : output.data;
+    const Index batch = tokens.dimension(0);
+    T* pooled = tape.allocate<T>(batch * width);
+    nn::mean_pool(tokens.data(), pooled, batch, length, width, tape.executor());
+    nn::forward<T>(head, pooled, logits, batch, tape);
+    tape.finish(start, Record{batch});
   }
 };
 

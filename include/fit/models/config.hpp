@@ -2,18 +2,38 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <fit/core/memory.hpp>
 #include <fit/models/stages.hpp>
+#include <fit/nn/positions.hpp>
 
 namespace fit::inline FIT_ABI {
 
-/// Where tokens get their positions from: a trained array, the sine and cosine code of a line, or that of a square.
-enum class Positions { learned, sin_cos, sin_cos_2d };
-
 /// Which latents a latent sees in the global blocks: all, or those of its own and earlier groups.
 enum class Mask { none, causal };
+
+namespace detail {
+
+/// The fields that all configurations have: f(name, the field of each).
+constexpr void visit_common(auto&& f, auto&... c) {
+  f("layers", c.layers...);
+  f("groups", c.groups...);
+  f("tokens", c.tokens...);
+  f("latents", c.latents...);
+  f("data_dim", c.data_dim...);
+  f("latent_dim", c.latent_dim...);
+  f("data_heads", c.data_heads...);
+  f("latent_heads", c.latent_heads...);
+  f("mlp_ratio", c.mlp_ratio...);
+  f("data_positions", c.data_positions...);
+  f("latent_positions", c.latent_positions...);
+}
+
+}  // namespace detail
 
 /// The shape of an encoder; a template argument, so every field is a constant. All sizes count elements.
 struct EncoderConfig {
@@ -32,6 +52,15 @@ struct EncoderConfig {
   Mask mask = Mask::none;
   int extra_tokens = 0;    ///< k, further data tokens per group, of their own width
   int extra_channels = 0;  ///< C_y, that width
+
+  static constexpr const char* kind = "encoder";
+  static constexpr void visit(auto&& f, auto&... c) {
+    detail::visit_common(f, c...);
+    f("channels", c.channels...);
+    f("mask", c.mask...);
+    f("extra_tokens", c.extra_tokens...);
+    f("extra_channels", c.extra_channels...);
+  }
 };
 
 /// What a diffusion decoder is given of its own earlier output: nothing, or the latents of the step before.
@@ -59,6 +88,20 @@ struct DiffusionConfig {
   bool local_attention = true;     ///< whether local blocks have attention, or an MLP only
   bool cross_mlp = false;          ///< whether read and write end with an MLP
   bool cross_context_norm = true;  ///< whether read, write and condition normalise what they attend to
+
+  static constexpr const char* kind = "diffusion";
+  static constexpr void visit(auto&& f, auto&... c) {
+    detail::visit_common(f, c...);
+    f("channels", c.channels...);
+    f("mask", c.mask...);
+    f("output_channels", c.output_channels...);
+    f("condition_channels", c.condition_channels...);
+    f("condition_tokens", c.condition_tokens...);
+    f("self_conditioning", c.self_conditioning...);
+    f("local_attention", c.local_attention...);
+    f("cross_mlp", c.cross_mlp...);
+    f("cross_context_norm", c.cross_context_norm...);
+  }
 };
 
 /// The shape of an autoregressive decoder: the fields of an encoder that apply, and its own.
@@ -78,76 +121,98 @@ struct AutoregressiveConfig {
   bool shared_embedding = true;                     ///< whether logits are products with the token embedding
   bool output_bias = true;                          ///< whether logits have a bias
   bool keep_unused_latents = false;  ///< accept global blocks in the last stage, which no logit depends on
+
+  static constexpr const char* kind = "autoregressive";
+  static constexpr void visit(auto&& f, auto&... c) {
+    detail::visit_common(f, c...);
+    f("vocabulary", c.vocabulary...);
+    f("shared_embedding", c.shared_embedding...);
+    f("output_bias", c.output_bias...);
+    f("keep_unused_latents", c.keep_unused_latents...);
+  }
 };
 
 /// A configuration as text, field by field, under the names of its fields: what a file carries and a load compares.
 using ConfigFields = std::vector<std::pair<std::string, std::string>>;
 
-inline ConfigFields fields_of(const EncoderConfig& c) {
-  constexpr const char* positions[] = {"learned", "sin_cos", "sin_cos_2d"};
-  return {{"kind", "encoder"},
-          {"layers", std::string(c.layers.view())},
-          {"groups", std::to_string(c.groups)},
-          {"tokens", std::to_string(c.tokens)},
-          {"channels", std::to_string(c.channels)},
-          {"latents", std::to_string(c.latents)},
-          {"data_dim", std::to_string(c.data_dim)},
-          {"latent_dim", std::to_string(c.latent_dim)},
-          {"data_heads", std::to_string(c.data_heads)},
-          {"latent_heads", std::to_string(c.latent_heads)},
-          {"mlp_ratio", std::to_string(c.mlp_ratio)},
-          {"data_positions", positions[static_cast<int>(c.data_positions)]},
-          {"latent_positions", positions[static_cast<int>(c.latent_positions)]},
-          {"mask", c.mask == Mask::causal ? "causal" : "none"},
-          {"extra_tokens", std::to_string(c.extra_tokens)},
-          {"extra_channels", std::to_string(c.extra_channels)}};
+namespace detail {
+
+inline std::string text_of(const Layers& layers) { return std::string(layers.view()); }
+inline std::string text_of(int value) { return std::to_string(value); }
+inline std::string text_of(bool value) { return value ? "true" : "false"; }
+inline std::string text_of(Mask mask) { return mask == Mask::causal ? "causal" : "none"; }
+inline std::string text_of(SelfConditioning value) { return value == SelfConditioning::latent ? "latent" : "none"; }
+inline std::string text_of(Positions value) {
+  return value == Positions::learned ? "learned" : value == Positions::sin_cos ? "sin_cos" : "sin_cos_2d";
 }
 
-inline ConfigFields fields_of(const DiffusionConfig& c) {
-  ConfigFields fields =
-      fields_of(EncoderConfig{c.layers, c.groups, c.tokens, c.channels, c.latents, c.data_dim, c.latent_dim,
-                              c.data_heads, c.latent_heads, c.mlp_ratio, c.data_positions, c.latent_positions, c.mask});
-  fields.resize(fields.size() - 2);  // no extra tokens
-  fields[0].second = "diffusion";
-  const auto truth = [](bool value) { return std::string(value ? "true" : "false"); };
-  const ConfigFields own = {{"output_channels", std::to_string(c.output_channels)},
-                            {"condition_channels", std::to_string(c.condition_channels)},
-                            {"condition_tokens", std::to_string(c.condition_tokens)},
-                            {"self_conditioning", c.self_conditioning == SelfConditioning::latent ? "latent" : "none"},
-                            {"local_attention", truth(c.local_attention)},
-                            {"cross_mlp", truth(c.cross_mlp)},
-                            {"cross_context_norm", truth(c.cross_context_norm)}};
-  fields.insert(fields.end(), own.begin(), own.end());
+}  // namespace detail
+
+template <class Config>
+ConfigFields fields_of(const Config& config) {
+  ConfigFields fields{{"kind", Config::kind}};
+  Config::visit([&](const char* name, const auto& value) { fields.emplace_back(name, detail::text_of(value)); },
+                config);
   return fields;
 }
 
-inline ConfigFields fields_of(const AutoregressiveConfig& c) {
-  ConfigFields fields =
-      fields_of(EncoderConfig{c.layers, c.groups, c.tokens, 0, c.latents, c.data_dim, c.latent_dim, c.data_heads,
-                              c.latent_heads, c.mlp_ratio, c.data_positions, c.latent_positions});
-  fields.resize(fields.size() - 3);  // no mask to choose, no extra tokens
-  std::erase_if(fields, [](const auto& field) { return field.first == "channels"; });
-  fields[0].second = "autoregressive";
-  const auto truth = [](bool value) { return std::string(value ? "true" : "false"); };
-  const ConfigFields own = {{"vocabulary", std::to_string(c.vocabulary)},
-                            {"shared_embedding", truth(c.shared_embedding)},
-                            {"output_bias", truth(c.output_bias)},
-                            {"keep_unused_latents", truth(c.keep_unused_latents)}};
-  fields.insert(fields.end(), own.begin(), own.end());
-  return fields;
-}
+/// What a pass goes over: examples, groups of each, and data tokens and latents of a group.
+struct Sizes {
+  Index batch = 0, groups = 0, tokens = 0, latents = 0;
 
-/// What the three models' trunk needs to know of a configuration.
+  constexpr Index all_groups() const { return batch * groups; }
+  constexpr Index data_rows() const { return all_groups() * tokens; }
+  constexpr Index latent_rows() const { return all_groups() * latents; }
+};
+
+/// What the three models' trunk needs to know of a configuration: no counts, which come with each pass.
 struct TrunkConfig {
   Layers layers;
-  int groups, tokens, latents, data_dim, latent_dim, data_heads, latent_heads, mlp_ratio;
-  Mask mask;
-  bool local_attention = true, cross_mlp = false, cross_context_norm = true, conditioned = false;
+  int data_dim = 0, latent_dim = 0, data_heads = 0, latent_heads = 0, mlp_ratio = 0;
+  Mask mask = Mask::none;
+  bool local_attention = true, cross_mlp = false, cross_context_norm = true;
+  bool conditioned = false;     ///< latents attend to a condition after they have read
   bool autoregressive = false;  ///< local blocks are causal, and a group is written from the latents of the one before
 
   constexpr int cross_dim() const { return std::min(data_dim, latent_dim); }
   constexpr int cross_heads() const { return std::min(data_heads, latent_heads); }
+
+  static constexpr void visit(auto&& f, auto&... c) {
+    f("layers", c.layers...);
+    f("data_dim", c.data_dim...);
+    f("latent_dim", c.latent_dim...);
+    f("data_heads", c.data_heads...);
+    f("latent_heads", c.latent_heads...);
+    f("mlp_ratio", c.mlp_ratio...);
+    f("mask", c.mask...);
+    f("local_attention", c.local_attention...);
+    f("cross_mlp", c.cross_mlp...);
+    f("cross_context_norm", c.cross_context_norm...);
+  }
 };
+
+/// The trunk's fields from a model's fields of the same names; what the model has not keeps its default.
+template <class Config>
+constexpr TrunkConfig trunk_of(const Config& config) {
+  TrunkConfig trunk;
+  TrunkConfig::visit(
+      [&](std::string_view name, auto& field) {
+        Config::visit(
+            [&](std::string_view own, const auto& value) {
+              if constexpr (std::is_same_v<decltype(value), const std::remove_reference_t<decltype(field)>&>) {
+                if (own == name) field = value;
+              }
+            },
+            config);
+      },
+      trunk);
+  trunk.conditioned = std::is_same_v<Config, DiffusionConfig>;
+  if constexpr (std::is_same_v<Config, AutoregressiveConfig>) {
+    trunk.autoregressive = true;
+    trunk.mask = Mask::causal;
+  }
+  return trunk;
+}
 
 namespace detail {
 
@@ -218,10 +283,9 @@ constexpr bool check_diffusion() {
 template <AutoregressiveConfig config>
 constexpr bool check_autoregressive() {
   check_common<config>();
-  constexpr Schedule schedule = parse_layers(config.layers.view());
+  constexpr Plan plan = plan_of(config.layers);
   static_assert(config.vocabulary > 0, "fit: config.vocabulary must be positive");
-  static_assert(config.keep_unused_latents || schedule.error != LayersError::none ||
-                    schedule.stages[schedule.count - 1].global_blocks == 0,
+  static_assert(config.keep_unused_latents || plan.error != LayersError::none || !plan[plan.count - 1].reads,
                 "fit: no logit depends on global blocks in the last stage of an autoregressive decoder: end "
                 "config.layers with a bracket, or set config.keep_unused_latents");
   return true;

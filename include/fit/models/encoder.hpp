@@ -4,9 +4,9 @@
 #include <type_traits>
 
 #include <fit/models/arguments.hpp>
-#include <fit/models/stem.hpp>
 #include <fit/models/trunk.hpp>
 #include <fit/nn/initialise.hpp>
+#include <fit/nn/stem.hpp>
 
 namespace fit::inline FIT_ABI {
 
@@ -26,6 +26,10 @@ class Encoder {
   static constexpr EncoderConfig configuration = config;
   static constexpr bool has_extra = config.extra_tokens > 0;
 
+  struct Inputs {
+    TensorView<const T, 4> input;                      ///< [B, groups, tokens, channels]
+    std::optional<TensorView<const T, 4>> extra = {};  ///< [B, groups, extra_tokens, extra_channels], when configured
+  };
   struct Output {
     Tensor<T, 4> data;     ///< [B, groups, N, data_dim]
     Tensor<T, 4> latents;  ///< [B, groups, latents, latent_dim]
@@ -47,112 +51,113 @@ class Encoder {
   Encoder() = default;
 
   /// Initial values for training.
-  explicit Encoder(Random random) : Encoder() { nn::initialise(*this, random); }
+  explicit Encoder(Random random) { nn::initialise(*this, random); }
 
   static void visit(auto&& f, auto&... p) {
     Stem::visit(f, p.stem_...);
     f("extra_stem", p.extra_stem_...);
     f("extra_stem_norm", p.extra_stem_norm_...);
-    Start::visit(f, p.start_...);
+    LatentPositions::visit(f, p.latent_positions_...);
     Trunk<T, trunk_config>::visit(f, p.trunk_...);
     f("data_norm", p.data_norm_...);
     f("latent_norm", p.latent_norm_...);
   }
 
-  /// Inference. input [B, groups, tokens, channels]; extra [B, groups, extra_tokens, extra_channels], given exactly
-  /// when the configuration has extra tokens. Throws Error for other shapes. Scratch memory stays with the thread.
-  Output operator()(TensorView<const T, 4> input) const requires(!has_extra) {
-    return infer(input, nullptr, detail::inference_tape(), {});
+  /// Inference, in memory of the thread. Throws Error for inputs of other shapes.
+  Output operator()(const Inputs& inputs) const { return (*this)(inputs, detail::inference_tape()); }
+  Output operator()(TensorView<const T, 4> input) const requires(!has_extra) { return (*this)(Inputs{input}); }
+  /// The same with the threads and the scratch memory of a tape, which is left as it was; a trace sees what is inside.
+  Output operator()(const Inputs& inputs, Tape& tape, const Trace<T>& trace = {}) const {
+    const Sizes sizes = check(inputs);
+    Output output{Tensor<T, 4>(sizes.batch, config.groups, all_tokens, config.data_dim),
+                  Tensor<T, 4>(sizes.batch, config.groups, config.latents, config.latent_dim)};
+    const Tape::Inference inference(tape);
+    run(inputs, sizes, output.data.data(), output.latents.data(), tape, trace);
+    return output;
   }
-  Output operator()(TensorView<const T, 4> input, TensorView<const T, 4> extra) const requires has_extra {
-    return infer(input, &extra, detail::inference_tape(), {});
-  }
-  /// The same with the threads and the scratch memory of a tape, which stops recording; a trace sees what is inside.
   Output operator()(TensorView<const T, 4> input, Tape& tape, const Trace<T>& trace = {}) const requires(!has_extra) {
-    return infer(input, nullptr, tape, trace);
-  }
-  Output operator()(TensorView<const T, 4> input, TensorView<const T, 4> extra, Tape& tape,
-                    const Trace<T>& trace = {}) const requires has_extra {
-    return infer(input, &extra, tape, trace);
+    return (*this)(Inputs{input}, tape, trace);
   }
 
-  /// Training: as above, on a tape that records. The inputs must stay as they are until backward, and the outputs last
-  /// until the tape records or is cleared again. Throws Error for other shapes, or when the tape does not record.
-  OutputView forward(TensorView<const T, 4> input, Tape& tape) const requires(!has_extra) {
-    return record(input, nullptr, tape);
+  /// The same with outputs that live on the tape until it records or is cleared again, recorded for the way back on a
+  /// tape that records; what the inputs view must then stay as it is until backward. Throws Error as above.
+  OutputView forward(const Inputs& inputs, Tape& tape) const {
+    const Sizes sizes = check(inputs);
+    const auto data = detail::output<T>(tape, sizes.batch, config.groups, all_tokens, config.data_dim);
+    const auto latents = detail::output<T>(tape, sizes.batch, config.groups, config.latents, config.latent_dim);
+    run(inputs, sizes, data.data(), latents.data(), tape, {});
+    return {data, latents};
   }
-  OutputView forward(TensorView<const T, 4> input, TensorView<const T, 4> extra, Tape& tape) const requires has_extra {
-    return record(input, &extra, tape);
+  OutputView forward(LastingView<const T, 4> input, Tape& tape) const requires(!has_extra) {
+    return forward(Inputs{input}, tape);
   }
 
   /// The way back through the last forward on the tape: adds to `gradient` and writes the inputs' gradients that are
-  /// asked for. Throws Error when a shape is not that of the forward pass, or when there was none.
+  /// asked for. Throws Error when a shape is not that of the forward pass, or when none was recorded.
   void backward(const OutputGradients& outputs, Encoder& gradient, Tape& tape,
                 const InputGradients& inputs = {}) const {
-    const Index batch = tape.template peek<Record>().batch, groups = batch * config.groups;
-    check_shapes(outputs, inputs, batch);
-    const auto saved = tape.template pop<Record>();
-    T* x = detail::zeros<T>(groups * data_size, tape);
-    T* z = detail::zeros<T>(groups * latent_size, tape);
-    T* unused =
-        outputs.data && outputs.latents ? nullptr : detail::zeros<T>(groups * std::max(data_size, latent_size), tape);
+    const Sizes sizes = tape.peek<Sizes>();
+    check_gradients(outputs, inputs, sizes.batch);
+    const auto frame = tape.pop<Sizes>();
+    const Index groups = sizes.all_groups();
+    T* x = detail::zeros<T>(sizes.data_rows() * config.data_dim, tape);
+    T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
+    T* unused = nullptr;
+    if (!outputs.data || !outputs.latents) {
+      unused = detail::zeros<T>(std::max(sizes.data_rows() * config.data_dim, sizes.latent_rows() * config.latent_dim),
+                                tape);
+    }
     nn::backward(latent_norm_, outputs.latents ? outputs.latents->data() : unused, z, gradient.latent_norm_,
-                 groups * config.latents, tape);
-    nn::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, groups * all_tokens,
+                 sizes.latent_rows(), tape);
+    nn::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, sizes.data_rows(),
                  tape);
-    trunk_.backward(x, z, {}, gradient.trunk_, batch, tape);
-    nn::backward(z, gradient.start_, batch, tape);
+    trunk_.backward(x, z, {}, gradient.trunk_, sizes, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, sizes.latents, tape);
     T* data = x;
     if constexpr (has_extra) {
-      T* first = tape.template scratch<T>(groups * config.extra_tokens * config.data_dim);
-      T* between = detail::zeros<T>(groups * config.extra_tokens * config.data_dim, tape);
-      copy_tokens(x, all_tokens, first, config.extra_tokens, config.extra_tokens, groups);
-      nn::backward(extra_stem_norm_, static_cast<const T*>(first), between, gradient.extra_stem_norm_,
-                   groups * config.extra_tokens, tape);
-      nn::backward(extra_stem_, static_cast<const T*>(between), inputs.extra ? inputs.extra->data() : nullptr,
-                   gradient.extra_stem_, groups * config.extra_tokens, tape);
-      data = tape.template scratch<T>(groups * config.tokens * config.data_dim);
-      copy_tokens(x + config.extra_tokens * config.data_dim, all_tokens, data, config.tokens, config.tokens, groups);
+      const Index extra_rows = groups * config.extra_tokens;
+      T* first = tape.scratch<T>(extra_rows * config.data_dim);
+      T* between = detail::zeros<T>(extra_rows * config.data_dim, tape);
+      data = tape.scratch<T>(groups * config.tokens * config.data_dim);
+      for (Index g = 0; g < groups; ++g) {
+        const T* group = x + g * all_tokens * config.data_dim;
+        copy_tokens(group, config.extra_tokens, first + g * config.extra_tokens * config.data_dim);
+        copy_tokens(group + config.extra_tokens * config.data_dim, config.tokens,
+                    data + g * config.tokens * config.data_dim);
+      }
+      nn::backward<T>(extra_stem_norm_, first, between, gradient.extra_stem_norm_, extra_rows, tape);
+      nn::backward<T>(extra_stem_, between, inputs.extra ? inputs.extra->data() : nullptr, gradient.extra_stem_,
+                      extra_rows, tape);
     }
-    nn::backward(stem_, static_cast<const T*>(data), inputs.input ? inputs.input->data() : nullptr, gradient.stem_,
-                 groups, tape);
+    nn::backward<T>(stem_, data, inputs.input ? inputs.input->data() : nullptr, gradient.stem_, groups, config.tokens,
+                    tape);
   }
 
  private:
-  static constexpr int all_tokens = config.extra_tokens + config.tokens;
-  static constexpr Index data_size = Index{all_tokens} * config.data_dim;
-  static constexpr Index latent_size = Index{config.latents} * config.latent_dim;
-  static constexpr TrunkConfig trunk_config{config.layers,    config.groups,     all_tokens,        config.latents,
-                                            config.data_dim,  config.latent_dim, config.data_heads, config.latent_heads,
-                                            config.mlp_ratio, config.mask};
+  static constexpr Index all_tokens = config.extra_tokens + config.tokens;
+  static constexpr TrunkConfig trunk_config = trunk_of(config);
   using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
-  using Start = nn::LatentStart<T, config.groups, config.latents, config.latent_dim, config.latent_positions>;
-  struct Record {
-    Index batch;
-  };
+  using LatentPositions =
+      nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
 
-  /// The first `count` tokens of each group, rows of groups of from_tokens and to_tokens.
-  static void copy_tokens(const T* from, Index from_tokens, T* to, Index to_tokens, Index count, Index groups) {
-    for (Index g = 0; g < groups; ++g) {
-      std::copy_n(from + g * from_tokens * config.data_dim, count * config.data_dim,
-                  to + g * to_tokens * config.data_dim);
+  static void copy_tokens(const T* from, Index count, T* to) { std::copy_n(from, count * config.data_dim, to); }
+
+  static Sizes check(const Inputs& inputs) {
+    detail::require_shape("the encoder's input", inputs.input, {-1, config.groups, config.tokens, config.channels});
+    const Index batch = inputs.input.dimension(0);
+    detail::require_batch(batch, detail::largest_tensor<config>(all_tokens));
+    require(inputs.extra.has_value() == has_extra,
+            has_extra ? "this encoder needs extra tokens" : "this encoder takes no extra tokens");
+    if (inputs.extra) {
+      detail::require_shape("the encoder's extra tokens", *inputs.extra,
+                            {batch, config.groups, config.extra_tokens, config.extra_channels});
     }
+    return {batch, config.groups, all_tokens, config.latents};
   }
 
-  Index check(const TensorView<const T, 4>& input, const TensorView<const T, 4>* extra) const {
-    detail::require_shape("the encoder's input", input,
-                          std::array<Index, 4>{-1, config.groups, config.tokens, config.channels});
-    if (extra) {
-      detail::require_shape(
-          "the encoder's extra tokens", *extra,
-          std::array<Index, 4>{input.dimension(0), config.groups, config.extra_tokens, config.extra_channels});
-    }
-    return input.dimension(0);
-  }
-
-  static void check_shapes(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {
+  static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {
     const auto check_one = [&](const char* name, const auto& gradient, Index tokens, Index width) {
-      if (gradient) detail::require_shape(name, *gradient, std::array<Index, 4>{batch, config.groups, tokens, width});
+      if (gradient) detail::require_shape(name, *gradient, {batch, config.groups, tokens, width});
     };
     check_one("the gradient of the data", outputs.data, all_tokens, config.data_dim);
     check_one("the gradient of the latents", outputs.latents, config.latents, config.latent_dim);
@@ -160,51 +165,36 @@ class Encoder {
     check_one("the gradient of the extra tokens", inputs.extra, config.extra_tokens, config.extra_channels);
   }
 
-  Output infer(const TensorView<const T, 4>& input, const TensorView<const T, 4>* extra, Tape& tape,
-               const Trace<T>& trace) const {
-    const Index batch = check(input, extra);
-    tape.clear();
-    Output output{Tensor<T, 4>(batch, config.groups, all_tokens, config.data_dim),
-                  Tensor<T, 4>(batch, config.groups, config.latents, config.latent_dim)};
-    run(input.data(), extra ? extra->data() : nullptr, batch, output.data.data(), output.latents.data(), tape, trace);
-    return output;
-  }
-
-  OutputView record(const TensorView<const T, 4>& input, const TensorView<const T, 4>* extra, Tape& tape) const {
-    const Index batch = check(input, extra);
-    require(tape.recording(), "forward needs a tape that records: call tape.record() before it");
-    T* data = tape.template output<T>(batch * config.groups * data_size);
-    T* latents = tape.template output<T>(batch * config.groups * latent_size);
-    run(input.data(), extra ? extra->data() : nullptr, batch, data, latents, tape, {});
-    return {TensorView<const T, 4>(data, batch, config.groups, all_tokens, config.data_dim),
-            TensorView<const T, 4>(latents, batch, config.groups, config.latents, config.latent_dim)};
-  }
-
-  void run(const T* input, const T* extra, Index batch, T* data, T* latents, Tape& tape, const Trace<T>& trace) const {
+  void run(const Inputs& inputs, const Sizes& sizes, T* data, T* latents, Tape& tape, const Trace<T>& trace) const {
     const auto start = tape.mark();
-    const Index groups = batch * config.groups;
-    T* x = tape.template allocate<T>(groups * data_size);
-    T* z = tape.template allocate<T>(groups * latent_size);
-    T* stem = has_extra ? tape.template allocate<T>(groups * config.tokens * config.data_dim) : x;
-    nn::forward(stem_, input, stem, groups, tape);
+    const Index groups = sizes.all_groups();
+    T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, N, data_dim]
+    T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
+    T* stem = has_extra ? tape.allocate<T>(groups * config.tokens * config.data_dim) : x;
+    nn::forward(stem_, inputs.input.data(), stem, groups, config.tokens, tape);
     if constexpr (has_extra) {
-      T* first = tape.template allocate<T>(groups * config.extra_tokens * config.data_dim);
-      nn::forward(extra_stem_, extra, first, groups * config.extra_tokens, tape);
-      nn::forward(extra_stem_norm_, static_cast<const T*>(first), first, groups * config.extra_tokens, tape);
-      copy_tokens(first, config.extra_tokens, x, all_tokens, config.extra_tokens, groups);
-      copy_tokens(stem, config.tokens, x + config.extra_tokens * config.data_dim, all_tokens, config.tokens, groups);
+      const Index extra_rows = groups * config.extra_tokens;
+      T* extra = tape.allocate<T>(extra_rows * config.data_dim);
+      nn::forward(extra_stem_, inputs.extra->data(), extra, extra_rows, tape);
+      nn::forward<T>(extra_stem_norm_, extra, extra, extra_rows, tape);
+      for (Index g = 0; g < groups; ++g) {
+        T* group = x + g * all_tokens * config.data_dim;
+        copy_tokens(extra + g * config.extra_tokens * config.data_dim, config.extra_tokens, group);
+        copy_tokens(stem + g * config.tokens * config.data_dim, config.tokens,
+                    group + config.extra_tokens * config.data_dim);
+      }
     }
-    nn::forward(start_, z, batch);
-    trunk_.forward(x, z, {}, batch, tape, trace);
-    nn::forward(data_norm_, static_cast<const T*>(x), data, groups * all_tokens, tape);
-    nn::forward(latent_norm_, static_cast<const T*>(z), latents, groups * config.latents, tape);
-    tape.finish(start, Record{batch});
+    nn::forward(latent_positions_, z, sizes.batch, sizes.groups, sizes.latents, tape);
+    trunk_.forward(x, z, {}, sizes, tape, trace);
+    nn::forward<T>(data_norm_, x, data, sizes.data_rows(), tape);
+    nn::forward<T>(latent_norm_, z, latents, sizes.latent_rows(), tape);
+    tape.finish(start, sizes);
   }
 
   Stem stem_;
   If<has_extra, nn::Linear<T, config.data_dim, std::max(1, config.extra_channels)>> extra_stem_;
   If<has_extra, nn::LayerNorm<T, config.data_dim>> extra_stem_norm_;
-  Start start_;
+  LatentPositions latent_positions_;
   Trunk<T, trunk_config> trunk_;
   nn::LayerNorm<T, config.data_dim> data_norm_;
   nn::LayerNorm<T, config.latent_dim> latent_norm_;

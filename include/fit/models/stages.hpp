@@ -25,27 +25,33 @@ struct Layers {
   constexpr std::string_view view() const { return {text, length}; }
 };
 
-/// Numbers of blocks of one stage.
-struct StageCounts {
+/// What a stage has.
+struct StagePlan {
   int local_blocks = 0, global_blocks = 0;
+  bool reads =
+      false;  ///< its latents read the data, are conditioned where there is a condition, and pass global blocks
+  bool writes = false;  ///< and the data read them afterwards, on the way to the next stage
 };
 
 enum class LayersError { none, empty, bracket, number, closing, too_many, idle };
 
 /// A layer string taken apart, or what is wrong with it.
-struct Schedule {
-  std::array<StageCounts, Layers::capacity / 3> stages = {};
+struct Plan {
+  std::array<StagePlan, Layers::capacity / 3> stages = {};
   std::size_t count = 0;
   LayersError error = LayersError::none;
+
+  constexpr const StagePlan& operator[](std::size_t stage) const { return stages[stage]; }
 };
 
 /// One or more stages "(a)b"; a string that ends in a bracket gets a final 0, and every stage but the last needs b > 0.
-constexpr Schedule parse_layers(std::string_view text) {
-  Schedule schedule;
+constexpr Plan plan_of(const Layers& layers) {
+  const std::string_view text = layers.view();
+  Plan plan;
   std::size_t at = 0;
   const auto fail = [&](LayersError error) {
-    schedule.error = error;
-    return schedule;
+    plan.error = error;
+    return plan;
   };
   const auto number = [&] {
     int value = 0;
@@ -59,7 +65,7 @@ constexpr Schedule parse_layers(std::string_view text) {
   while (at < text.size()) {
     if (text[at] != '(') return fail(LayersError::bracket);
     ++at;
-    StageCounts stage;
+    StagePlan stage;
     stage.local_blocks = number();
     if (stage.local_blocks < 0) return fail(LayersError::number);
     if (at == text.size() || text[at] != ')') return fail(LayersError::closing);
@@ -67,18 +73,18 @@ constexpr Schedule parse_layers(std::string_view text) {
     stage.global_blocks = at == text.size() ? 0 : number();
     if (stage.global_blocks < 0) return fail(LayersError::number);
     if (stage.local_blocks > 1000 || stage.global_blocks > 1000) return fail(LayersError::too_many);
-    schedule.stages[schedule.count++] = stage;
+    stage.reads = stage.global_blocks > 0;
+    stage.writes = at < text.size();
+    if (stage.writes && !stage.reads) plan.error = LayersError::idle;
+    plan.stages[plan.count++] = stage;
   }
-  for (std::size_t i = 0; i + 1 < schedule.count; ++i) {
-    if (schedule.stages[i].global_blocks == 0) return fail(LayersError::idle);
-  }
-  return schedule;
+  return plan;
 }
 
 /// Refuses a wrong layer string where a model is declared; the compiler quotes the string in this template's argument.
 template <Layers layers>
 constexpr bool check_layers() {
-  constexpr LayersError error = parse_layers(layers.view()).error;
+  constexpr LayersError error = plan_of(layers).error;
   static_assert(error != LayersError::empty, "fit: the layer string is empty; it looks like \"(2)4(2)\"");
   static_assert(error != LayersError::bracket,
                 "fit: the layer string needs a '(' where a stage begins, as in \"(2)4(2)\"");

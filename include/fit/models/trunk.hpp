@@ -12,19 +12,18 @@
 
 namespace fit::inline FIT_ABI {
 
-/// One stage of the trunk: local blocks on the data tokens of each group, and, unless it is a last stage without them,
-/// global blocks on the latents of all groups, which read the data before and write to it afterwards.
+/// The layers of one stage of the trunk; which of them are there, its StagePlan says.
 template <class T, TrunkConfig c>
 struct Stage {
   static constexpr nn::CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
   static constexpr nn::CrossOptions conditioning{c.cross_context_norm, 0};
   using Local = std::conditional_t<c.local_attention, nn::Block<T, c.data_dim, c.data_heads, c.mlp_ratio>,
                                    nn::MLPBlock<T, c.data_dim, c.mlp_ratio>>;
+  using Condition = nn::Cross<T, c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, conditioning>;
 
   std::vector<Local> local;
   std::optional<nn::Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads(), cross>> read;
-  If<c.conditioned, std::optional<nn::Cross<T, c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, conditioning>>>
-      condition;
+  If<c.conditioned, std::optional<Condition>> condition;
   std::vector<nn::Block<T, c.latent_dim, c.latent_heads, c.mlp_ratio>> global;
   std::optional<nn::Cross<T, c.data_dim, c.latent_dim, c.cross_dim(), c.cross_heads(), cross>> write;
 
@@ -56,196 +55,209 @@ using Trace = std::function<void(std::size_t stage, Part part, Index first, Inde
 
 /// The interleaved stages that the three models share. Chen and Li, arXiv 2305.12689, figure 1.
 ///
+///   part       changes   sees                                             goes through in chunks of
+///   write      data      latents of its group (autoregressive: before)    groups
+///   local      data      data of its group (autoregressive: earlier)      groups
+///   read       latents   data of its group                                groups
+///   condition  latents   condition tokens of its example                  examples
+///   global     latents   latents of its example (causal: no later group)  examples
+///
 /// Groups go through depth first: a chunk of them, of a fixed number of tokens, passes from the write of one stage to
 /// the read of the next before the following chunk starts, so memory holds the inner activations of one chunk.
 template <class T, TrunkConfig c>
 class Trunk {
  public:
-  static constexpr Schedule schedule = parse_layers(c.layers.view());
+  static constexpr Plan plan = plan_of(c.layers);
 
-  Trunk() : stages_(schedule.count) {
-    for (std::size_t i = 0; i < schedule.count; ++i) {
+  Trunk() : stages_(plan.count) {
+    for (std::size_t i = 0; i < plan.count; ++i) {
       Stage<T, c>& stage = stages_[i];
-      stage.local.resize(static_cast<std::size_t>(schedule.stages[i].local_blocks));
-      stage.global.resize(static_cast<std::size_t>(schedule.stages[i].global_blocks));
-      if (stage.global.empty()) continue;
-      stage.read.emplace();
-      if constexpr (c.conditioned) stage.condition.emplace();
-      if (i + 1 < schedule.count) stage.write.emplace();
+      stage.local.resize(static_cast<std::size_t>(plan[i].local_blocks));
+      stage.global.resize(static_cast<std::size_t>(plan[i].global_blocks));
+      if (plan[i].reads) stage.read.emplace();
+      if constexpr (c.conditioned) {
+        if (plan[i].reads) stage.condition.emplace();
+      }
+      if (plan[i].writes) stage.write.emplace();
     }
   }
 
   static void visit(auto&& f, auto&... p) { f("stages", p.stages_...); }
 
   /// x [batch, groups, tokens, data_dim] and z [batch, groups, latents, latent_dim] in place.
-  void forward(T* x, T* z, const Conditioning<T>& condition, Index batch, Tape& tape,
+  void forward(T* x, T* z, const Conditioning<T>& condition, const Sizes& sizes, Tape& tape,
                const Trace<T>& trace = {}) const {
-    for (std::size_t i = 0; i < stages_.size(); ++i) {
+    for (std::size_t i = 0; i < plan.count; ++i) {
       const auto start = tape.mark();
-      const T* shifted = c.autoregressive && i > 0 ? shift(z, batch, tape) : nullptr;
-      for_chunks(batch * c.groups, c.tokens, [&](Index first, Index count) {
-        nn::forward_recomputed(groups_of(x, z, first, count), tape, [&](const nn::Streams<T>& streams) {
-          forward_groups(i, streams.data, streams.latents, shifted, first, count, tape, trace);
-        });
-      });
-      tape.finish(start, ShiftRecord{shifted});
-      if (stages_[i].global.empty()) continue;
-      for_chunks(batch, c.groups * c.latents, [&](Index first, Index count) {
-        nn::forward_recomputed(examples_of(z, first, count), tape, [&](const nn::Streams<T>& streams) {
-          forward_examples(i, streams.latents, condition, first, count, tape, trace);
-        });
-      });
+      const T* before = c.autoregressive && i > 0 ? latents_before(z, sizes, tape) : nullptr;
+      const Pass pass{i, sizes, condition, before, tape, trace};
+      const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
+      for (Index k = 0; k < groups.count; ++k) {
+        nn::forward_recomputed(groups_of(x, z, groups[k], sizes), tape,
+                               [&](const auto& tokens) { forward_groups(pass, groups[k], tokens); });
+      }
+      tape.finish(start, Before{before});
+      if (!plan[i].reads) continue;
+      for (Index k = 0; k < examples.count; ++k) {
+        nn::forward_recomputed(examples_of(z, examples[k], sizes), tape,
+                               [&](const auto& tokens) { forward_examples(pass, examples[k], tokens.latents); });
+      }
     }
   }
 
   /// x_gradient and z_gradient, of what came out and then of what went in, in place; adds to `gradient`.
-  void backward(T* x_gradient, T* z_gradient, const Conditioning<T>& condition, Trunk& gradient, Index batch,
+  void backward(T* x_gradient, T* z_gradient, const Conditioning<T>& condition, Trunk& gradient, const Sizes& sizes,
                 Tape& tape) const {
-    for (std::size_t i = stages_.size(); i-- > 0;) {
-      if (!stages_[i].global.empty()) {
-        for_chunks_backward(batch, c.groups * c.latents, [&](Index first, Index count) {
-          nn::backward_recomputed<T>(
-              tape,
-              [&](const nn::Streams<T>& streams) {
-                forward_examples(i, streams.latents, condition, first, count, tape, {});
-              },
-              [&] {
-                backward_examples(i, examples_of(z_gradient, first, count).latents, condition, first, gradient, count,
-                                  tape);
-              });
-        });
-      }
-      const auto saved = tape.template pop<ShiftRecord>();
-      T* shifted_gradient = saved->shifted ? detail::zeros<T>(batch * c.groups * latent_size, tape) : nullptr;
-      for_chunks_backward(batch * c.groups, c.tokens, [&](Index first, Index count) {
+    const Trace<T> untraced;
+    for (std::size_t i = plan.count; i-- > 0;) {
+      Pass pass{i, sizes, condition, nullptr, tape, untraced};
+      const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
+      for (Index k = plan[i].reads ? examples.count : 0; k-- > 0;) {
+        T* z = examples_of(z_gradient, examples[k], sizes).latents;
         nn::backward_recomputed<T>(
-            tape,
-            [&](const nn::Streams<T>& streams) {
-              forward_groups(i, streams.data, streams.latents, saved->shifted, first, count, tape, {});
-            },
-            [&] {
-              backward_groups(i, groups_of(x_gradient, z_gradient, first, count), shifted_gradient, first, gradient,
-                              count, tape);
-            });
-      });
-      if (shifted_gradient) add_shifted(shifted_gradient, z_gradient, batch);
+            tape, [&](const auto& tokens) { forward_examples(pass, examples[k], tokens.latents); },
+            [&] { backward_examples(pass, examples[k], z, gradient); });
+      }
+      const auto saved = tape.template pop<Before>();
+      pass.before = saved->latents;
+      T* before_gradient = pass.before ? detail::zeros<T>(sizes.latent_rows() * c.latent_dim, tape) : nullptr;
+      for (Index k = groups.count; k-- > 0;) {
+        const auto gradients = groups_of(x_gradient, z_gradient, groups[k], sizes);
+        nn::backward_recomputed<T>(
+            tape, [&](const auto& tokens) { forward_groups(pass, groups[k], tokens); },
+            [&] { backward_groups(pass, groups[k], gradients, before_gradient, gradient); });
+      }
+      if (before_gradient) add_latents_before(before_gradient, z_gradient, sizes);
     }
   }
 
   const std::vector<Stage<T, c>>& stages() const { return stages_; }
 
  private:
-  static constexpr Index chunk_tokens = 4096;
-  static constexpr Index data_size = Index{c.tokens} * c.data_dim, latent_size = Index{c.latents} * c.latent_dim;
+  /// Whole sequences first .. first + count - 1.
+  struct Chunk {
+    Index first, count;
+  };
+  /// All sequences, some thousands of tokens at a time.
+  struct Chunks {
+    Index sequences, each, count;
 
-  struct ShiftRecord {
-    const T* shifted;
+    Chunks(Index all, Index length)
+        : sequences(all), each(std::max<Index>(1, 4096 / length)), count((all + each - 1) / each) {}
+    Chunk operator[](Index k) const { return {k * each, std::min(each, sequences - k * each)}; }
+  };
+
+  /// What the parts of a stage are told.
+  struct Pass {
+    std::size_t stage;
+    const Sizes& sizes;
+    const Conditioning<T>& condition;
+    const T* before;  // see latents_before(); null where groups are written from their own latents
+    Tape& tape;
+    const Trace<T>& trace;
+
+    void tell(std::size_t of_stage, Part part, Index first, Index count, const T* data) const {
+      if (trace) trace(of_stage, part, first, count, data);
+    }
+  };
+  struct Before {
+    const T* latents;
   };
 
   /// What an autoregressive model's groups are written from, [batch, groups, latents, latent_dim]: the latents of the
   /// group before, zeros for the first. A copy, as the groups' reads change the latents in place.
-  static const T* shift(const T* z, Index batch, Tape& tape) {
-    T* shifted = tape.template allocate<T>(batch * c.groups * latent_size);
-    for (Index b = 0; b < batch; ++b) {
-      T* to = shifted + b * c.groups * latent_size;
-      std::fill_n(to, latent_size, T(0));
-      std::copy_n(z + b * c.groups * latent_size, (c.groups - 1) * latent_size, to + latent_size);
+  static const T* latents_before(const T* z, const Sizes& sizes, Tape& tape) {
+    const Index group = sizes.latents * c.latent_dim, example = sizes.groups * group;
+    T* before = tape.allocate<T>(sizes.batch * example);
+    for (Index b = 0; b < sizes.batch; ++b) {
+      std::fill_n(before + b * example, group, T(0));
+      std::copy_n(z + b * example, example - group, before + b * example + group);
     }
-    return shifted;
+    return before;
   }
-  static void add_shifted(const T* shifted_gradient, T* z_gradient, Index batch) {
-    for (Index b = 0; b < batch; ++b) {
-      const T* from = shifted_gradient + (b * c.groups + 1) * latent_size;
-      T* to = z_gradient + b * c.groups * latent_size;
-      for (Index i = 0; i < (c.groups - 1) * latent_size; ++i) to[i] += from[i];
-    }
-  }
-
-  static nn::AttentionLengths lengths(Index sequences, Index queries, Index keys) {
-    return {sequences, queries, keys, {}};
-  }
-
-  static nn::Streams<T> groups_of(T* x, T* z, Index first, Index count) {
-    return {x + first * data_size, count * data_size, z + first * latent_size, count * latent_size};
-  }
-  static nn::Streams<T> examples_of(T* z, Index first, Index count) {
-    return {nullptr, 0, z + first * c.groups * latent_size, count * c.groups * latent_size};
-  }
-
-  /// body(first, count) for chunks of whole sequences, of about chunk_tokens, in order or from the last one back.
-  template <class Body>
-  static void for_chunks(Index sequences, Index length, Body&& body) {
-    const Index chunk = std::max<Index>(1, chunk_tokens / length);
-    for (Index first = 0; first < sequences; first += chunk) body(first, std::min(chunk, sequences - first));
-  }
-  template <class Body>
-  static void for_chunks_backward(Index sequences, Index length, Body&& body) {
-    const Index chunk = std::max<Index>(1, chunk_tokens / length);
-    for (Index first = (sequences - 1) / chunk * chunk; first >= 0 && first < sequences; first -= chunk) {
-      body(first, std::min(chunk, sequences - first));
+  static void add_latents_before(const T* before_gradient, T* z_gradient, const Sizes& sizes) {
+    const Index group = sizes.latents * c.latent_dim, example = sizes.groups * group;
+    for (Index b = 0; b < sizes.batch; ++b) {
+      const T* from = before_gradient + b * example + group;
+      T* to = z_gradient + b * example;
+      for (Index i = 0; i < example - group; ++i) to[i] += from[i];
     }
   }
 
-  /// What `count` groups do by themselves on their way from one stage's global blocks to the next one's.
-  void forward_groups(std::size_t i, T* x, T* z, const T* shifted, Index first, Index count, Tape& tape,
-                      const Trace<T>& trace) const {
-    const auto tell = [&](std::size_t stage, Part part, const T* data) {
-      if (trace) trace(stage, part, first, count, data);
-    };
+  static nn::Tokens<T> groups_of(T* x, T* z, const Chunk& groups, const Sizes& sizes) {
+    const Index data = sizes.tokens * c.data_dim, latents = sizes.latents * c.latent_dim;
+    return {x + groups.first * data, groups.count * data, z + groups.first * latents, groups.count * latents};
+  }
+  static nn::Tokens<T> examples_of(T* z, const Chunk& examples, const Sizes& sizes) {
+    const Index latents = sizes.groups * sizes.latents * c.latent_dim;
+    return {nullptr, 0, z + examples.first * latents, examples.count * latents};
+  }
+
+  /// What groups do by themselves on their way from one stage's global blocks to the next one's.
+  void forward_groups(const Pass& pass, const Chunk& groups, const nn::Tokens<T>& tokens) const {
+    const auto& [i, sizes, condition, before, tape, trace] = pass;
+    const Stage<T, c>& stage = stages_[i];
+    T* x = tokens.data;     // [groups, tokens, data_dim]
+    T* z = tokens.latents;  // [groups, latents, latent_dim]
     if (i > 0) {
-      const T* context = shifted ? shifted + first * latent_size : z;
-      nn::forward(*stages_[i - 1].write, x, context, lengths(count, c.tokens, c.latents), tape);
-      tell(i - 1, Part::write, x);
+      const T* context = before ? before + groups.first * sizes.latents * c.latent_dim : z;
+      nn::forward(*stages_[i - 1].write, x, context, {groups.count, sizes.tokens, sizes.latents}, tape);
+      pass.tell(i - 1, Part::write, groups.first, groups.count, x);
     }
     const auto mask = c.autoregressive ? kernels::Mask::causal() : kernels::Mask::none();
-    for (const auto& block : stages_[i].local) nn::forward(block, x, count, c.tokens, mask, tape);
-    tell(i, Part::local, x);
-    if (stages_[i].read) {
-      nn::forward(*stages_[i].read, z, static_cast<const T*>(x), lengths(count, c.latents, c.tokens), tape);
-      tell(i, Part::read, z);
+    for (const auto& block : stage.local) nn::forward(block, x, groups.count, sizes.tokens, mask, tape);
+    pass.tell(i, Part::local, groups.first, groups.count, x);
+    if (stage.read) {
+      nn::forward<T>(*stage.read, z, x, {groups.count, sizes.latents, sizes.tokens}, tape);
+      pass.tell(i, Part::read, groups.first, groups.count, z);
     }
   }
 
-  void backward_groups(std::size_t i, const nn::Streams<T>& gradients, T* shifted_gradient, Index first,
-                       Trunk& gradient, Index count, Tape& tape) const {
+  void backward_groups(const Pass& pass, const Chunk& groups, const nn::Tokens<T>& gradients, T* before_gradient,
+                       Trunk& gradient) const {
+    const auto& [i, sizes, condition, before, tape, trace] = pass;
     const Stage<T, c>& stage = stages_[i];
     Stage<T, c>& to = gradient.stages_[i];
-    T *x = gradients.data, *z = gradients.latents;
-    if (stage.read) nn::backward(*stage.read, z, x, *to.read, lengths(count, c.latents, c.tokens), tape);
+    T* x = gradients.data;     // [groups, tokens, data_dim]
+    T* z = gradients.latents;  // [groups, latents, latent_dim]
+    if (stage.read) nn::backward(*stage.read, z, x, *to.read, {groups.count, sizes.latents, sizes.tokens}, tape);
     for (std::size_t j = stage.local.size(); j-- > 0;) {
-      nn::backward(stage.local[j], x, to.local[j], count, c.tokens, tape);
+      nn::backward(stage.local[j], x, to.local[j], groups.count, sizes.tokens, tape);
     }
     if (i > 0) {
-      T* context = shifted_gradient ? shifted_gradient + first * latent_size : z;
+      T* context = before_gradient ? before_gradient + groups.first * sizes.latents * c.latent_dim : z;
       nn::backward(*stages_[i - 1].write, x, context, *gradient.stages_[i - 1].write,
-                   lengths(count, c.tokens, c.latents), tape);
+                   {groups.count, sizes.tokens, sizes.latents}, tape);
     }
   }
 
-  /// What the latents of `count` examples do over all their groups.
-  void forward_examples(std::size_t i, T* z, const Conditioning<T>& condition, Index first, Index count, Tape& tape,
-                        const Trace<T>& trace) const {
+  /// What the latents z [examples, groups, latents, latent_dim] do over all their groups.
+  void forward_examples(const Pass& pass, const Chunk& examples, T* z) const {
+    const auto& [i, sizes, condition, before, tape, trace] = pass;
+    const Index length = sizes.groups * sizes.latents;
     const auto tell = [&](Part part) {
-      if (trace) trace(i, part, first * c.groups, count * c.groups, z);
+      pass.tell(pass.stage, part, examples.first * pass.sizes.groups, examples.count * pass.sizes.groups, z);
     };
     if constexpr (c.conditioned) {
-      nn::forward(*stages_[i].condition, z, condition.tokens + first * condition.count * c.latent_dim,
-                  lengths(count, c.groups * c.latents, condition.count), tape);
+      nn::forward(*stages_[i].condition, z, condition.tokens + examples.first * condition.count * c.latent_dim,
+                  {examples.count, length, condition.count}, tape);
       tell(Part::condition);
     }
-    const auto mask = c.mask == Mask::causal ? kernels::Mask::chunk_causal(c.latents) : kernels::Mask::none();
-    for (const auto& block : stages_[i].global) nn::forward(block, z, count, c.groups * c.latents, mask, tape);
+    const auto mask = c.mask == Mask::causal ? kernels::Mask::chunk_causal(sizes.latents) : kernels::Mask::none();
+    for (const auto& block : stages_[i].global) nn::forward(block, z, examples.count, length, mask, tape);
     tell(Part::global);
   }
 
-  void backward_examples(std::size_t i, T* z_gradient, const Conditioning<T>& condition, Index first, Trunk& gradient,
-                         Index count, Tape& tape) const {
+  void backward_examples(const Pass& pass, const Chunk& examples, T* z_gradient, Trunk& gradient) const {
+    const auto& [i, sizes, condition, before, tape, trace] = pass;
+    const Index length = sizes.groups * sizes.latents;
     for (std::size_t j = stages_[i].global.size(); j-- > 0;) {
-      nn::backward(stages_[i].global[j], z_gradient, gradient.stages_[i].global[j], count, c.groups * c.latents, tape);
+      nn::backward(stages_[i].global[j], z_gradient, gradient.stages_[i].global[j], examples.count, length, tape);
     }
     if constexpr (c.conditioned) {
-      nn::backward(*stages_[i].condition, z_gradient, condition.gradient + first * condition.count * c.latent_dim,
-                   *gradient.stages_[i].condition, lengths(count, c.groups * c.latents, condition.count), tape);
+      nn::backward(*stages_[i].condition, z_gradient,
+                   condition.gradient + examples.first * condition.count * c.latent_dim, *gradient.stages_[i].condition,
+                   {examples.count, length, condition.count}, tape);
     }
   }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <fit/kernels/attention_backward.hpp>
 #include <fit/nn/linear.hpp>
 #include <fit/nn/residual.hpp>
@@ -10,6 +12,8 @@ namespace fit::inline FIT_ABI::nn {
 /// heads, affine map back to the queries' width. Vaswani et al., arXiv 1706.03762, section 3.2.
 template <class T, int QueryDim, int ContextDim, int Width, int Heads>
 struct Attention {
+  static_assert(Width % Heads == 0, "fit: the width of an attention must be a multiple of its heads");
+
   Linear<T, Width, QueryDim> query;
   Linear<T, Width, ContextDim> key, value;
   Linear<T, QueryDim, Width> output;
@@ -26,6 +30,9 @@ struct Attention {
 struct AttentionLengths {
   Index sequences = 0, queries = 0, keys = 0;
   kernels::Mask mask = {};
+
+  Index query_rows() const { return sequences * queries; }
+  Index key_rows() const { return sequences * keys; }
 };
 
 namespace detail {
@@ -40,71 +47,107 @@ struct AttentionRecord {
 
 }  // namespace detail
 
-/// stream [sequences, queries, QueryDim] += path * Attention(input, context), input shaped as the stream, context
-/// [sequences, keys, ContextDim], which may be the input. Both must stay as they are until backward.
+/// residual [sequences, queries, QueryDim] += path * Attention(input, context), input shaped as the residual, context
+/// [sequences, keys, ContextDim], which may be the input.
 template <class T, int QueryDim, int ContextDim, int Width, int Heads>
-void forward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* input, const T* context, T* stream,
+void forward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* input, const T* context, T* residual,
              const AttentionLengths& lengths, const PathScale<T>& path, const kernels::Dropout& dropout, Tape& tape) {
-  static_assert(Width % Heads == 0, "fit: the width of an attention must be a multiple of its heads");
   const auto start = tape.mark();
   const kernels::AttentionShape shape{lengths.sequences, lengths.queries, lengths.keys, Heads,
                                       Width / Heads,     lengths.mask,    dropout};
-  const Index rows = lengths.sequences * lengths.queries, context_rows = lengths.sequences * lengths.keys;
+  const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
   T* q = tape.allocate<T>(rows * Width);
   T* k = tape.allocate<T>(context_rows * Width);
   T* v = tape.allocate<T>(context_rows * Width);
   T* mixed = tape.allocate<T>(rows * Width);
   T* log_sum = tape.recording() ? tape.allocate<T>(rows * Heads) : nullptr;
+  const kernels::AttentionTensors<T> tensors{q, k, v, mixed, log_sum};
   kernels::multiply({output_product(p.query, input, q, rows), output_product(p.key, context, k, context_rows),
                      output_product(p.value, context, v, context_rows)},
                     tape);
-  const kernels::AttentionTensors<T> tensors{q, k, v, mixed, log_sum};
   kernels::attention(shape, tensors, tape);
-  auto out = output_product(p.output, static_cast<const T*>(mixed), stream, rows);
-  out.finish.accumulate = true;
-  out.finish.row_scale = path.scale;
-  out.finish.rows_per_scale = path.rows_per_sequence;
-  kernels::multiply({out}, tape);
+  kernels::multiply({residual_product<T>(p.output, mixed, residual, rows, path)}, tape);
   tape.finish(start, detail::AttentionRecord<T>{input, context, tensors, shape, path});
 }
 
-/// Writes input_gradient and context_gradient from the gradient of the stream, which passes on unchanged, and adds to
-/// `gradient`. When forward's context was its input, input_gradient gets both and context_gradient is left alone.
+/// Writes input_gradient and context_gradient, and adds to `gradient`. When forward's context was its input,
+/// input_gradient gets both and context_gradient is left alone.
 template <class T, int QueryDim, int ContextDim, int Width, int Heads>
-void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* stream_gradient, T* input_gradient,
-              T* context_gradient, Attention<T, QueryDim, ContextDim, Width, Heads>& gradient, Tape& tape) {
+void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* residual_gradient, T* input_gradient,
+              T* context_gradient, Attention<T, QueryDim, ContextDim, Width, Heads>& gradient,
+              const AttentionLengths& lengths, Tape& tape) {
   const auto saved = tape.pop<detail::AttentionRecord<T>>();
-  const kernels::AttentionShape& shape = saved->shape;
-  const Index rows = shape.sequences * shape.queries, context_rows = shape.sequences * shape.keys;
-  const T* branch = branch_gradient(saved->path, stream_gradient, rows, Index{QueryDim}, tape);
-  T* mixed_gradient = tape.scratch<T>(rows * Width);
-  T* q_gradient = tape.scratch<T>(rows * Width);
-  T* k_gradient = tape.scratch<T>(context_rows * Width);
-  T* v_gradient = tape.scratch<T>(context_rows * Width);
-  kernels::multiply({input_product(p.output, branch, mixed_gradient, rows),
-                     weight_product(gradient.output, saved->tensors.o, branch, rows)},
+  const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
+  const T* branch = branch_gradient(saved->path, residual_gradient, rows, Index{QueryDim}, tape);
+  T* mixed = tape.scratch<T>(rows * Width);
+  T* q = tape.scratch<T>(rows * Width);
+  T* k = tape.scratch<T>(context_rows * Width);
+  T* v = tape.scratch<T>(context_rows * Width);
+  kernels::multiply({input_product(p.output, branch, mixed, rows),
+                     weight_product<T>(gradient.output, saved->tensors.o, branch, rows)},
                     tape);
-  kernels::attention_backward<T>(shape, saved->tensors, {mixed_gradient, q_gradient, k_gradient, v_gradient}, tape);
-  const T *dq = q_gradient, *dk = k_gradient, *dv = v_gradient;
-  auto to_input = input_product(p.query, dq, input_gradient, rows);
-  const auto to_query = weight_product(gradient.query, saved->input, dq, rows);
-  const auto to_key = weight_product(gradient.key, saved->context, dk, context_rows);
-  const auto to_value = weight_product(gradient.value, saved->context, dv, context_rows);
+  kernels::attention_backward<T>(saved->shape, saved->tensors, {mixed, q, k, v}, tape);
+  auto to_input = input_product<T>(p.query, q, input_gradient, rows);
+  const auto to_query = weight_product<T>(gradient.query, saved->input, q, rows);
+  const auto to_key = weight_product<T>(gradient.key, saved->context, k, context_rows);
+  const auto to_value = weight_product<T>(gradient.value, saved->context, v, context_rows);
   // Tensors without rows may share an address.
   if (QueryDim == ContextDim && rows == context_rows && saved->input == saved->context) {
-    to_input.factors[1] = input_factors(p.key, dk);
-    to_input.factors[2] = input_factors(p.value, dv);
+    to_input.factors[1] = input_factors<T>(p.key, k);
+    to_input.factors[2] = input_factors<T>(p.value, v);
     to_input.count = 3;
     kernels::multiply({to_input, to_query, to_key, to_value}, tape);
   } else {
-    auto to_context = input_product(p.key, dk, context_gradient, context_rows);
-    to_context.factors[1] = input_factors(p.value, dv);
+    auto to_context = input_product<T>(p.key, k, context_gradient, context_rows);
+    to_context.factors[1] = input_factors<T>(p.value, v);
     to_context.count = 2;
     kernels::multiply({to_input, to_context, to_query, to_key, to_value}, tape);
   }
-  kernels::add_column_sums({bias_sum(gradient.query, dq, rows), bias_sum(gradient.key, dk, context_rows),
-                            bias_sum(gradient.value, dv, context_rows), bias_sum(gradient.output, branch, rows)},
-                           tape);
+  kernels::add_column_sums<T>({bias_sum<T>(gradient.query, q, rows), bias_sum<T>(gradient.key, k, context_rows),
+                               bias_sum<T>(gradient.value, v, context_rows), bias_sum(gradient.output, branch, rows)},
+                              tape);
+}
+
+/// Attention of new rows to themselves and to those before them, whose keys and values join the caches: input and
+/// residual hold the rows of each sequence in turn.
+template <class T, int Dim, int Width, int Heads>
+void step(const Attention<T, Dim, Dim, Width, Heads>& p, const T* input, T* residual,
+          std::span<const CachedRows<T>> sequences, const kernels::Mask& mask, const StepKernels& with, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  const Index rows = rows_of(sequences);
+  T *q = tape.scratch<T>(rows * Width), *k = tape.scratch<T>(rows * Width);
+  T *v = tape.scratch<T>(rows * Width), *mixed = tape.scratch<T>(rows * Width);
+  multiply({output_product(p.query, input, q, rows), output_product(p.key, input, k, rows),
+            output_product(p.value, input, v, rows)},
+           with, tape);
+  const T *new_keys = k, *new_values = v;
+  for (const CachedRows<T>& s : sequences) {
+    std::copy_n(new_keys, s.rows * Width, s.keys_cache + (s.keys - s.rows) * Width);
+    std::copy_n(new_values, s.rows * Width, s.values_cache + (s.keys - s.rows) * Width);
+    new_keys += s.rows * Width;
+    new_values += s.rows * Width;
+  }
+  attend(sequences, q, mixed, Heads, Width / Heads, mask, with, tape);
+  multiply({residual_product<T>(p.output, mixed, residual, rows)}, with, tape);
+}
+
+/// Attention to what the caches hold already.
+template <class T, int QueryDim, int ContextDim, int Width, int Heads>
+void step_queries(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* input, T* residual,
+                  std::span<const CachedRows<T>> sequences, const StepKernels& with, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  const Index rows = rows_of(sequences);
+  T *q = tape.scratch<T>(rows * Width), *mixed = tape.scratch<T>(rows * Width);
+  multiply({output_product(p.query, input, q, rows)}, with, tape);
+  attend(sequences, q, mixed, Heads, Width / Heads, kernels::Mask::none(), with, tape);
+  multiply({residual_product<T>(p.output, mixed, residual, rows)}, with, tape);
+}
+
+/// keys and values [rows, Width], for a cache, of a context [rows, ContextDim].
+template <class T, int QueryDim, int ContextDim, int Width, int Heads>
+void step_context(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* context, T* keys, T* values,
+                  Index rows, const StepKernels& with, Tape& tape) {
+  multiply({output_product(p.key, context, keys, rows), output_product(p.value, context, values, rows)}, with, tape);
 }
 
 }  // namespace fit::inline FIT_ABI::nn

@@ -28,25 +28,36 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
   const Index rows = sequences * length;
   const PathScale<T> attention_path = draw_path<T>(sequences, length, tape);
   T* normed = tape.allocate<T>(rows * Width);
-  forward(p.attention_norm, static_cast<const T*>(x), normed, rows, tape);
-  forward(p.attention, static_cast<const T*>(normed), static_cast<const T*>(normed), x,
-          {sequences, length, length, mask}, attention_path, draw_dropout(tape.options().drop_attention, tape), tape);
+  forward<T>(p.attention_norm, x, normed, rows, tape);
+  forward<T>(p.attention, normed, normed, x, {sequences, length, length, mask}, attention_path,
+             draw_dropout(tape.options().drop_attention, tape), tape);
   const PathScale<T> mlp_path = draw_path<T>(sequences, length, tape);
-  forward(p.residual_mlp, x, rows, mlp_path, draw_dropout(tape.options().drop_units, tape), tape);
+  forward<T>(p.residual_mlp, x, rows, mlp_path, draw_dropout(tape.options().drop_units, tape), tape);
   tape.finish(start);
 }
 
-/// Adds what the branches contribute to x_gradient, the gradient of x after the block and then before it, and adds to
-/// `gradient`.
+/// The gradient of x in place; adds to `gradient`.
 template <class T, int Width, int Heads, int Ratio>
 void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Width, Heads, Ratio>& gradient,
               Index sequences, Index length, Tape& tape) {
   const auto frame = tape.pop();
   const Index rows = sequences * length;
-  backward(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
+  backward<T>(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
   T* normed = tape.scratch<T>(rows * Width);
-  backward(p.attention, static_cast<const T*>(x_gradient), normed, static_cast<T*>(nullptr), gradient.attention, tape);
-  backward(p.attention_norm, static_cast<const T*>(normed), x_gradient, gradient.attention_norm, rows, tape);
+  backward<T>(p.attention, x_gradient, normed, nullptr, gradient.attention, {sequences, length, length}, tape);
+  backward<T>(p.attention_norm, normed, x_gradient, gradient.attention_norm, rows, tape);
+}
+
+/// x [rows of each sequence in turn, Width] in place; keys and values of the rows join the caches.
+template <class T, int Width, int Heads, int Ratio>
+void step(const Block<T, Width, Heads, Ratio>& p, T* x, std::span<const CachedRows<T>> sequences,
+          const kernels::Mask& mask, const StepKernels& with, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  const Index rows = rows_of(sequences);
+  T* normed = tape.scratch<T>(rows * Width);
+  forward<T>(p.attention_norm, x, normed, rows, tape);
+  step<T>(p.attention, normed, x, sequences, mask, with, tape);
+  step<T>(p.residual_mlp, x, rows, with, tape);
 }
 
 /// A block without attention, used in the same way: x += MLP(Norm(x)).
@@ -62,14 +73,14 @@ void forward(const MLPBlock<T, Width, Ratio>& p, T* x, Index sequences, Index le
              Tape& tape) {
   const auto start = tape.mark();
   const PathScale<T> path = draw_path<T>(sequences, length, tape);
-  forward(p.residual_mlp, x, sequences * length, path, draw_dropout(tape.options().drop_units, tape), tape);
+  forward<T>(p.residual_mlp, x, sequences * length, path, draw_dropout(tape.options().drop_units, tape), tape);
   tape.finish(start);
 }
 template <class T, int Width, int Ratio>
 void backward(const MLPBlock<T, Width, Ratio>& p, T* x_gradient, MLPBlock<T, Width, Ratio>& gradient, Index sequences,
               Index length, Tape& tape) {
   const auto frame = tape.pop();
-  backward(p.residual_mlp, x_gradient, gradient.residual_mlp, sequences * length, tape);
+  backward<T>(p.residual_mlp, x_gradient, gradient.residual_mlp, sequences * length, tape);
 }
 
 }  // namespace fit::inline FIT_ABI::nn

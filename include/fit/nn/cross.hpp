@@ -36,39 +36,62 @@ template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOpti
 void forward(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x, const T* context,
              const AttentionLengths& lengths, Tape& tape) {
   const auto start = tape.mark();
-  const Index rows = lengths.sequences * lengths.queries, context_rows = lengths.sequences * lengths.keys;
+  const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
   T* query = tape.allocate<T>(rows * QueryDim);
   T* normed = tape.allocate<T>(context_rows * ContextDim);
-  forward(p.query_norm, static_cast<const T*>(x), query, rows, tape);
+  forward<T>(p.query_norm, x, query, rows, tape);
   if constexpr (options.context_norm) {
     forward(p.context_norm, context, normed, context_rows, tape);
   } else {
     std::copy_n(context, context_rows * ContextDim, normed);  // backward needs it as it is now
   }
-  forward(p.attention, static_cast<const T*>(query), static_cast<const T*>(normed), x, lengths, {}, {}, tape);
-  if constexpr (options.mlp_ratio > 0) forward(p.residual_mlp, x, rows, {}, {}, tape);
+  forward<T>(p.attention, query, normed, x, lengths, {}, {}, tape);
+  if constexpr (options.mlp_ratio > 0) forward<T>(p.residual_mlp, x, rows, {}, {}, tape);
   tape.finish(start);
 }
 
-/// Adds what the branches contribute to x_gradient (the gradient of x after the layer, then before it) and to
-/// context_gradient, and adds to `gradient`.
+/// The gradient of x in place; adds to context_gradient and to `gradient`.
 template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOptions options>
 void backward(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x_gradient, T* context_gradient,
               Cross<T, QueryDim, ContextDim, Width, Heads, options>& gradient, const AttentionLengths& lengths,
               Tape& tape) {
   const auto frame = tape.pop();
-  const Index rows = lengths.sequences * lengths.queries, context_rows = lengths.sequences * lengths.keys;
+  const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
   if constexpr (options.mlp_ratio > 0) backward(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
   T* query = tape.scratch<T>(rows * QueryDim);
   T* normed = tape.scratch<T>(context_rows * ContextDim);
-  backward(p.attention, static_cast<const T*>(x_gradient), query, normed, gradient.attention, tape);
+  backward<T>(p.attention, x_gradient, query, normed, gradient.attention, lengths, tape);
   if constexpr (options.context_norm) {
-    backward(p.context_norm, static_cast<const T*>(normed), context_gradient, gradient.context_norm, context_rows,
-             tape);
+    backward<T>(p.context_norm, normed, context_gradient, gradient.context_norm, context_rows, tape);
   } else {
     for (Index i = 0; i < context_rows * ContextDim; ++i) context_gradient[i] += normed[i];
   }
-  backward(p.query_norm, static_cast<const T*>(query), x_gradient, gradient.query_norm, rows, tape);
+  backward<T>(p.query_norm, query, x_gradient, gradient.query_norm, rows, tape);
+}
+
+/// x [rows of each sequence in turn, QueryDim] in place, over contexts whose keys and values are in the caches.
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOptions options>
+void step(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x,
+          std::span<const CachedRows<T>> sequences, const StepKernels& with, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  const Index rows = rows_of(sequences);
+  T* query = tape.scratch<T>(rows * QueryDim);
+  forward<T>(p.query_norm, x, query, rows, tape);
+  step_queries<T>(p.attention, query, x, sequences, with, tape);
+  if constexpr (options.mlp_ratio > 0) step(p.residual_mlp, x, rows, with, tape);
+}
+
+/// keys and values [rows, Width], for a cache, of a context [rows, ContextDim].
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOptions options>
+void step_context(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, const T* context, T* keys, T* values,
+                  Index rows, const StepKernels& with, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  if constexpr (options.context_norm) {
+    T* normed = tape.scratch<T>(rows * ContextDim);
+    forward(p.context_norm, context, normed, rows, tape);
+    context = normed;
+  }
+  step_context(p.attention, context, keys, values, rows, with, tape);
 }
 
 }  // namespace fit::inline FIT_ABI::nn

@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include <fit/core/parameter.hpp>
-#include <fit/core/tape.hpp>
+#include <fit/nn/layer.hpp>
 
 namespace fit::inline FIT_ABI::nn {
 
@@ -16,21 +15,33 @@ struct Embedding {
   static void visit(auto&& f, auto&... p) { f("weight", p.weight...); }
 };
 
+namespace detail {
+
+struct EmbeddingRecord {
+  const std::int32_t* ids;
+};
+
+}  // namespace detail
+
 /// x [rows, Width] from ids [rows] in 0 .. Vocabulary-1.
 template <class T, int Vocabulary, int Width>
-void forward(const Embedding<T, Vocabulary, Width>& p, const std::int32_t* ids, T* x, Index rows) {
+void forward(const Embedding<T, Vocabulary, Width>& p, const std::int32_t* ids, T* x, Index rows, Tape& tape) {
+  const auto start = tape.mark();
   for (Index i = 0; i < rows; ++i) std::copy_n(p.weight.data() + ids[i] * Index{Width}, Width, x + i * Width);
+  tape.finish(start, detail::EmbeddingRecord{ids});
 }
 
-/// Adds to `gradient`. The rows of an id are summed in their order, whatever the threads: each takes columns.
+/// Adds to `gradient`; ids have none. The rows of an id are summed in their order, whatever the threads: each takes
+/// columns.
 template <class T, int Vocabulary, int Width>
-void backward(const std::int32_t* ids, const T* x_gradient, Embedding<T, Vocabulary, Width>& gradient, Index rows,
-              Tape& tape) {
+void backward(const Embedding<T, Vocabulary, Width>&, const T* x_gradient, Embedding<T, Vocabulary, Width>& gradient,
+              Index rows, Tape& tape) {
   constexpr Index columns = 16;
+  const auto saved = tape.pop<detail::EmbeddingRecord>();
   tape.executor().parallel_for((Width + columns - 1) / columns, [&](Index task, int) {
     const Index first = task * columns, last = std::min<Index>(Width, first + columns);
     for (Index i = 0; i < rows; ++i) {
-      T* to = gradient.weight.data() + ids[i] * Index{Width};
+      T* to = gradient.weight.data() + saved->ids[i] * Index{Width};
       for (Index j = first; j < last; ++j) to[j] += x_gradient[i * Width + j];
     }
   });

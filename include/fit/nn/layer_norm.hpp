@@ -1,8 +1,7 @@
 #pragma once
 
-#include <fit/core/parameter.hpp>
-#include <fit/core/tape.hpp>
 #include <fit/kernels/layer_norm.hpp>
+#include <fit/nn/layer.hpp>
 
 namespace fit::inline FIT_ABI::nn {
 

@@ -1,9 +1,8 @@
 #pragma once
 
-#include <fit/core/parameter.hpp>
-#include <fit/core/tape.hpp>
 #include <fit/kernels/column_sums.hpp>
 #include <fit/kernels/gemm.hpp>
+#include <fit/nn/layer.hpp>
 
 namespace fit::inline FIT_ABI::nn {
 
@@ -68,7 +67,7 @@ struct LinearRecord {
 
 }  // namespace detail
 
-/// y [rows, Out] from x [rows, In], which must stay as it is until backward.
+/// y [rows, Out] from x [rows, In].
 template <class T, int Out, int In>
 void forward(const Linear<T, Out, In>& p, const T* x, T* y, Index rows, Tape& tape) {
   const auto start = tape.mark();

@@ -27,47 +27,55 @@ struct MLPRecord {
   kernels::Dropout dropout;
 };
 
+/// The product before = fc1(input), and activated = gelu(before).
+template <class T, int Width, int Ratio>
+kernels::Product<T> hidden_product(const MLP<T, Width, Ratio>& p, const T* input, T* before, T* activated, Index rows) {
+  auto product = output_product(p.fc1, input, before, rows);
+  product.activation = kernels::Activation::gelu;
+  product.activated = activated;
+  return product;
+}
+
 }  // namespace detail
 
-/// stream [rows, Width] += path * MLP(input [rows, Width]), hidden units dropped out. The input must stay as it is
-/// until backward.
+/// residual [rows, Width] += path * MLP(input [rows, Width]), hidden units dropped out.
 template <class T, int Width, int Ratio>
-void forward(const MLP<T, Width, Ratio>& p, const T* input, T* stream, Index rows, const PathScale<T>& path,
+void forward(const MLP<T, Width, Ratio>& p, const T* input, T* residual, Index rows, const PathScale<T>& path,
              const kernels::Dropout& dropout, Tape& tape) {
-  constexpr Index hidden = Width * Ratio;
   const auto start = tape.mark();
-  T* before = tape.allocate<T>(rows * hidden);
-  T* activated = tape.recording() ? tape.allocate<T>(rows * hidden) : before;
-  auto up = output_product(p.fc1, input, before, rows);
-  up.activation = kernels::Activation::gelu;
-  up.activated = activated;
+  T* before = tape.allocate<T>(rows * Width * Ratio);
+  T* activated = tape.recording() ? tape.allocate<T>(rows * Width * Ratio) : before;
+  auto up = detail::hidden_product(p, input, before, activated, rows);
   up.dropout = dropout;
   kernels::multiply({up}, tape);
-  auto down = output_product(p.fc2, static_cast<const T*>(activated), stream, rows);
-  down.finish.accumulate = true;
-  down.finish.row_scale = path.scale;
-  down.finish.rows_per_scale = path.rows_per_sequence;
-  kernels::multiply({down}, tape);
+  kernels::multiply({residual_product<T>(p.fc2, activated, residual, rows, path)}, tape);
   tape.finish(start, detail::MLPRecord<T>{input, before, activated, path, dropout});
 }
 
-/// Writes input_gradient from the gradient of the stream, which passes on unchanged, and adds to `gradient`.
+/// Writes input_gradient, and adds to `gradient`.
 template <class T, int Width, int Ratio>
-void backward(const MLP<T, Width, Ratio>& p, const T* stream_gradient, T* input_gradient,
+void backward(const MLP<T, Width, Ratio>& p, const T* residual_gradient, T* input_gradient,
               MLP<T, Width, Ratio>& gradient, Index rows, Tape& tape) {
   const auto saved = tape.pop<detail::MLPRecord<T>>();
-  const T* branch = branch_gradient(saved->path, stream_gradient, rows, Index{Width}, tape);
-  T* hidden_gradient = tape.scratch<T>(rows * Width * Ratio);
-  auto through = input_product(p.fc2, branch, hidden_gradient, rows);
+  const T* branch = branch_gradient(saved->path, residual_gradient, rows, Index{Width}, tape);
+  T* hidden = tape.scratch<T>(rows * Width * Ratio);
+  auto through = input_product(p.fc2, branch, hidden, rows);
   through.activation = kernels::Activation::gelu_backward;
   through.before = saved->before;
   through.dropout = saved->dropout;
   kernels::multiply({through, weight_product(gradient.fc2, saved->activated, branch, rows)}, tape);
-  const T* hidden = hidden_gradient;
-  kernels::multiply(
-      {input_product(p.fc1, hidden, input_gradient, rows), weight_product(gradient.fc1, saved->input, hidden, rows)},
-      tape);
-  kernels::add_column_sums({bias_sum(gradient.fc1, hidden, rows), bias_sum(gradient.fc2, branch, rows)}, tape);
+  kernels::multiply({input_product<T>(p.fc1, hidden, input_gradient, rows),
+                     weight_product<T>(gradient.fc1, saved->input, hidden, rows)},
+                    tape);
+  kernels::add_column_sums({bias_sum<T>(gradient.fc1, hidden, rows), bias_sum(gradient.fc2, branch, rows)}, tape);
+}
+
+template <class T, int Width, int Ratio>
+void step(const MLP<T, Width, Ratio>& p, const T* input, T* residual, Index rows, const StepKernels& with, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  T* hidden = tape.scratch<T>(rows * Width * Ratio);
+  multiply({detail::hidden_product(p, input, hidden, hidden, rows)}, with, tape);
+  multiply({residual_product<T>(p.fc2, hidden, residual, rows)}, with, tape);
 }
 
 /// x += MLP(Norm(x)).
@@ -88,20 +96,27 @@ void forward(const ResidualMLP<T, Width, Ratio>& p, T* x, Index rows, const Path
              const kernels::Dropout& dropout, Tape& tape) {
   const auto start = tape.mark();
   T* normed = tape.allocate<T>(rows * Width);
-  forward(p.mlp_norm, static_cast<const T*>(x), normed, rows, tape);
-  forward(p.mlp, static_cast<const T*>(normed), x, rows, path, dropout, tape);
+  forward<T>(p.mlp_norm, x, normed, rows, tape);
+  forward<T>(p.mlp, normed, x, rows, path, dropout, tape);
   tape.finish(start);
 }
 
-/// Adds what the branch contributes to x_gradient, the gradient of x after the layer and then before it, and adds to
-/// `gradient`.
+/// The gradient of x in place; adds to `gradient`.
 template <class T, int Width, int Ratio>
 void backward(const ResidualMLP<T, Width, Ratio>& p, T* x_gradient, ResidualMLP<T, Width, Ratio>& gradient, Index rows,
               Tape& tape) {
   const auto frame = tape.pop();
   T* normed = tape.scratch<T>(rows * Width);
-  backward(p.mlp, static_cast<const T*>(x_gradient), normed, gradient.mlp, rows, tape);
-  backward(p.mlp_norm, static_cast<const T*>(normed), x_gradient, gradient.mlp_norm, rows, tape);
+  backward<T>(p.mlp, x_gradient, normed, gradient.mlp, rows, tape);
+  backward<T>(p.mlp_norm, normed, x_gradient, gradient.mlp_norm, rows, tape);
+}
+
+template <class T, int Width, int Ratio>
+void step(const ResidualMLP<T, Width, Ratio>& p, T* x, Index rows, const StepKernels& with, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  T* normed = tape.scratch<T>(rows * Width);
+  forward<T>(p.mlp_norm, x, normed, rows, tape);
+  step<T>(p.mlp, normed, x, rows, with, tape);
 }
 
 }  // namespace fit::inline FIT_ABI::nn

@@ -1,10 +1,20 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include <fit/core/memory.hpp>
+
+namespace fit::inline FIT_ABI {
+
+/// Where tokens get their positions from: a trained array, the sine and cosine code of a line, or that of a square.
+enum class Positions { learned, sin_cos, sin_cos_2d };
+
+}  // namespace fit::inline FIT_ABI
 
 namespace fit::inline FIT_ABI::nn {
 
@@ -43,6 +53,17 @@ Buffer<T> plane_code(Index rows, Index columns, Index width) {
     std::copy_n(by_column.data() + i % columns * half, half, codes.data() + i * width + half);
   }
   return codes;
+}
+
+/// The same, made at the first call for these sizes, then shared by all and never changed.
+template <class T>
+const T* position_codes(Index rows, Index columns, Index width) {
+  static std::mutex mutex;
+  static std::map<std::array<Index, 3>, Buffer<T>> table;
+  const std::lock_guard lock(mutex);
+  Buffer<T>& codes = table[{rows, columns, width}];
+  if (codes.size() == 0) codes = plane_code<T>(rows, columns, width);
+  return codes.data();
 }
 
 }  // namespace fit::inline FIT_ABI::nn

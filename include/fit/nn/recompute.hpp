@@ -8,7 +8,7 @@ namespace fit::inline FIT_ABI::nn {
 
 /// What a piece of a model changes in place: a run of data tokens, a run of latents, or both.
 template <class T>
-struct Streams {
+struct Tokens {
   T* data = nullptr;
   Index data_size = 0;
   T* latents = nullptr;
@@ -19,28 +19,28 @@ namespace detail {
 
 template <class T>
 struct RecomputeRecord {
-  Streams<T> input;
+  Tokens<T> input;
   Random random;
 };
 
 }  // namespace detail
 
-/// Runs `forward(streams)`. On a tape that records with `recompute`, keeps a copy of the streams and none of the
-/// records. Chen et al., arXiv 1604.06174.
+/// Runs `forward(tokens)`. On a tape that records with `recompute`, keeps a copy of the tokens and none of the records.
+/// Chen et al., arXiv 1604.06174.
 template <class T, class Forward>
-void forward_recomputed(const Streams<T>& streams, Tape& tape, Forward&& forward) {
-  if (!tape.recording() || !tape.options().recompute) return forward(streams);
+void forward_recomputed(const Tokens<T>& tokens, Tape& tape, Forward&& forward) {
+  if (!tape.recording() || !tape.options().recompute) return forward(tokens);
   const auto start = tape.mark();
   const auto copy = [&](const T* from, Index size) {
     T* to = tape.allocate<T>(size);
     std::copy_n(from, size, to);
     return to;
   };
-  const detail::RecomputeRecord<T> record{{copy(streams.data, streams.data_size), streams.data_size,
-                                           copy(streams.latents, streams.latents_size), streams.latents_size},
+  const detail::RecomputeRecord<T> record{{copy(tokens.data, tokens.data_size), tokens.data_size,
+                                           copy(tokens.latents, tokens.latents_size), tokens.latents_size},
                                           tape.random()};
   const auto checkpoint = tape.checkpoint();
-  forward(streams);
+  forward(tokens);
   tape.rewind(checkpoint);
   tape.finish(start, record);
 }

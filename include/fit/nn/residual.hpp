@@ -1,7 +1,7 @@
 #pragma once
 
-#include <fit/core/tape.hpp>
 #include <fit/kernels/dropout.hpp>
+#include <fit/nn/linear.hpp>
 
 namespace fit::inline FIT_ABI::nn {
 
@@ -11,8 +11,8 @@ inline kernels::Dropout draw_dropout(float rate, Tape& tape) {
   return {tape.random().bits(), rate};
 }
 
-/// How a residual branch joins its stream: whole sequences of it are dropped and the others scaled by 1 / keep, or
-/// all are added as they are. Huang et al., arXiv 1603.09382.
+/// How a branch joins its residual: whole sequences of it are dropped and the others scaled by 1 / keep, or all are
+/// added as they are. Huang et al., arXiv 1603.09382.
 template <class T>
 struct PathScale {
   const T* scale = nullptr;  // [sequences], or none
@@ -30,7 +30,18 @@ PathScale<T> draw_path(Index sequences, Index length, Tape& tape) {
   return {scale, length};
 }
 
-/// The gradient of a branch [rows, width] from that of its stream: the stream's itself, or a scaled copy on the tape.
+/// The product residual [rows, Out] += path * (x [rows, In] weight^T + bias), with which a branch ends.
+template <class T, int Out, int In>
+kernels::Product<T> residual_product(const Linear<T, Out, In>& p, const T* x, T* residual, Index rows,
+                                     const PathScale<T>& path = {}) {
+  auto product = output_product(p, x, residual, rows);
+  product.finish.accumulate = true;
+  product.finish.row_scale = path.scale;
+  product.finish.rows_per_scale = path.rows_per_sequence;
+  return product;
+}
+
+/// The gradient of a branch [rows, width] from that of its residual: the same, or a scaled copy on the tape.
 template <class T>
 const T* branch_gradient(const PathScale<T>& path, const T* gradient, Index rows, Index width, Tape& tape) {
   if (!path.scale) return gradient;

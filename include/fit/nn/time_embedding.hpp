@@ -50,9 +50,9 @@ void forward(const TimeEmbedding<T, Width>& p, const double* levels, T* tokens, 
   }
   T* hidden = tape.allocate<T>(count * Width);
   T* activated = tape.allocate<T>(count * Width);
-  kernels::multiply({output_product(p.fc1, static_cast<const T*>(code), hidden, count)}, tape);
+  kernels::multiply({output_product<T>(p.fc1, code, hidden, count)}, tape);
   kernels::silu(hidden, activated, count * Width);
-  kernels::multiply({output_product(p.fc2, static_cast<const T*>(activated), tokens, count)}, tape);
+  kernels::multiply({output_product<T>(p.fc2, activated, tokens, count)}, tape);
   tape.finish(start, detail::TimeEmbeddingRecord<T>{code, hidden, activated});
 }
 
@@ -66,10 +66,9 @@ void backward(const TimeEmbedding<T, Width>& p, const T* tokens_gradient, TimeEm
                      weight_product(gradient.fc2, saved->activated, tokens_gradient, count)},
                     tape);
   kernels::silu_backward(saved->hidden, hidden, count * Width);
-  kernels::multiply({weight_product(gradient.fc1, saved->code, static_cast<const T*>(hidden), count)}, tape);
-  kernels::add_column_sums(
-      {bias_sum(gradient.fc1, static_cast<const T*>(hidden), count), bias_sum(gradient.fc2, tokens_gradient, count)},
-      tape);
+  kernels::multiply({weight_product<T>(gradient.fc1, saved->code, hidden, count)}, tape);
+  kernels::add_column_sums({bias_sum<T>(gradient.fc1, hidden, count), bias_sum(gradient.fc2, tokens_gradient, count)},
+                           tape);
 }
 
 }  // namespace fit::inline FIT_ABI::nn

@@ -34,10 +34,7 @@ class Arena {
 
   Arena() = default;
   /// What was handed out stays where it is; the other arena is left empty.
-  Arena(Arena&& other) noexcept
-      : blocks_(std::exchange(other.blocks_, {})),
-        top_(std::exchange(other.top_, {})),
-        peak_(std::exchange(other.peak_, 0)) {}
+  Arena(Arena&& other) noexcept { *this = std::move(other); }
   Arena& operator=(Arena&& other) noexcept {
     blocks_ = std::exchange(other.blocks_, {});
     top_ = std::exchange(other.top_, {});

@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <concepts>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <vector>
 
 #include <fit/core/memory.hpp>
 
@@ -70,19 +68,6 @@ struct ParameterName {
 
 namespace detail {
 
-template <class T>
-inline constexpr bool is_parameter = false;
-template <class T, int... Sizes>
-inline constexpr bool is_parameter<Parameter<T, Sizes...>> = true;
-template <class T>
-inline constexpr bool is_vector = false;
-template <class T>
-inline constexpr bool is_vector<std::vector<T>> = true;
-template <class T>
-inline constexpr bool is_optional = false;
-template <class T>
-inline constexpr bool is_optional<std::optional<T>> = true;
-
 template <class P>
 auto view(P& parameter) {
   return ParameterView<std::remove_pointer_t<decltype(parameter.data())>>{parameter.data(), P::size(), P::shape};
@@ -91,14 +76,14 @@ auto view(P& parameter) {
 template <class F, class First, class... Others>
 void walk(const ParameterName* name, F& f, First& first, Others&... others) {
   using Type = std::remove_const_t<First>;
-  if constexpr (is_parameter<Type>) {
+  if constexpr (requires { Type::shape; }) {
     f(*name, view(first), view(others)...);
-  } else if constexpr (is_vector<Type>) {
+  } else if constexpr (requires { first.begin(); }) {
     for (std::size_t i = 0; i < first.size(); ++i) {
       const ParameterName element{name, {}, static_cast<Index>(i)};
       walk(&element, f, first[i], others[i]...);
     }
-  } else if constexpr (is_optional<Type>) {
+  } else if constexpr (requires { first.has_value(); }) {
     if (first) walk(name, f, *first, *others...);
   } else {
     Type::visit(

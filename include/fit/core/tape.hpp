@@ -27,10 +27,12 @@ class Tape {
  public:
   explicit Tape(Executor& executor = default_executor()) : workspace_(executor) {}
   /// Moves what was recorded and handed out; the other tape is left as one that was just made.
-  Tape(Tape&& other) noexcept : workspace_(other.executor()) { swap(other); }
+  Tape(Tape&& other) noexcept : workspace_(other.executor()) { *this = std::move(other); }
   Tape& operator=(Tape&& other) noexcept {
-    Tape moved(std::move(other));
-    swap(moved);
+    workspace_ = std::move(other.workspace_);
+    records_ = std::move(other.records_);
+    outputs_ = std::move(other.outputs_);
+    state_ = std::exchange(other.state_, {});
     return *this;
   }
 
@@ -43,9 +45,7 @@ class Tape {
       require(rate >= 0 && rate < 1, name, " must be in [0, 1), not ", rate);
     }
     clear();
-    options_ = options;
-    random_ = random;
-    recording_ = true;
+    state_ = {.options = options, .random = random, .recording = true};
   }
 
   /// Ends recording and forgets all records: layers that run now are at inference.
@@ -54,9 +54,7 @@ class Tape {
     arena().rewind({});
     outputs_.rewind({});
     consolidate();
-    last_ = nullptr;
-    options_ = {};
-    recording_ = false;
+    state_ = {};
   }
 
   /// While it lives, layers run at inference, whatever the tape does; afterwards the tape is as it was before.
@@ -66,10 +64,10 @@ class Tape {
         : tape_(tape),
           scratch_(tape.arena()),
           outputs_(tape.outputs_),
-          recording_(std::exchange(tape.recording_, false)) {}
+          recording_(std::exchange(tape.state_.recording, false)) {}
     Inference(const Inference&) = delete;
     Inference& operator=(const Inference&) = delete;
-    ~Inference() { tape_.recording_ = recording_; }
+    ~Inference() { tape_.state_.recording = recording_; }
 
    private:
     Tape& tape_;
@@ -81,9 +79,9 @@ class Tape {
   operator Workspace&() { return workspace_; }
   Executor& executor() const { return workspace_.executor(); }
   Arena& arena() { return workspace_.arena(); }
-  bool recording() const { return recording_; }
-  const TrainingOptions& options() const { return options_; }
-  Random& random() { return random_; }
+  bool recording() const { return state_.recording; }
+  const TrainingOptions& options() const { return state_.options; }
+  Random& random() { return state_.random; }
 
   /// Memory that lasts until the layer's forward ends or, when recording, until its backward ends.
   template <class T>
@@ -110,13 +108,13 @@ class Tape {
   template <class Record = Frame>
   void finish(const Arena::Mark& start, const Record& record = {}) {
     static_assert(std::is_trivially_copyable_v<Record>);
-    if (!recording_) {
+    if (!state_.recording) {
       arena().rewind(start);
       return consolidate();
     }
     auto* entry = records_.allocate<Entry<Record>>(1);
-    *entry = {{last_, &tag<Record>, start}, record};
-    last_ = entry;
+    *entry = {{state_.last, &tag<Record>, start}, record};
+    state_.last = entry;
   }
 
   /// The last record. Its memory, and the scratch taken since, are given back when the result is destroyed.
@@ -143,15 +141,15 @@ class Tape {
   /// The last record. Throws Error when it is of another kind: backward without the forward that it belongs to.
   template <class Record>
   const Record& peek() const {
-    require(last_ != nullptr && last_->tag == &tag<Record>,
+    require(state_.last != nullptr && state_.last->tag == &tag<Record>,
             "backward does not find its forward on the tape: record, forward and backward must come in this order");
-    return static_cast<const Entry<Record>*>(last_)->record;
+    return static_cast<const Entry<Record>*>(state_.last)->record;
   }
   template <class Record = Frame>
   Popped<Record> pop() {
     const Record record = peek<Record>();
-    const Arena::Mark start = last_->start;
-    last_ = last_->previous;
+    const Arena::Mark start = state_.last->start;
+    state_.last = state_.last->previous;
     return Popped<Record>(*this, start, record);
   }
 
@@ -165,10 +163,10 @@ class Tape {
     Arena::Mark mark;
     const Header* last;
   };
-  Checkpoint checkpoint() const { return {records_.mark(), last_}; }
+  Checkpoint checkpoint() const { return {records_.mark(), state_.last}; }
   void rewind(const Checkpoint& checkpoint) {
     records_.rewind(checkpoint.mark);
-    last_ = checkpoint.last;
+    state_.last = checkpoint.last;
   }
 
   /// Bytes held, and the most that were ever in use.
@@ -183,27 +181,20 @@ class Tape {
   template <class Record>
   static constexpr char tag = 0;
 
-  void swap(Tape& other) noexcept {
-    std::swap(workspace_, other.workspace_);
-    std::swap(records_, other.records_);
-    std::swap(outputs_, other.outputs_);
-    std::swap(last_, other.last_);
-    std::swap(options_, other.options_);
-    std::swap(random_, other.random_);
-    std::swap(recording_, other.recording_);
-  }
   void consolidate() {
     records_.consolidate();
     arena().consolidate();
   }
-  Arena& active() { return recording_ ? records_ : arena(); }
+  Arena& active() { return state_.recording ? records_ : arena(); }
 
   Workspace workspace_;
   Arena records_, outputs_;
-  const Header* last_ = nullptr;
-  TrainingOptions options_;
-  Random random_{0};
-  bool recording_ = false;
+  struct State {
+    const Header* last = nullptr;
+    TrainingOptions options = {};
+    Random random{0};
+    bool recording = false;
+  } state_;
 };
 
 }  // namespace fit::inline FIT_ABI

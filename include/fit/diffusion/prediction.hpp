@@ -27,9 +27,11 @@ inline void check_range(const std::optional<Range>& range) {
           range ? range->high : 0);
 }
 
-}  // namespace detail
-
-namespace detail {
+inline void check_prediction(const NoiseSchedule& schedule, Prediction prediction) {
+  noise_level(schedule, 0.5);  // refuses a wrong schedule
+  require(!is_flow(schedule) || prediction != Prediction::v,
+          "rectified flow goes with Prediction::velocity, x0 or eps, not with v");
+}
 
 /// The least share that estimates divide by: where nothing is left of the signal, or of the noise, they stay finite.
 inline constexpr double least_share = 1e-5;
@@ -78,15 +80,5 @@ void estimate(const T* prediction, const T* x, T* x0, T* eps, Index count, Predi
     eps[i] = derived ? (x[i] - keep * x0[i]) / lose : eps_of_x * x[i] + eps_of_p * prediction[i];
   }
 }
-
-namespace detail {
-
-inline void check_prediction(const NoiseSchedule& schedule, Prediction prediction) {
-  noise_level(schedule, 0.5);  // refuses a wrong schedule
-  require(!is_flow(schedule) || prediction != Prediction::v,
-          "rectified flow goes with Prediction::velocity, x0 or eps, not with v");
-}
-
-}  // namespace detail
 
 }  // namespace fit::inline FIT_ABI

@@ -64,11 +64,12 @@ struct BoxNames {
 /// video of one frame.
 struct Boxes {
   using Axes = std::array<Index, 3>;
+  std::string_view function;
   Axes size, box, patch;
 
   /// Throws Error unless the boxes divide the whole and the patches the boxes.
   Boxes(const BoxNames& names, const Axes& whole, const Axes& outer, const Axes& inner)
-      : size(whole), box(outer), patch(inner) {
+      : function(names.function), size(whole), box(outer), patch(inner) {
     constexpr std::string_view axes[] = {"frames", "height", "width"};
     for (std::size_t i = 0; i < 3; ++i) {
       require(patch[i] > 0, names.function, ": the ", names.patch, "'s ", axes[i], " must be positive, not ", patch[i]);
@@ -85,22 +86,62 @@ struct Boxes {
   Index tokens() const { return box[0] / patch[0] * (box[1] / patch[1]) * (box[2] / patch[2]); }
   Index pixels() const { return patch[0] * patch[1] * patch[2]; }
 
-  /// Channels of a pixel in groups [B, T, n, C], or in patches [B, n, C] of a single box. Throws Error when the shape
-  /// is not what these boxes make.
-  template <class Groups>
-  Index channels_of(std::string_view function, std::string_view what, const Groups& x) const {
+  /// [B, H, W, c] or [B, F, H, W, c] -> groups [B, T, n, C] or, of a single box, [B, n, C]; `snake` runs through every
+  /// odd row of patches from its end. Throws Error when the output has another shape.
+  template <class X, int Rank>
+  void group(const X& whole, const TensorView<ScalarOf<X>, Rank>& groups, bool snake = false) const {
+    const Index channels = whole.dimension(rank_of<X> - 1);
+    require_shape(function, "the output", groups, shape_of_groups<Rank>(whole));
+    for_each_row(whole.dimension(0), channels, snake,
+                 [&](Index at, Index grouped) { copy_row(groups.data() + grouped, whole.data() + at, channels); });
+  }
+  template <int Rank, class X>
+  Tensor<ScalarOf<X>, Rank> grouped(const X& whole, bool snake = false) const {
+    Tensor<ScalarOf<X>, Rank> groups(Eigen::DSizes<Index, Rank>(shape_of_groups<Rank>(whole)));
+    group<X, Rank>(whole, groups, snake);
+    return groups;
+  }
+
+  /// The inverse. Throws Error when the groups are not of this shape, or the output.
+  template <class X, int Rank>
+  void ungroup(std::string_view what, const X& groups, const TensorView<ScalarOf<X>, Rank>& whole,
+               bool snake = false) const {
+    const auto shape = shape_of_whole<Rank>(what, groups);
+    require_shape(function, "the output", whole, shape);
+    for_each_row(shape.front(), shape.back(), snake,
+                 [&](Index at, Index grouped) { copy_row(whole.data() + at, groups.data() + grouped, shape.back()); });
+  }
+  template <int Rank, class X>
+  Tensor<ScalarOf<X>, Rank> ungrouped(std::string_view what, const X& groups, bool snake = false) const {
+    Tensor<ScalarOf<X>, Rank> whole(Eigen::DSizes<Index, Rank>(shape_of_whole<Rank>(what, groups)));
+    ungroup<X, Rank>(what, groups, whole, snake);
+    return whole;
+  }
+
+ private:
+  template <int Rank, class X>
+  auto shape_of_groups(const X& whole) const {
+    const Index batch = whole.dimension(0), values = pixels() * whole.dimension(rank_of<X> - 1);
+    if constexpr (Rank == 4) return std::array<Index, 4>{batch, groups(), tokens(), values};
+    if constexpr (Rank == 3) return std::array<Index, 3>{batch, tokens(), values};
+  }
+
+  template <int Rank, class X>
+  auto shape_of_whole(std::string_view what, const X& x) const {
     auto shape = shape_of(x);
     const Index values = shape.back();
     require(values % pixels() == 0, function, ": ", what, "' last axis, ", values, ", must be a multiple of the ",
             pixels(), " pixels of a patch");
     shape[shape.size() - 2] = tokens();
-    if constexpr (rank_of<Groups> == 4) shape[1] = groups();
+    if constexpr (rank_of<X> == 4) shape[1] = groups();
     require_shape(function, what, x, shape);
-    return values / pixels();
+    const Index batch = shape[0], channels = values / pixels();
+    if constexpr (Rank == 5) return std::array<Index, 5>{batch, size[0], size[1], size[2], channels};
+    if constexpr (Rank == 4) return std::array<Index, 4>{batch, size[1], size[2], channels};
   }
 
   /// Calls copy(offset in [B, F, H, W, c], offset in [B, groups, tokens, pixels, c]) for every row of pixels of every
-  /// patch, in the order of the groups. `snake` runs through every odd row of patches from its end.
+  /// patch, in the order of the groups.
   template <class Copy>
   void for_each_row(Index batch, Index channels, bool snake, Copy copy) const {
     const Index pixel_row = size[2] * channels, frame = size[1] * pixel_row, row = patch[2] * channels;
@@ -132,25 +173,9 @@ struct Boxes {
     }
   }
 
-  /// [B, F, H, W, c] -> [B, groups, tokens, pixels * c].
   template <class T>
-  void group(const T* whole, T* groups, Index batch, Index channels, bool snake = false) const {
-    const std::size_t bytes = static_cast<std::size_t>(patch[2] * channels) * sizeof(T);
-    for_each_row(batch, channels, snake,
-                 [&](Index at, Index grouped) { copy_row(groups + grouped, whole + at, bytes); });
-  }
-
-  /// The inverse.
-  template <class T>
-  void ungroup(const T* groups, T* whole, Index batch, Index channels, bool snake = false) const {
-    const std::size_t bytes = static_cast<std::size_t>(patch[2] * channels) * sizeof(T);
-    for_each_row(batch, channels, snake,
-                 [&](Index at, Index grouped) { copy_row(whole + at, groups + grouped, bytes); });
-  }
-
- private:
-  static void copy_row(void* to, const void* from, std::size_t bytes) {
-    if (bytes > 0) std::memcpy(to, from, bytes);
+  void copy_row(T* to, const T* from, Index channels) const {
+    if (channels > 0) std::memcpy(to, from, static_cast<std::size_t>(patch[2] * channels) * sizeof(T));
   }
 };
 

@@ -49,42 +49,25 @@ ImageSize image_size(const Image& image) {
 /// sub-images, or the output has another shape.
 template <detail::TensorOf<4> Image>
 void group_image(const Image& image, const ImageGrouping& grouping, TensorView<detail::ScalarOf<Image>, 4> groups) {
-  const auto boxes = detail::image_boxes("group_image", detail::image_size(image), grouping);
-  const Index batch = image.dimension(0), channels = image.dimension(3);
-  detail::require_shape("group_image", "the output", groups,
-                        std::array<Index, 4>{batch, boxes.groups(), boxes.tokens(), boxes.pixels() * channels});
-  boxes.group(image.data(), groups.data(), batch, channels);
+  detail::image_boxes("group_image", detail::image_size(image), grouping).group(image, groups);
 }
 
 template <detail::TensorOf<4> Image>
 Tensor<detail::ScalarOf<Image>, 4> group_image(const Image& image, const ImageGrouping& grouping) {
-  const auto boxes = detail::image_boxes("group_image", detail::image_size(image), grouping);
-  Tensor<detail::ScalarOf<Image>, 4> groups(image.dimension(0), boxes.groups(), boxes.tokens(),
-                                            boxes.pixels() * image.dimension(3));
-  group_image(image, grouping, groups);
-  return groups;
+  return detail::image_boxes("group_image", detail::image_size(image), grouping).template grouped<4>(image);
 }
 
 /// The inverse: groups [B, T, n, C] -> image [B, H, W, c]. Throws Error as group_image(), and when the groups have
 /// another shape than the grouping of such an image.
 template <detail::TensorOf<4> Groups>
 void ungroup_image(const Groups& groups, const ImageGrouping& grouping, TensorView<detail::ScalarOf<Groups>, 4> image) {
-  const ImageSize size = detail::image_size(image);
-  const auto boxes = detail::image_boxes("ungroup_image", size, grouping);
-  const Index batch = groups.dimension(0), channels = boxes.channels_of("ungroup_image", "the groups", groups);
-  detail::require_shape("ungroup_image", "the output", image,
-                        std::array<Index, 4>{batch, size.height, size.width, channels});
-  boxes.ungroup(groups.data(), image.data(), batch, channels);
+  detail::image_boxes("ungroup_image", detail::image_size(image), grouping).ungroup("the groups", groups, image);
 }
 
 template <detail::TensorOf<4> Groups>
 Tensor<detail::ScalarOf<Groups>, 4> ungroup_image(const Groups& groups, const ImageSize& size,
                                                   const ImageGrouping& grouping) {
-  const auto boxes = detail::image_boxes("ungroup_image", size, grouping);
-  const Index channels = boxes.channels_of("ungroup_image", "the groups", groups);
-  Tensor<detail::ScalarOf<Groups>, 4> image(groups.dimension(0), size.height, size.width, channels);
-  ungroup_image(groups, grouping, image);
-  return image;
+  return detail::image_boxes("ungroup_image", size, grouping).template ungrouped<4>("the groups", groups);
 }
 
 /// image [B, H, W, c] -> patches [B, P, C], C in (row, column, channel) order: for models that take every patch as a
@@ -92,20 +75,14 @@ Tensor<detail::ScalarOf<Groups>, 4> ungroup_image(const Groups& groups, const Im
 template <detail::TensorOf<4> Image>
 void image_patches(const Image& image, const ImageSize& patch, Order order,
                    TensorView<detail::ScalarOf<Image>, 3> patches) {
-  const auto boxes = detail::whole_image("image_patches", detail::image_size(image), patch);
-  const Index batch = image.dimension(0), channels = image.dimension(3);
-  detail::require_shape("image_patches", "the output", patches,
-                        std::array<Index, 3>{batch, boxes.tokens(), boxes.pixels() * channels});
-  boxes.group(image.data(), patches.data(), batch, channels, order == Order::snake);
+  detail::whole_image("image_patches", detail::image_size(image), patch).group(image, patches, order == Order::snake);
 }
 
 template <detail::TensorOf<4> Image>
 Tensor<detail::ScalarOf<Image>, 3> image_patches(const Image& image, const ImageSize& patch,
                                                  Order order = Order::raster) {
-  const auto boxes = detail::whole_image("image_patches", detail::image_size(image), patch);
-  Tensor<detail::ScalarOf<Image>, 3> patches(image.dimension(0), boxes.tokens(), boxes.pixels() * image.dimension(3));
-  image_patches(image, patch, order, patches);
-  return patches;
+  const detail::Boxes boxes = detail::whole_image("image_patches", detail::image_size(image), patch);
+  return boxes.grouped<3>(image, order == Order::snake);
 }
 
 /// The inverse: patches [B, P, C] -> image [B, H, W, c]. Throws Error as image_patches(), and when the patches have
@@ -113,22 +90,15 @@ Tensor<detail::ScalarOf<Image>, 3> image_patches(const Image& image, const Image
 template <detail::TensorOf<3> Patches>
 void patches_image(const Patches& patches, const ImageSize& patch, Order order,
                    TensorView<detail::ScalarOf<Patches>, 4> image) {
-  const ImageSize size = detail::image_size(image);
-  const auto boxes = detail::whole_image("patches_image", size, patch);
-  const Index batch = patches.dimension(0), channels = boxes.channels_of("patches_image", "the patches", patches);
-  detail::require_shape("patches_image", "the output", image,
-                        std::array<Index, 4>{batch, size.height, size.width, channels});
-  boxes.ungroup(patches.data(), image.data(), batch, channels, order == Order::snake);
+  const detail::Boxes boxes = detail::whole_image("patches_image", detail::image_size(image), patch);
+  boxes.ungroup("the patches", patches, image, order == Order::snake);
 }
 
 template <detail::TensorOf<3> Patches>
 Tensor<detail::ScalarOf<Patches>, 4> patches_image(const Patches& patches, const ImageSize& size,
                                                    const ImageSize& patch, Order order = Order::raster) {
-  const auto boxes = detail::whole_image("patches_image", size, patch);
-  const Index channels = boxes.channels_of("patches_image", "the patches", patches);
-  Tensor<detail::ScalarOf<Patches>, 4> image(patches.dimension(0), size.height, size.width, channels);
-  patches_image(patches, patch, order, image);
-  return image;
+  const detail::Boxes boxes = detail::whole_image("patches_image", size, patch);
+  return boxes.ungrouped<4>("the patches", patches, order == Order::snake);
 }
 
 }  // namespace fit::inline FIT_ABI

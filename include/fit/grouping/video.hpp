@@ -35,42 +35,25 @@ VideoSize video_size(const Video& video) {
 /// shape.
 template <detail::TensorOf<5> Video>
 void group_video(const Video& video, const VideoGrouping& grouping, TensorView<detail::ScalarOf<Video>, 4> groups) {
-  const auto boxes = detail::video_boxes("group_video", detail::video_size(video), grouping);
-  const Index batch = video.dimension(0), channels = video.dimension(4);
-  detail::require_shape("group_video", "the output", groups,
-                        std::array<Index, 4>{batch, boxes.groups(), boxes.tokens(), boxes.pixels() * channels});
-  boxes.group(video.data(), groups.data(), batch, channels);
+  detail::video_boxes("group_video", detail::video_size(video), grouping).group(video, groups);
 }
 
 template <detail::TensorOf<5> Video>
 Tensor<detail::ScalarOf<Video>, 4> group_video(const Video& video, const VideoGrouping& grouping) {
-  const auto boxes = detail::video_boxes("group_video", detail::video_size(video), grouping);
-  Tensor<detail::ScalarOf<Video>, 4> groups(video.dimension(0), boxes.groups(), boxes.tokens(),
-                                            boxes.pixels() * video.dimension(4));
-  group_video(video, grouping, groups);
-  return groups;
+  return detail::video_boxes("group_video", detail::video_size(video), grouping).template grouped<4>(video);
 }
 
 /// The inverse: groups [B, T, n, C] -> video [B, F, H, W, c]. Throws Error as group_video(), and when the groups have
 /// another shape than the grouping of such a video.
 template <detail::TensorOf<4> Groups>
 void ungroup_video(const Groups& groups, const VideoGrouping& grouping, TensorView<detail::ScalarOf<Groups>, 5> video) {
-  const VideoSize size = detail::video_size(video);
-  const auto boxes = detail::video_boxes("ungroup_video", size, grouping);
-  const Index batch = groups.dimension(0), channels = boxes.channels_of("ungroup_video", "the groups", groups);
-  detail::require_shape("ungroup_video", "the output", video,
-                        std::array<Index, 5>{batch, size.frames, size.height, size.width, channels});
-  boxes.ungroup(groups.data(), video.data(), batch, channels);
+  detail::video_boxes("ungroup_video", detail::video_size(video), grouping).ungroup("the groups", groups, video);
 }
 
 template <detail::TensorOf<4> Groups>
 Tensor<detail::ScalarOf<Groups>, 5> ungroup_video(const Groups& groups, const VideoSize& size,
                                                   const VideoGrouping& grouping) {
-  const auto boxes = detail::video_boxes("ungroup_video", size, grouping);
-  const Index channels = boxes.channels_of("ungroup_video", "the groups", groups);
-  Tensor<detail::ScalarOf<Groups>, 5> video(groups.dimension(0), size.frames, size.height, size.width, channels);
-  ungroup_video(groups, grouping, video);
-  return video;
+  return detail::video_boxes("ungroup_video", size, grouping).template ungrouped<5>("the groups", groups);
 }
 
 }  // namespace fit::inline FIT_ABI

@@ -57,6 +57,24 @@ TensorView<T, static_cast<int>(sizeof...(Counts))> output(Tape& tape, Counts... 
   return {tape.output<T>((Index{1} * ... * counts)), Index{counts}...};
 }
 
+/// both [count, first_size + second_size] = first [count, first_size] and second [count, second_size] side by side.
+template <class T>
+void join(const T* first, Index first_size, const T* second, Index second_size, T* both, Index count) {
+  for (Index i = 0; i < count; ++i) {
+    both = std::copy_n(first + i * first_size, first_size, both);
+    both = std::copy_n(second + i * second_size, second_size, both);
+  }
+}
+
+/// The inverse.
+template <class T>
+void split(const T* both, T* first, Index first_size, T* second, Index second_size, Index count) {
+  for (Index i = 0; i < count; ++i, both += first_size + second_size) {
+    std::copy_n(both, first_size, first + i * first_size);
+    std::copy_n(both + first_size, second_size, second + i * second_size);
+  }
+}
+
 /// Scratch memory that starts at zero.
 template <class T>
 T* zeros(Index count, Tape& tape) {

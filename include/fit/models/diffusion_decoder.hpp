@@ -133,8 +133,7 @@ class DiffusionDecoder {
 
   /// Throws Error for inputs of wrong shapes, or a gamma outside [0, 1]; else says what a pass over them goes over.
   static Sizes check(const Inputs& inputs) {
-    detail::require_shape("the decoder's noisy input", inputs.noisy,
-                          {-1, config.groups, config.tokens, config.channels});
+    detail::require_shape("the decoder's noisy input", inputs.noisy, data_shape(-1, config.channels));
     const Index batch = inputs.noisy.dimension(0);
     detail::require_batch(batch, detail::largest_tensor<config>(config.tokens));
     detail::require_shape("gamma", inputs.gamma, {batch});
@@ -170,26 +169,22 @@ class DiffusionDecoder {
       return {batch, config.condition_channels};
     }
   }
+  static constexpr std::array<Index, 4> data_shape(Index batch, Index width) {
+    return {batch, config.groups, config.tokens, width};
+  }
   static constexpr std::array<Index, 4> latents_shape(Index batch) {
     return {batch, config.groups, config.latents, config.latent_dim};
   }
 
   static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {
-    if (outputs.prediction) {
-      detail::require_shape("the gradient of the prediction", *outputs.prediction,
-                            {batch, config.groups, config.tokens, config.output_channels});
-    }
-    if (outputs.latents) detail::require_shape("the gradient of the latents", *outputs.latents, latents_shape(batch));
-    if (inputs.noisy) {
-      detail::require_shape("the gradient of the noisy input", *inputs.noisy,
-                            {batch, config.groups, config.tokens, config.channels});
-    }
-    if (inputs.condition) {
-      detail::require_shape("the gradient of the condition", *inputs.condition, condition_shape(batch));
-    }
-    if (inputs.previous_latents) {
-      detail::require_shape("the gradient of the previous latents", *inputs.previous_latents, latents_shape(batch));
-    }
+    const auto check_one = [](const char* name, const auto& gradient, const auto& shape) {
+      if (gradient) detail::require_shape(name, *gradient, shape);
+    };
+    check_one("the gradient of the prediction", outputs.prediction, data_shape(batch, config.output_channels));
+    check_one("the gradient of the latents", outputs.latents, latents_shape(batch));
+    check_one("the gradient of the noisy input", inputs.noisy, data_shape(batch, config.channels));
+    check_one("the gradient of the condition", inputs.condition, condition_shape(batch));
+    check_one("the gradient of the previous latents", inputs.previous_latents, latents_shape(batch));
   }
 
   void run(const Inputs& inputs, const Sizes& sizes, T* prediction, T* latents, Tape& tape,
@@ -230,11 +225,7 @@ class DiffusionDecoder {
       T* own = tape.allocate<T>(batch * own_tokens * width);
       nn::forward(condition_projection_, inputs.condition->data(), own, batch * own_tokens, tape);
       T* all = tape.allocate<T>(batch * condition_count * width);
-      for (Index b = 0; b < batch; ++b) {
-        T* to = all + b * condition_count * width;
-        std::copy_n(time + b * width, width, to);
-        std::copy_n(own + b * own_tokens * width, own_tokens * width, to + width);
-      }
+      detail::join<T>(time, width, own, own_tokens * width, all, batch);
       return all;
     }
   }
@@ -244,11 +235,7 @@ class DiffusionDecoder {
     constexpr Index width = config.latent_dim;
     T* time = tape.scratch<T>(batch * width);
     T* own = tape.scratch<T>(batch * own_tokens * width);
-    for (Index b = 0; b < batch; ++b) {
-      const T* from = condition + b * condition_count * width;
-      std::copy_n(from, width, time + b * width);
-      std::copy_n(from + width, own_tokens * width, own + b * own_tokens * width);
-    }
+    detail::split(condition, time, width, own, own_tokens * width, batch);
     if constexpr (has_condition) {
       nn::backward<T>(condition_projection_, own, inputs.condition ? inputs.condition->data() : nullptr,
                       gradient.condition_projection_, batch * own_tokens, tape);

@@ -119,12 +119,7 @@ class Encoder {
       T* first = tape.scratch<T>(extra_rows * config.data_dim);
       T* between = detail::zeros<T>(extra_rows * config.data_dim, tape);
       data = tape.scratch<T>(groups * config.tokens * config.data_dim);
-      for (Index g = 0; g < groups; ++g) {
-        const T* group = x + g * all_tokens * config.data_dim;
-        copy_tokens(group, config.extra_tokens, first + g * config.extra_tokens * config.data_dim);
-        copy_tokens(group + config.extra_tokens * config.data_dim, config.tokens,
-                    data + g * config.tokens * config.data_dim);
-      }
+      detail::split<T>(x, first, config.extra_tokens * config.data_dim, data, config.tokens * config.data_dim, groups);
       nn::backward<T>(extra_stem_norm_, first, between, gradient.extra_stem_norm_, extra_rows, tape);
       nn::backward<T>(extra_stem_, between, inputs.extra ? inputs.extra->data() : nullptr, gradient.extra_stem_,
                       extra_rows, tape);
@@ -139,8 +134,6 @@ class Encoder {
   using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
   using LatentPositions =
       nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
-
-  static void copy_tokens(const T* from, Index count, T* to) { std::copy_n(from, count * config.data_dim, to); }
 
   static Sizes check(const Inputs& inputs) {
     detail::require_shape("the encoder's input", inputs.input, {-1, config.groups, config.tokens, config.channels});
@@ -177,12 +170,7 @@ class Encoder {
       T* extra = tape.allocate<T>(extra_rows * config.data_dim);
       nn::forward(extra_stem_, inputs.extra->data(), extra, extra_rows, tape);
       nn::forward<T>(extra_stem_norm_, extra, extra, extra_rows, tape);
-      for (Index g = 0; g < groups; ++g) {
-        T* group = x + g * all_tokens * config.data_dim;
-        copy_tokens(extra + g * config.extra_tokens * config.data_dim, config.extra_tokens, group);
-        copy_tokens(stem + g * config.tokens * config.data_dim, config.tokens,
-                    group + config.extra_tokens * config.data_dim);
-      }
+      detail::join<T>(extra, config.extra_tokens * config.data_dim, stem, config.tokens * config.data_dim, x, groups);
     }
     nn::forward(latent_positions_, z, sizes.batch, sizes.groups, sizes.latents, tape);
     trunk_.forward(x, z, {}, sizes, tape, trace);

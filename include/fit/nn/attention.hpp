@@ -143,11 +143,4 @@ void step_queries(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, con
   multiply({residual_product<T>(p.output, mixed, residual, rows)}, with, tape);
 }
 
-/// keys and values [rows, Width], for a cache, of a context [rows, ContextDim].
-template <class T, int QueryDim, int ContextDim, int Width, int Heads>
-void step_context(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* context, T* keys, T* values,
-                  Index rows, const StepKernels& with, Tape& tape) {
-  multiply({output_product(p.key, context, keys, rows), output_product(p.value, context, values, rows)}, with, tape);
-}
-
 }  // namespace fit::inline FIT_ABI::nn

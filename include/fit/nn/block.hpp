@@ -57,7 +57,7 @@ void step(const Block<T, Width, Heads, Ratio>& p, T* x, std::span<const CachedRo
   T* normed = tape.scratch<T>(rows * Width);
   forward<T>(p.attention_norm, x, normed, rows, tape);
   step<T>(p.attention, normed, x, sequences, mask, with, tape);
-  step<T>(p.residual_mlp, x, rows, with, tape);
+  forward<T>(p.residual_mlp, x, rows, {}, {}, tape, with);
 }
 
 /// A block without attention, used in the same way: x += MLP(Norm(x)).

@@ -78,7 +78,7 @@ void step(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x,
   T* query = tape.scratch<T>(rows * QueryDim);
   forward<T>(p.query_norm, x, query, rows, tape);
   step_queries<T>(p.attention, query, x, sequences, with, tape);
-  if constexpr (options.mlp_ratio > 0) step(p.residual_mlp, x, rows, with, tape);
+  if constexpr (options.mlp_ratio > 0) forward<T>(p.residual_mlp, x, rows, {}, {}, tape, with);
 }
 
 /// keys and values [rows, Width], for a cache, of a context [rows, ContextDim].
@@ -91,7 +91,9 @@ void step_context(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p
     forward(p.context_norm, context, normed, rows, tape);
     context = normed;
   }
-  step_context(p.attention, context, keys, values, rows, with, tape);
+  multiply(
+      {output_product(p.attention.key, context, keys, rows), output_product(p.attention.value, context, values, rows)},
+      with, tape);
 }
 
 }  // namespace fit::inline FIT_ABI::nn

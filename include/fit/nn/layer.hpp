@@ -30,7 +30,8 @@ namespace fit::inline FIT_ABI::nn {
 /// Tensors are row-major, given by pointers; widths stand in types, counts of sequences and rows are values. `forward`
 /// begins with tape.mark() and ends with tape.finish(), which leaves a record on a tape that records; `backward` begins
 /// with tape.pop() of that record. What forward reads must stay as it is until backward. `step` is forward, at
-/// inference, for new rows of sequences whose earlier keys and values are in caches.
+/// inference, for new rows of sequences whose earlier keys and values are in caches; layers without keys need none,
+/// their forward takes the kernels instead.
 ///
 /// **Gradients.** `gradient` is always added to. For inputs there is one rule, in two halves:
 ///
@@ -58,14 +59,14 @@ Index rows_of(std::span<const CachedRows<T>> sequences) {
   return rows;
 }
 
-/// Which kernels a step runs on. They sum in different orders, so the choice must hang on nothing that differs between
-/// two runs of which the same bits are expected.
+/// Which kernels a step runs on, or forward at inference. They sum in different orders, so the choice must hang on
+/// nothing that differs between two runs of which the same bits are expected.
 struct StepKernels {
   bool few_rows = false;        // products by multiply_few_rows()
   bool single_queries = false;  // attention by cached_attention(), of one row each
 };
 
-/// Products of a step.
+/// Products on the kernels of choice.
 template <class T>
 void multiply(std::initializer_list<kernels::Product<T>> products, const StepKernels& with, Workspace& workspace) {
   if (with.few_rows) {

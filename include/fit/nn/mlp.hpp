@@ -27,28 +27,21 @@ struct MLPRecord {
   kernels::Dropout dropout;
 };
 
-/// The product before = fc1(input), and activated = gelu(before).
-template <class T, int Width, int Ratio>
-kernels::Product<T> hidden_product(const MLP<T, Width, Ratio>& p, const T* input, T* before, T* activated, Index rows) {
-  auto product = output_product(p.fc1, input, before, rows);
-  product.activation = kernels::Activation::gelu;
-  product.activated = activated;
-  return product;
-}
-
 }  // namespace detail
 
 /// residual [rows, Width] += path * MLP(input [rows, Width]), hidden units dropped out.
 template <class T, int Width, int Ratio>
 void forward(const MLP<T, Width, Ratio>& p, const T* input, T* residual, Index rows, const PathScale<T>& path,
-             const kernels::Dropout& dropout, Tape& tape) {
+             const kernels::Dropout& dropout, Tape& tape, const StepKernels& with = {}) {
   const auto start = tape.mark();
   T* before = tape.allocate<T>(rows * Width * Ratio);
   T* activated = tape.recording() ? tape.allocate<T>(rows * Width * Ratio) : before;
-  auto up = detail::hidden_product(p, input, before, activated, rows);
+  auto up = output_product(p.fc1, input, before, rows);
+  up.activation = kernels::Activation::gelu;
+  up.activated = activated;
   up.dropout = dropout;
-  kernels::multiply({up}, tape);
-  kernels::multiply({residual_product<T>(p.fc2, activated, residual, rows, path)}, tape);
+  multiply({up}, with, tape);
+  multiply({residual_product<T>(p.fc2, activated, residual, rows, path)}, with, tape);
   tape.finish(start, detail::MLPRecord<T>{input, before, activated, path, dropout});
 }
 
@@ -70,14 +63,6 @@ void backward(const MLP<T, Width, Ratio>& p, const T* residual_gradient, T* inpu
   kernels::add_column_sums({bias_sum<T>(gradient.fc1, hidden, rows), bias_sum(gradient.fc2, branch, rows)}, tape);
 }
 
-template <class T, int Width, int Ratio>
-void step(const MLP<T, Width, Ratio>& p, const T* input, T* residual, Index rows, const StepKernels& with, Tape& tape) {
-  const Arena::Scope scope(tape.arena());
-  T* hidden = tape.scratch<T>(rows * Width * Ratio);
-  multiply({detail::hidden_product(p, input, hidden, hidden, rows)}, with, tape);
-  multiply({residual_product<T>(p.fc2, hidden, residual, rows)}, with, tape);
-}
-
 /// x += MLP(Norm(x)).
 template <class T, int Width, int Ratio>
 struct ResidualMLP {
@@ -93,11 +78,11 @@ struct ResidualMLP {
 /// x [rows, Width] in place.
 template <class T, int Width, int Ratio>
 void forward(const ResidualMLP<T, Width, Ratio>& p, T* x, Index rows, const PathScale<T>& path,
-             const kernels::Dropout& dropout, Tape& tape) {
+             const kernels::Dropout& dropout, Tape& tape, const StepKernels& with = {}) {
   const auto start = tape.mark();
   T* normed = tape.allocate<T>(rows * Width);
   forward<T>(p.mlp_norm, x, normed, rows, tape);
-  forward<T>(p.mlp, normed, x, rows, path, dropout, tape);
+  forward<T>(p.mlp, normed, x, rows, path, dropout, tape, with);
   tape.finish(start);
 }
 
@@ -109,14 +94,6 @@ void backward(const ResidualMLP<T, Width, Ratio>& p, T* x_gradient, ResidualMLP<
   T* normed = tape.scratch<T>(rows * Width);
   backward<T>(p.mlp, x_gradient, normed, gradient.mlp, rows, tape);
   backward<T>(p.mlp_norm, normed, x_gradient, gradient.mlp_norm, rows, tape);
-}
-
-template <class T, int Width, int Ratio>
-void step(const ResidualMLP<T, Width, Ratio>& p, T* x, Index rows, const StepKernels& with, Tape& tape) {
-  const Arena::Scope scope(tape.arena());
-  T* normed = tape.scratch<T>(rows * Width);
-  forward<T>(p.mlp_norm, x, normed, rows, tape);
-  step<T>(p.mlp, normed, x, rows, with, tape);
 }
 
 }  // namespace fit::inline FIT_ABI::nn

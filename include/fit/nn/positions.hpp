@@ -14,9 +14,7 @@ namespace fit::inline FIT_ABI {
 /// Where tokens get their positions from: a trained array, the sine and cosine code of a line, or that of a square.
 enum class Positions { learned, sin_cos, sin_cos_2d };
 
-}  // namespace fit::inline FIT_ABI
-
-namespace fit::inline FIT_ABI::nn {
+namespace nn {
 
 /// The code of a coordinate in `width` numbers: angles coordinate / 10000^(2 floor(k/2) / width), the even k as sines,
 /// then the odd k as cosines. After Vaswani et al., arXiv 1706.03762, section 3.5, without their interleaving.
@@ -28,29 +26,22 @@ inline void wave_code(double coordinate, Index width, double* code) {
   }
 }
 
-/// Codes of 0 .. count-1, stretched to [0, 1000]: [count, width], computed in double and rounded once.
+/// Codes of a grid, [rows * columns, width], computed in double and rounded once: the row's in the first half of the
+/// width, the column's in the second, each index stretched to [0, 1000]. The width must be even. A grid of one row or
+/// column is a line, whose codes take the whole width.
 template <class T>
-Buffer<T> line_code(Index count, Index width) {
-  Buffer<T> codes(count * width);
-  std::vector<double> code(static_cast<std::size_t>(width));
-  for (Index i = 0; i < count; ++i) {
-    wave_code(count > 1 ? static_cast<double>(i) * (1000.0 / static_cast<double>(count - 1)) : 0.0, width, code.data());
-    for (Index k = 0; k < width; ++k) codes.data()[i * width + k] = static_cast<T>(code[static_cast<std::size_t>(k)]);
-  }
-  return codes;
-}
-
-/// Codes of a grid, [rows * columns, width]: the row's in the first half of the width, the column's in the second.
-/// The width must be even. A grid of one row or column is a line.
-template <class T>
-Buffer<T> plane_code(Index rows, Index columns, Index width) {
-  if (rows == 1 || columns == 1) return line_code<T>(rows * columns, width);
-  const Index half = width / 2;
-  const Buffer<T> by_row = line_code<T>(rows, half), by_column = line_code<T>(columns, half);
+Buffer<T> make_codes(Index rows, Index columns, Index width) {
+  const bool line = rows == 1 || columns == 1;
+  const Index part = line ? width : width / 2;
+  const auto stretched = [](Index i, Index count) {
+    return count > 1 ? static_cast<double>(i) * (1000.0 / static_cast<double>(count - 1)) : 0.0;
+  };
   Buffer<T> codes(rows * columns * width);
+  std::vector<double> code(static_cast<std::size_t>(width));
   for (Index i = 0; i < rows * columns; ++i) {
-    std::copy_n(by_row.data() + i / columns * half, half, codes.data() + i * width);
-    std::copy_n(by_column.data() + i % columns * half, half, codes.data() + i * width + half);
+    wave_code(line ? stretched(i, rows * columns) : stretched(i / columns, rows), part, code.data());
+    if (!line) wave_code(stretched(i % columns, columns), part, code.data() + part);
+    for (Index k = 0; k < width; ++k) codes.data()[i * width + k] = static_cast<T>(code[static_cast<std::size_t>(k)]);
   }
   return codes;
 }
@@ -62,8 +53,10 @@ const T* position_codes(Index rows, Index columns, Index width) {
   static std::map<std::array<Index, 3>, Buffer<T>> table;
   const std::lock_guard lock(mutex);
   Buffer<T>& codes = table[{rows, columns, width}];
-  if (codes.size() == 0) codes = plane_code<T>(rows, columns, width);
+  if (codes.size() == 0) codes = make_codes<T>(rows, columns, width);
   return codes.data();
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+
+}  // namespace fit::inline FIT_ABI

@@ -104,7 +104,6 @@ inline Batch<T> fma(const Batch<T>& a, const Batch<T>& b, const Batch<T>& c) {
 
 namespace detail {
 
-#if defined(__GNUC__)
 /// The register with its elements moved down by `Step` places, the lowest ones coming back at the top.
 template <int Step, class T, std::size_t... Lane>
 inline Batch<T> rotate(const Batch<T>& value, std::index_sequence<Lane...>) {
@@ -126,18 +125,6 @@ inline T reduce(const Batch<T>& value, Combine combine) {
     return reduce<T, Combine, Step / 2>(combine(value, turned), combine);
   }
 }
-#else
-template <class T, class Combine>
-inline T reduce(const Batch<T>& value, Combine combine) {
-  alignas(alignment) T part[2 * static_cast<std::size_t>(width<T>)] = {};
-  value.store_aligned(part);
-  for (Index step = width<T> / 2; step > 0; step /= 2) {
-    const Batch<T> low = load(part), high = load(part + step);
-    combine(low, high).store_aligned(part);
-  }
-  return part[0];
-}
-#endif
 
 }  // namespace detail
 

@@ -11,7 +11,6 @@ namespace detail {
 /// Elements from..from+width/2-1 of a and of b, in turn: one half of the two registers zipped together.
 template <int From, class T, std::size_t... Lane>
 inline Batch<T> zip(const Batch<T>& a, const Batch<T>& b, std::index_sequence<Lane...>) {
-#if defined(__GNUC__)
   using Register = typename Batch<T>::register_type;
   constexpr int width = static_cast<int>(sizeof...(Lane));
   typedef T Lanes __attribute__((vector_size(sizeof(Register))));
@@ -19,13 +18,6 @@ inline Batch<T> zip(const Batch<T>& a, const Batch<T>& b, std::index_sequence<La
               y = reinterpret_cast<Lanes>(static_cast<Register>(b));
   const Lanes zipped = __builtin_shufflevector(x, y, (From + static_cast<int>(Lane) / 2 + (Lane % 2 ? width : 0))...);
   return Batch<T>(reinterpret_cast<Register>(zipped));
-#else
-  alignas(alignment) T x[sizeof...(Lane)], y[sizeof...(Lane)], zipped[sizeof...(Lane)];
-  a.store_aligned(x);
-  b.store_aligned(y);
-  ((zipped[Lane] = Lane % 2 ? y[From + Lane / 2] : x[From + Lane / 2]), ...);
-  return Batch<T>::load_aligned(zipped);
-#endif
 }
 
 }  // namespace detail

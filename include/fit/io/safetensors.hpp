@@ -102,13 +102,13 @@ class SafetensorsFile {
     const auto status = std::filesystem::status(path_, error);
     require(std::filesystem::exists(status), "no such file");
     require(std::filesystem::is_regular_file(status), "not a regular file");
-    const std::uintmax_t found = std::filesystem::file_size(path_, error);
-    require(!error, "cannot read: ", error.message());
-    require(found <= static_cast<std::uintmax_t>(std::numeric_limits<Index>::max()), "too large: ", found, " bytes");
-    require(found > 0, "the file is empty");
-    const auto size = static_cast<Index>(found);
-    std::ifstream stream(path_, std::ios::binary);
+    // Once it is open, a save that replaces it changes nothing: all that follows is of one file.
+    std::ifstream stream(path_, std::ios::binary | std::ios::ate);
     require(stream.is_open(), "cannot open: ", std::generic_category().message(errno));
+    const auto size = static_cast<Index>(stream.tellg());
+    require(stream.good() && size >= 0, "cannot read: its size cannot be had");
+    require(size > 0, "the file is empty");
+    stream.seekg(0);
 
     require(size >= 8, "not a safetensors file: ", size, " bytes cannot hold the header's length");
     std::uint64_t length = 0;

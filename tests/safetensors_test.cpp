@@ -181,6 +181,78 @@ TEST_CASE("reading says what does not fit", "[safetensors]") {
   CHECK(std::memcmp(ids, read_ids, sizeof(ids)) == 0);
 }
 
+TEMPLATE_TEST_CASE("whole numbers are read as they are, and as nothing else", "[safetensors]", std::int8_t,
+                   std::int16_t, std::int32_t, std::int64_t, std::uint8_t, std::uint16_t, std::uint32_t,
+                   std::uint64_t) {
+  using T = TestType;
+  const test::TemporaryFolder folder;
+  const T values[] = {std::numeric_limits<T>::min(), 0, 1, std::numeric_limits<T>::max()};
+  // A byte in front leaves the others misaligned.
+  const std::uint8_t bytes[] = {1, 0, 1};
+  std::vector<fit::SafetensorsEntry> entries{{"odd", DType::U8, {}, bytes}, {"x", fit::dtype_of<T>(), {4}, values}};
+  CHECK(fit::size_of(fit::dtype_of<T>()) == sizeof(T));
+  CHECK((fit::name_of(fit::dtype_of<T>())[0] == 'I') == std::is_signed_v<T>);
+  const std::vector<std::int64_t> zeros(4);
+  for (const DType dtype : dtypes) entries.push_back({std::string(fit::name_of(dtype)), dtype, {4}, zeros.data()});
+  fit::write_safetensors(folder / "x", entries);
+  const fit::SafetensorsFile file(folder / "x");
+  T read[4] = {};
+  file.read("x", read, 4);
+  CHECK(std::equal(values, values + 4, read));
+  for (const DType dtype : dtypes) {
+    const auto error = test::error_of([&] { file.read(fit::name_of(dtype), read, 4); });
+    INFO(error);
+    if (dtype == fit::dtype_of<T>()) {
+      CHECK(error == "(no error)");
+      CHECK(std::count(read, read + 4, T(0)) == 4);
+      std::copy_n(values, 4, read);
+    } else {
+      const auto expected = std::string("is ") + std::string(fit::name_of(dtype)) + ", which does not convert to " +
+                            std::string(fit::name_of(fit::dtype_of<T>()));
+      CHECK(test::contains(error, expected));
+      CHECK(std::equal(values, values + 4, read));
+    }
+  }
+  CHECK(test::contains(test::error_of([&] { file.read("x", read, 3); }), "\"x\" has 4 elements, not 3"));
+}
+
+TEST_CASE("BOOL is read as bool when it is 0 or 1", "[safetensors]") {
+  const test::TemporaryFolder folder;
+  const std::uint8_t good[] = {1, 0, 1}, bad[] = {1, 2, 1};
+  fit::write_safetensors(folder / "x", std::vector<fit::SafetensorsEntry>{{"good", DType::BOOL, {3}, good},
+                                                                          {"bad", DType::BOOL, {3}, bad},
+                                                                          {"byte", DType::U8, {3}, good}});
+  const fit::SafetensorsFile file(folder / "x");
+  bool read[3] = {false, true, false};
+  CHECK(test::contains(test::error_of([&] { file.read("bad", read, 3); }), "\"bad\" holds a BOOL that is neither"));
+  CHECK(test::contains(test::error_of([&] { file.read("byte", read, 3); }), "is U8, which does not convert to BOOL"));
+  CHECK((!read[0] && read[1] && !read[2]));
+  file.read("good", read, 3);
+  CHECK((read[0] && !read[1] && read[2]));
+}
+
+TEST_CASE("a double that is too large for float is refused, and the largest is not", "[safetensors]") {
+  const test::TemporaryFolder folder;
+  const double halfway = 0x1.ffffffp127, largest = std::nextafter(halfway, 0.0);
+  for (const double sign : {1.0, -1.0}) {
+    const double large[] = {0, sign * halfway}, fits[] = {sign * largest, sign * INFINITY};
+    fit::write_safetensors(folder / "x", std::vector<fit::SafetensorsEntry>{{"large", DType::F64, {2}, large},
+                                                                            {"fits", DType::F64, {2}, fits}});
+    const fit::SafetensorsFile file(folder / "x");
+    float read[2] = {9, 9};
+    const std::string error = test::error_of([&] { file.read("large", read, 2); });
+    CHECK(
+        test::contains(error, (folder / "x").string() + ": tensor \"large\" holds a number that is too large for F32"));
+    CHECK((read[0] == 9 && read[1] == 9));
+    file.read("fits", read, 2);
+    CHECK(read[0] == static_cast<float>(sign) * std::numeric_limits<float>::max());
+    CHECK(read[1] == static_cast<float>(sign) * INFINITY);
+    double wide[2];
+    file.read("large", wide, 2);
+    CHECK(wide[1] == sign * halfway);
+  }
+}
+
 TEST_CASE("a damaged file gives an error or the same data", "[safetensors]") {
   const test::TemporaryFolder folder;
   const float values[] = {1, 2, 3, 4, 5, 6};

@@ -23,10 +23,10 @@ void save(const std::filesystem::path& path, const Generator<Decoder>& generator
       entries.push_back({prefix + name, dtype, std::move(shape), static_cast<const std::byte*>(data)});
     };
     add("ids", DType::I32, {static_cast<Index>(sequence.ids.size())}, sequence.ids.data());
-    add("logits", detail::dtype_of<T>(), {sequence.logits.size()}, sequence.logits.data());
+    add("logits", dtype_of<T>(), {sequence.logits.size()}, sequence.logits.data());
     const auto& shapes = sequence.layout->shapes;
     for (std::size_t i = 0; i < shapes.size(); ++i) {
-      add(shapes[i].name, detail::dtype_of<T>(), {sequence.rows_in_use(i), shapes[i].width}, sequence.cache(i));
+      add(shapes[i].name, dtype_of<T>(), {sequence.rows_in_use(i), shapes[i].width}, sequence.cache(i));
     }
   }
   write_safetensors(path, entries, metadata);
@@ -64,8 +64,8 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
     }
     const auto read = [&](const std::string& name, const std::vector<Index>& shape, T* to) {
       const TensorInfo& info = file.info(prefix + name);
-      require(info.dtype == detail::dtype_of<T>() && info.shape == shape, path.string(), ": ", prefix, name,
-              " must be ", name_of(detail::dtype_of<T>()), " ", shape_text(shape), ", not ", name_of(info.dtype), " ",
+      require(info.dtype == dtype_of<T>() && info.shape == shape, path.string(), ": ", prefix, name, " must be ",
+              name_of(dtype_of<T>()), " ", shape_text(shape), ", not ", name_of(info.dtype), " ",
               shape_text(info.shape));
       file.read(prefix + name, to, info.size());
     };

@@ -2,8 +2,10 @@
 
 #include <fit/core/memory.hpp>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
+#include <concepts>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -47,6 +49,63 @@ void convert_elements(const std::byte* from, T* to, Index count, Convert convert
   }
 }
 
+constexpr bool is_floating_point(DType dtype) {
+  return dtype == DType::F64 || dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16;
+}
+
+/// Elements of floating point, rounded to T.
+template <class T>
+void convert(DType dtype, std::span<const std::byte> from, T* to) {
+  const auto count = static_cast<Index>(from.size()) / size_of(dtype);
+  const auto same = [](auto value) { return value; };
+  if (dtype == dtype_of<T>()) {
+    if (count > 0) std::memcpy(to, from.data(), from.size());
+  } else if (dtype == DType::F64) {
+    convert_elements<double>(from.data(), to, count, same);
+  } else if (dtype == DType::F32) {
+    convert_elements<float>(from.data(), to, count, same);
+  } else {
+    convert_elements<std::uint16_t>(from.data(), to, count, dtype == DType::F16 ? from_half : from_bfloat);
+  }
+}
+
+/// Whether the bits of an element, without its sign, are between two numbers. Of floating point they have the order of
+/// the magnitudes, and options of compilers that promise finite numbers do not touch them.
+template <class Bits>
+bool any_between(Bits low, Bits high, std::span<const std::byte> from) {
+  Index found = 0;
+  for (std::size_t i = 0; i < from.size(); i += sizeof(Bits)) {
+    Bits bits;
+    std::memcpy(&bits, from.data() + i, sizeof(Bits));
+    bits &= std::numeric_limits<std::make_signed_t<Bits>>::max();
+    found += bits >= low && bits <= high;
+  }
+  return found > 0;
+}
+
+/// Whether elements of floating point are all finite.
+inline bool all_finite(DType dtype, std::span<const std::byte> from) {
+  switch (dtype) {
+    case DType::F64:
+      return !any_between<std::uint64_t>(0x7ff0'0000'0000'0000, 0x7fff'ffff'ffff'ffff, from);
+    case DType::F32:
+      return !any_between<std::uint32_t>(0x7f80'0000, 0x7fff'ffff, from);
+    case DType::F16:
+      return !any_between<std::uint16_t>(0x7c00, 0x7fff, from);
+    default:
+      return !any_between<std::uint16_t>(0x7f80, 0x7fff, from);
+  }
+}
+
+/// Whether finite elements would be infinite as a T.
+template <class T>
+bool any_overflows(DType dtype, std::span<const std::byte> from) {
+  if (dtype != DType::F64 || std::is_same_v<T, double>) return false;
+  constexpr double least = 0x1.ffffffp127;  // halfway from the largest float to what would be the next one
+  return any_between(std::bit_cast<std::uint64_t>(least),
+                     std::bit_cast<std::uint64_t>(std::numeric_limits<double>::max()), from);
+}
+
 }  // namespace detail
 
 /// A safetensors file (https://huggingface.co/docs/safetensors), read whole into memory and checked.
@@ -78,22 +137,30 @@ class SafetensorsFile {
   }
 
   /// A tensor's bytes as they are stored; they live as long as the file object. Throws Error when there is none.
-  std::span<const std::byte> bytes(std::string_view name) const {
-    const TensorInfo& tensor = info(name);
+  std::span<const std::byte> bytes(std::string_view name) const { return bytes(info(name)); }
+  /// The same for one of tensors().
+  std::span<const std::byte> bytes(const TensorInfo& tensor) const {
     return {data_.data() + tensor.begin, static_cast<std::size_t>(tensor.end - tensor.begin)};
   }
 
   /// Copies a tensor of F64, F32, F16 or BF16 to `destination`, row-major, rounded to its type. Throws Error, without
-  /// writing anything, when there is no such tensor, it has not `count` elements or another dtype.
+  /// writing anything, when there is no such tensor, it has not `count` elements or another dtype, or when a finite
+  /// number of it would become infinite.
   void read(std::string_view name, float* destination, Index count) const { read_real(name, destination, count); }
   void read(std::string_view name, double* destination, Index count) const { read_real(name, destination, count); }
 
-  /// As above, of I32.
-  void read(std::string_view name, std::int32_t* destination, Index count) const {
+  /// Copies a tensor of whole numbers or of bool, which are not converted: its dtype must be that of T. Throws Error as
+  /// above, and for a bool that is neither 0 nor 1.
+  template <std::integral T>
+  void read(std::string_view name, T* destination, Index count) const {
     const TensorInfo& tensor = checked(name, count);
-    require(tensor.dtype == DType::I32, path_.string(), ": tensor ", detail::printable(name), " is ",
-            name_of(tensor.dtype), ", which does not convert to 32-bit integers (I32)");
-    copy(tensor, destination);
+    require(tensor.dtype == dtype_of<T>(), path_.string(), ": tensor ", detail::printable(name), " is ",
+            name_of(tensor.dtype), ", which does not convert to ", name_of(dtype_of<T>()));
+    const auto from = bytes(tensor);
+    require(!std::is_same_v<T, bool> ||
+                std::all_of(from.begin(), from.end(), [](std::byte byte) { return byte <= std::byte{1}; }),
+            path_.string(), ": tensor ", detail::printable(name), " holds a BOOL that is neither 0 nor 1");
+    if (count > 0) std::memcpy(destination, from.data(), from.size());
   }
 
  private:
@@ -138,32 +205,13 @@ class SafetensorsFile {
   }
 
   template <class T>
-  void copy(const TensorInfo& tensor, T* destination) const {
-    if (tensor.end > tensor.begin) {
-      std::memcpy(destination, data_.data() + tensor.begin, static_cast<std::size_t>(tensor.end - tensor.begin));
-    }
-  }
-
-  template <class T>
   void read_real(std::string_view name, T* destination, Index count) const {
     const TensorInfo& tensor = checked(name, count);
-    const std::byte* from = data_.data() + tensor.begin;
-    const auto same = [](auto value) { return value; };
-    switch (tensor.dtype) {
-      case DType::F64:
-        if constexpr (std::is_same_v<T, double>) return copy(tensor, destination);
-        return detail::convert_elements<double>(from, destination, count, same);
-      case DType::F32:
-        if constexpr (std::is_same_v<T, float>) return copy(tensor, destination);
-        return detail::convert_elements<float>(from, destination, count, same);
-      case DType::F16:
-        return detail::convert_elements<std::uint16_t>(from, destination, count, detail::from_half);
-      case DType::BF16:
-        return detail::convert_elements<std::uint16_t>(from, destination, count, detail::from_bfloat);
-      default:
-        throw Error(concatenate(path_.string(), ": tensor ", detail::printable(name), " is ", name_of(tensor.dtype),
-                                ", which does not convert to floating point (F64, F32, F16, BF16 do)"));
-    }
+    require(detail::is_floating_point(tensor.dtype), path_.string(), ": tensor ", detail::printable(name), " is ",
+            name_of(tensor.dtype), ", which does not convert to floating point (F64, F32, F16, BF16 do)");
+    require(!detail::any_overflows<T>(tensor.dtype, bytes(tensor)), path_.string(), ": tensor ",
+            detail::printable(name), " holds a number that is too large for ", name_of(dtype_of<T>()));
+    detail::convert(tensor.dtype, bytes(tensor), destination);
   }
 
   std::filesystem::path path_;

@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -33,6 +34,25 @@ constexpr std::string_view name_of(DType dtype) {
 constexpr Index size_of(DType dtype) {
   constexpr std::array<Index, 13> sizes{8, 4, 2, 2, 8, 4, 2, 1, 1, 1, 2, 4, 8};
   return sizes[static_cast<std::size_t>(dtype)];
+}
+
+/// The element type that holds numbers of type T as they are.
+template <class T>
+constexpr DType dtype_of() {
+  static_assert(std::is_arithmetic_v<T> && sizeof(T) <= 8, "fit: a tensor holds floating point, whole numbers or bool");
+  using enum DType;
+  if (std::is_same_v<T, bool>) return BOOL;
+  if (std::is_floating_point_v<T>) return sizeof(T) == 4 ? F32 : F64;
+  switch (sizeof(T)) {
+    case 1:
+      return std::is_signed_v<T> ? I8 : U8;
+    case 2:
+      return std::is_signed_v<T> ? I16 : U16;
+    case 4:
+      return std::is_signed_v<T> ? I32 : U32;
+    default:
+      return std::is_signed_v<T> ? I64 : U64;
+  }
 }
 
 /// One tensor of a safetensors file: bytes begin .. end-1 of the file's data, row-major.

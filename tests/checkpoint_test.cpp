@@ -146,6 +146,216 @@ TEST_CASE("a file that is not the model lists every difference and leaves the mo
   CHECK(values_of(model) == before);
 }
 
+TEST_CASE("parameters that are not finite are refused unless they are allowed", "[checkpoint]") {
+  const test::TemporaryFolder folder;
+  const auto path = folder / "a";
+  for (const double bad :
+       {std::nan(""), std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()}) {
+    Encoder source(fit::Random(1)), model(fit::Random(2));
+    const auto before = test::values_of(model);
+    // The last parameter, so that all others would have been written.
+    std::string last;
+    fit::for_each_parameter(
+        [&](const fit::ParameterName& at, auto p) {
+          last = at.text();
+          if (last == "latent_norm.bias") p.data[p.size - 1] = static_cast<float>(bad);
+        },
+        source);
+    REQUIRE(last == "latent_norm.bias");
+    fit::save(path, source);
+    const std::string text = test::error_of([&] { fit::load(path, model); });
+    INFO(text);
+    CHECK(test::contains(text, "latent_norm.bias: holds numbers that are not finite"));
+    CHECK(std::count(text.begin(), text.end(), '\n') == 1);
+    CHECK(test::same_bits(test::values_of(model), before));
+    fit::load(path, model, {.allow_non_finite = true});
+    CHECK(test::same_bits(test::values_of(model), test::values_of(source)));
+
+    fit::TrainingState<Encoder> state{.model = Encoder(fit::Random(1)), .average = source};
+    fit::save(path, state);
+    const std::string of_state = test::error_of([&] { fit::load(path, state); });
+    CHECK(test::contains(of_state, "\n  average.latent_norm.bias: holds numbers that are not finite"));
+    fit::load(path, state, {.allow_non_finite = true});
+  }
+
+  for (const auto& [dtype, bits] : {std::pair{fit::DType::F16, 0xfc00},
+                                    {fit::DType::BF16, 0xff80},
+                                    {fit::DType::F16, 0x7bff},
+                                    {fit::DType::BF16, 0x7f7f}}) {
+    std::vector<std::uint16_t> halves(1000);
+    halves[3] = static_cast<std::uint16_t>(bits);
+    write_changed(path, Encoder(), {}, [&, type = dtype](auto& entries) {
+      entries.back().dtype = type;
+      entries.back().data = halves.data();
+    });
+    Encoder model;
+    const std::string text = test::error_of([&] { fit::load(path, model); });
+    CHECK(test::contains(text,
+                         (bits & 0x8000) != 0 ? "latent_norm.bias: holds numbers that are not finite" : "(no error)"));
+  }
+}
+
+TEST_CASE("parameters that would become infinite are refused", "[checkpoint]") {
+  const test::TemporaryFolder folder;
+  fit::Encoder<config, double> source(fit::Random(1)), wide;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName& at, auto p) {
+        if (at.text() == "latent_norm.bias") p.data[0] = -1e300;
+      },
+      source);
+  fit::save(folder / "a", source);
+  Encoder model(fit::Random(2));
+  const auto before = test::values_of(model);
+  for (const bool allowed : {false, true}) {
+    const std::string text = test::error_of([&] { fit::load(folder / "a", model, {.allow_non_finite = allowed}); });
+    CHECK(test::contains(text, "latent_norm.bias: holds numbers that are too large for F32"));
+    CHECK(test::same_bits(test::values_of(model), before));
+  }
+  fit::load(folder / "a", wide);
+  CHECK(test::same_bits(test::values_of(wide), test::values_of(source)));
+}
+
+TEST_CASE("a file takes tensors and texts beside a model's", "[checkpoint]") {
+  const test::TemporaryFolder folder;
+  const auto path = folder / "a";
+  const Encoder model(fit::Random(1));
+  const float mean[] = {1, 2, 3};
+  const std::int64_t labels[] = {-5, 7};
+  const fit::SaveOptions beside{
+      .tensors = {{"extra.mean", fit::DType::F32, {3}, mean}, {"extra.labels", fit::DType::I64, {2, 1}, labels}},
+      .metadata = {{"run", "7"}}};
+  fit::save(path, model, beside);
+  Encoder loaded;
+  fit::load(path, loaded);
+  CHECK(test::same_bits(test::values_of(loaded), test::values_of(model)));
+  {
+    const fit::SafetensorsFile file(path);
+    float read_mean[3];
+    std::int64_t read_labels[2];
+    file.read("extra.mean", read_mean, 3);
+    file.read("extra.labels", read_labels, 2);
+    CHECK(std::equal(mean, mean + 3, read_mean));
+    CHECK(std::equal(labels, labels + 2, read_labels));
+    CHECK(file.metadata().at("run") == "7");
+    CHECK(file.metadata().at("config.groups") == "3");
+  }
+  fit::TrainingState<Encoder> state{.model = model, .step = 5}, resumed;
+  fit::save(path, state, beside);
+  fit::load(path, resumed);
+  CHECK(resumed.step == 5);
+  CHECK(fit::SafetensorsFile(path).contains("extra.mean"));
+
+  const auto error = [&](const fit::SaveOptions& options) {
+    return test::error_of([&] { fit::save(path, model, options); });
+  };
+  CHECK(test::contains(error({.tensors = {{"mean", fit::DType::F32, {3}, mean}}}),
+                       R"(must begin with "extra.", not be "mean")"));
+  CHECK(
+      test::contains(error({.metadata = {{"config.groups", "4"}}}), R"(the metadata's "config.groups" may not begin)"));
+  CHECK(test::contains(error({.metadata = {{"state.step", "4"}}}), R"(the metadata's "state.step" may not begin)"));
+  fit::load(path, resumed);  // the file is still there
+  write_changed(path, model, {}, [&](auto& entries) { entries.push_back({"extra", fit::DType::F32, {3}, mean}); });
+  CHECK(test::contains(test::error_of([&] { fit::load(path, loaded); }), R"(unexpected: "extra" [3])"));
+}
+
+TEST_CASE("a part of a model is loaded, the rest and what is not there stays", "[checkpoint]") {
+  const test::TemporaryFolder folder;
+  const auto path = folder / "a";
+  const fit::Classifier<config, 5> old(fit::Random(1));
+  fit::save(path, old);
+  const auto values = [](auto& model, std::string_view begin) {
+    std::vector<float> found;
+    fit::for_each_parameter(
+        [&](const fit::ParameterName& at, auto p) {
+          if (at.text().starts_with(begin)) found.insert(found.end(), p.data, p.data + p.size);
+        },
+        model);
+    return found;
+  };
+  const auto not_the_head = [](std::string_view name) { return !name.starts_with("head."); };
+
+  // Another head.
+  fit::Classifier<config, 7> model(fit::Random(2));
+  const auto before = test::values_of(model);
+  const auto head = values(model, "head.");
+  CHECK(fit::load_part(path, model, not_the_head).empty());
+  CHECK(values(model, "encoder.") == values(old, "encoder."));
+  CHECK(values(model, "head.") == head);
+
+  // By a prefix; other parts stay.
+  fit::Classifier<config, 5> some(fit::Random(3));
+  const auto stem = values(some, "encoder.stem"), rest = values(some, "encoder.l");
+  CHECK(fit::load_part(path, some, [](std::string_view name) { return name.starts_with("encoder.stages."); }).empty());
+  CHECK(values(some, "encoder.stages.") == values(old, "encoder.stages."));
+  CHECK(values(some, "encoder.stem") == stem);
+  CHECK(values(some, "encoder.l") == rest);
+
+  // What the file does not have, in the order of the model.
+  constexpr fit::EncoderConfig deeper = [] {
+    auto c = config;
+    c.layers = "(1)1(2)";
+    return c;
+  }();
+  fit::Classifier<deeper, 5> deep(fit::Random(4));
+  const auto fresh = values(deep, "encoder.stages.1.local.1.");
+  const std::vector<std::string> missing = fit::load_part(path, deep, not_the_head);
+  REQUIRE(missing.size() == 16);
+  CHECK(missing.front() == "encoder.stages.1.local.1.attention_norm.weight");
+  CHECK(missing.back() == "encoder.stages.1.local.1.mlp.fc2.bias");
+  CHECK(values(deep, "encoder.stages.1.local.1.") == fresh);
+  CHECK(values(deep, "encoder.stages.1.local.0.") == values(old, "encoder.stages.1.local.0."));
+
+  // Errors change nothing.
+  model = fit::Classifier<config, 7>(fit::Random(2));
+  const auto error = [&](auto wanted, const fit::LoadOptions& options = {}) {
+    const std::string text = test::error_of([&] { static_cast<void>(fit::load_part(path, model, wanted, options)); });
+    CHECK(test::same_bits(test::values_of(model), before));
+    return text;
+  };
+  const auto all = [](std::string_view) { return true; };
+  CHECK(test::contains(error(all), "head.weight: expected the shape [7, 12], the file has [5, 12]"));
+  CHECK(test::contains(error([](std::string_view name) { return name.starts_with("Encoder"); }),
+                       "no parameter of the model is wanted"));
+  auto astray = old;
+  astray.head.bias.data()[0] = NAN;
+  fit::for_each_parameter(
+      [](const fit::ParameterName& at, auto p) {
+        if (at.text() == "encoder.stem.weight") p.data[0] = NAN;
+      },
+      astray);
+  fit::save(path, astray);
+  CHECK(test::contains(error(not_the_head), "encoder.stem.weight: holds numbers that are not finite"));
+  CHECK(fit::load_part(path, model, not_the_head, {.allow_non_finite = true}).empty());
+  CHECK(std::isnan(values(model, "encoder.stem.weight")[0]));
+
+  // The averaged model of a training run.
+  const fit::TrainingState<Encoder> state{.model = Encoder(fit::Random(5)), .average = Encoder(fit::Random(6))};
+  fit::save(path, state);
+  fit::TrainingState<Encoder> other{.step = 3};
+  CHECK(fit::load_part(path, other, [](std::string_view name) { return name.starts_with("average."); }).empty());
+  CHECK(values(other, "average.") == values(state, "average."));
+  CHECK(test::same_bits(test::values_of(other.model), test::values_of(Encoder())));
+  CHECK(other.step == 3);
+}
+
+TEST_CASE("a causal encoder's file says so, and is none for an encoder without a mask", "[checkpoint]") {
+  constexpr fit::EncoderConfig causal = [] {
+    auto c = config;
+    c.mask = fit::Mask::causal;
+    return c;
+  }();
+  const test::TemporaryFolder folder;
+  fit::save(folder / "a", fit::Encoder<causal>(fit::Random(1)));
+  CHECK(fit::SafetensorsFile(folder / "a").metadata().at("config.mask") == "causal");
+  Encoder model(fit::Random(2));
+  const auto before = test::values_of(model);
+  const std::string text = test::error_of([&] { fit::load(folder / "a", model); });
+  CHECK(test::contains(text, R"(config.mask: expected "none", the file says "causal")"));
+  CHECK(test::same_bits(test::values_of(model), before));
+  fit::save(folder / "a", model);
+  CHECK(fit::SafetensorsFile(folder / "a").metadata().at("config.mask") == "none");
+}
+
 TEST_CASE("a run that is interrupted and resumed gives the bits of one that was not", "[checkpoint]") {
   const test::TemporaryFolder folder;
   fit::Executor executor(2);

@@ -1,7 +1,15 @@
 #pragma once
 
+#include <algorithm>
 #include <charconv>
+#include <concepts>
+#include <cstdint>
+#include <filesystem>
+#include <set>
+#include <span>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <fit/core/parameter.hpp>
@@ -12,7 +20,22 @@
 
 namespace fit::inline FIT_ABI {
 
+/// What a file gets beside a model.
+struct SaveOptions {
+  /// Their names must begin with "extra."; SafetensorsFile reads them.
+  std::vector<SafetensorsEntry> tensors = {};
+  /// The keys must not begin with "config." or "state.".
+  Metadata metadata = {};
+};
+
+struct LoadOptions {
+  /// Take parameters that are infinite or not a number, as of a run that has gone astray.
+  bool allow_non_finite = false;
+};
+
 namespace detail {
+
+inline constexpr std::string_view extra_prefix = "extra.";
 
 /// The metadata that go with a model: its configuration, one entry a field, "config.layers" and so on.
 template <class Model>
@@ -24,65 +47,94 @@ Metadata metadata_of() {
   return metadata;
 }
 
-template <class T>
-constexpr DType dtype_of() {
-  return std::is_same_v<std::remove_const_t<T>, float> ? DType::F32 : DType::F64;
-}
-
 template <class Model>
-void write_model(const std::filesystem::path& path, const Model& model, const Metadata& metadata) {
+void write_model(const std::filesystem::path& path, const Model& model, Metadata metadata, const SaveOptions& options) {
+  for (const auto& [key, value] : options.metadata) {
+    require(!key.starts_with("config.") && !key.starts_with("state."), path.string(), ": the metadata's ",
+            printable(key), " may not begin with \"config.\" or \"state.\", which are the library's");
+    metadata[key] = value;
+  }
   std::vector<SafetensorsEntry> entries;
   for_each_parameter(
       [&](const ParameterName& name, auto parameter) {
-        entries.push_back({name.text(), dtype_of<std::remove_pointer_t<decltype(parameter.data)>>(),
-                           std::vector<Index>(parameter.shape.begin(), parameter.shape.end()),
-                           reinterpret_cast<const std::byte*>(parameter.data)});
+        entries.push_back({name.text(), dtype_of<std::remove_cvref_t<decltype(*parameter.data)>>(),
+                           std::vector<Index>(parameter.shape.begin(), parameter.shape.end()), parameter.data});
       },
       model);
+  for (const SafetensorsEntry& tensor : options.tensors) {
+    require(tensor.name.starts_with(extra_prefix), path.string(), ": the name of a tensor beside a model's must begin ",
+            "with \"", extra_prefix, "\", not be ", printable(tensor.name));
+    entries.push_back(tensor);
+  }
   write_safetensors(path, entries, metadata);
 }
 
-/// Every way in which a file is not what a model needs, a line each.
-template <class Model>
-std::string differences(const SafetensorsFile& file, const Model& model, const Metadata& expected) {
-  std::string text;
-  for (const auto& [key, value] : expected) {
-    const auto found = file.metadata().find(key);
-    if (found == file.metadata().end() || found->second == value) continue;
-    text += concatenate("\n  ", key, ": expected ", printable(value), ", the file says ", printable(found->second));
-  }
-  std::map<std::string, bool, std::less<>> known;
+/// What a file has for the parameters of a model, in the visitor's order, null where nothing is wanted or there.
+using Sources = std::vector<const TensorInfo*>;
+
+/// Finds the wanted(name) parameters of a model in a file; tells missing(name, shape), and appends to `wrong` a line
+/// for each one that cannot be read.
+template <class Model, class Wanted, class Missing>
+Sources find_sources(const SafetensorsFile& file, const Model& model, const LoadOptions& options, std::string& wrong,
+                     Wanted&& wanted, Missing&& missing) {
+  Sources sources;
   for_each_parameter(
       [&](const ParameterName& at, auto parameter) {
+        using T = std::remove_cvref_t<decltype(*parameter.data)>;
+        sources.push_back(nullptr);
         const std::string name = at.text();
-        known[name] = true;
-        if (!file.contains(name)) {
-          text += concatenate("\n  missing: ", name, " ", shape_text(parameter.shape));
-          return;
-        }
-        const TensorInfo& info = file.info(name);
+        if (!wanted(name)) return;
+        const auto found = file.tensors().find(name);
+        if (found == file.tensors().end()) return missing(name, parameter.shape);
+        const TensorInfo& info = found->second;
+        sources.back() = &info;
+        const auto add = [&](const auto&... parts) { wrong += concatenate("\n  ", name, ": ", parts...); };
         if (!std::equal(info.shape.begin(), info.shape.end(), parameter.shape.begin(), parameter.shape.end())) {
-          text += concatenate("\n  ", name, ": expected the shape ", shape_text(parameter.shape), ", the file has ",
-                              shape_text(info.shape));
+          add("expected the shape ", shape_text(parameter.shape), ", the file has ", shape_text(info.shape));
         }
-        const bool real = info.dtype == DType::F64 || info.dtype == DType::F32 || info.dtype == DType::F16 ||
-                          info.dtype == DType::BF16;
-        if (!real) text += concatenate("\n  ", name, ": expected floating point, the file has ", name_of(info.dtype));
+        if (!is_floating_point(info.dtype)) {
+          add("expected floating point, the file has ", name_of(info.dtype));
+        } else if (!options.allow_non_finite && !all_finite(info.dtype, file.bytes(info))) {
+          add("holds numbers that are not finite");
+        } else if (any_overflows<T>(info.dtype, file.bytes(info))) {
+          add("holds numbers that are too large for ", name_of(dtype_of<T>()));
+        }
       },
       model);
-  for (const auto& [name, info] : file.tensors()) {
-    if (!known.contains(name)) text += concatenate("\n  unexpected: ", printable(name), " ", shape_text(info.shape));
-  }
-  return text;
+  return sources;
+}
+
+/// Cannot fail: all that could be wrong has been looked at before.
+template <class Model>
+void read_sources(const SafetensorsFile& file, const Sources& sources, Model& model) {
+  auto source = sources.begin();
+  for_each_parameter(
+      [&](const ParameterName&, auto parameter) {
+        if (const TensorInfo* const info = *source++) convert(info->dtype, file.bytes(*info), parameter.data);
+      },
+      model);
 }
 
 template <class Model>
-void read_model(const SafetensorsFile& file, Model& model, const Metadata& expected) {
-  const std::string wrong = differences(file, model, expected);
+void read_model(const SafetensorsFile& file, Model& model, const Metadata& expected, const LoadOptions& options) {
+  std::string wrong;
+  for (const auto& [key, value] : expected) {
+    const auto found = file.metadata().find(key);
+    if (found == file.metadata().end() || found->second == value) continue;
+    wrong += concatenate("\n  ", key, ": expected ", printable(value), ", the file says ", printable(found->second));
+  }
+  const Sources sources = find_sources(
+      file, model, options, wrong, [](const std::string&) { return true; },
+      [&](const std::string& name, std::span<const Index> shape) {
+        wrong += concatenate("\n  missing: ", name, " ", shape_text(shape));
+      });
+  const std::set<const TensorInfo*> known(sources.begin(), sources.end());
+  for (const auto& [name, info] : file.tensors()) {
+    if (known.contains(&info) || name.starts_with(extra_prefix)) continue;
+    wrong += concatenate("\n  unexpected: ", printable(name), " ", shape_text(info.shape));
+  }
   require(wrong.empty(), file.path().string(), " does not hold this model:", wrong);
-  for_each_parameter(
-      [&](const ParameterName& name, auto parameter) { file.read(name.text(), parameter.data, parameter.size); },
-      model);
+  read_sources(file, sources, model);
 }
 
 /// A whole number of the metadata.
@@ -101,39 +153,71 @@ Number number_in(const SafetensorsFile& file, std::string_view key) {
 }  // namespace detail
 
 /// Writes a model, or any object that for_each_parameter walks, as a safetensors file: names of the visitor, row-major,
-/// the configuration in the metadata. A file at the path is replaced only once the new one is complete.
-/// Throws Error when it cannot be written.
+/// the configuration in the metadata, and what the options add:
+///
+///     fit::save(path, model, {.tensors = {{"extra.mean", fit::DType::F32, {3}, mean}}, .metadata = {{"run", "7"}}});
+///
+/// A file at the path is replaced only once the new one is complete. Throws Error when it cannot be written.
 template <class Model>
-void save(const std::filesystem::path& path, const Model& model) {
-  detail::write_model(path, model, detail::metadata_of<Model>());
+void save(const std::filesystem::path& path, const Model& model, const SaveOptions& options = {}) {
+  detail::write_model(path, model, detail::metadata_of<Model>(), options);
 }
 
-/// Reads a model from a safetensors file of F64, F32, F16 or BF16, which must hold exactly its parameters and, where
-/// its metadata tell of one, its configuration. Throws Error that lists every difference, the model left as it was.
+/// Reads a model from a safetensors file of F64, F32, F16 or BF16, which must hold exactly its parameters, finite ones,
+/// and, where its metadata tell of one, its configuration; tensors whose names begin with "extra." are passed over.
+/// Throws Error that lists every difference, the model left as it was.
 template <class Model>
-void load(const std::filesystem::path& path, Model& model) {
-  detail::read_model(SafetensorsFile(path), model, detail::metadata_of<Model>());
+void load(const std::filesystem::path& path, Model& model, const LoadOptions& options = {}) {
+  detail::read_model(SafetensorsFile(path), model, detail::metadata_of<Model>(), options);
 }
 
-/// The same for the state of a training run, steps and random numbers included.
+/// Reads those parameters of a model for whose names `wanted` is true, and returns the names of those that the file
+/// does not have. They and all others stay as they are; what else the file has, its configuration too, does not matter:
+///
+///     const auto fresh = fit::load_part(path, classifier, [](std::string_view n) { return !n.starts_with("head."); });
+///
+/// Throws Error, the model left as it was, when a shape or a type is another, for numbers that load() refuses, and when
+/// no name is wanted.
+template <class Model, std::predicate<std::string_view> Wanted>
+[[nodiscard]] std::vector<std::string> load_part(const std::filesystem::path& path, Model& model, Wanted&& wanted,
+                                                 const LoadOptions& options = {}) {
+  const SafetensorsFile file(path);
+  std::string wrong;
+  std::vector<std::string> missing;
+  bool any = false;
+  const detail::Sources sources = detail::find_sources(
+      file, model, options, wrong,
+      [&](std::string_view name) {
+        const bool is_wanted = wanted(name);
+        any = any || is_wanted;
+        return is_wanted;
+      },
+      [&](const std::string& name, std::span<const Index>) { missing.push_back(name); });
+  require(any, path.string(), ": no parameter of the model is wanted");
+  require(wrong.empty(), path.string(), " does not fit the parameters that are wanted:", wrong);
+  detail::read_sources(file, sources, model);
+  return missing;
+}
+
+/// save() and load() for the state of a training run, steps and random numbers included.
 template <class Model>
-void save(const std::filesystem::path& path, const TrainingState<Model>& state) {
+void save(const std::filesystem::path& path, const TrainingState<Model>& state, const SaveOptions& options = {}) {
   Metadata metadata = detail::metadata_of<Model>();
   metadata["state.step"] = std::to_string(state.step);
   metadata["state.optimizer_steps"] = std::to_string(state.optimizer.steps);
   metadata["state.random_key"] = std::to_string(state.random.key());
   metadata["state.random_counter"] = std::to_string(state.random.counter());
-  detail::write_model(path, state, metadata);
+  detail::write_model(path, state, metadata, options);
 }
 template <class Model>
-void load(const std::filesystem::path& path, TrainingState<Model>& state) {
+void load(const std::filesystem::path& path, TrainingState<Model>& state, const LoadOptions& options = {}) {
   const SafetensorsFile file(path);
   const auto step = detail::number_in<Index>(file, "state.step");
   const auto optimizer_steps = detail::number_in<Index>(file, "state.optimizer_steps");
   const auto key = detail::number_in<std::uint64_t>(file, "state.random_key");
   const auto counter = detail::number_in<std::uint64_t>(file, "state.random_counter");
   require(step >= 0 && optimizer_steps >= 0, path.string(), ": the steps of a training state must not be negative");
-  detail::read_model(file, state, detail::metadata_of<Model>());
+  detail::read_model(file, state, detail::metadata_of<Model>(), options);
   state.step = step;
   state.optimizer.steps = optimizer_steps;
   state.random = Random(key, counter);

@@ -1,6 +1,7 @@
-# cmake -D MUST=compile|fail -D SOURCE=... -D COMPILER=... -D INCLUDES=... -P compile_fail.cmake
+# cmake -D MUST=compile|fail -D SOURCE=... -D COMPILER=... -D INCLUDES=... [-D FLAGS=...]
+#   -P compile_fail.cmake
 #
-# Compiles a file. With MUST=fail FIT_MUST_FAIL is defined, and the compiler has to say, as part of an error, every
+# Compiles a file, with FLAGS added. With MUST=fail FIT_MUST_FAIL is defined, and the compiler has to say, as part of an error, every
 # sentence that the file announces by a line "// expect: SENTENCE".
 cmake_minimum_required(VERSION 3.25)
 
@@ -9,7 +10,7 @@ set(define)
 if(MUST STREQUAL "fail")
   set(define -DFIT_MUST_FAIL)
 endif()
-execute_process(COMMAND ${COMPILER} -std=c++20 -fsyntax-only ${define} ${INCLUDES} ${SOURCE}
+execute_process(COMMAND ${COMPILER} -std=c++20 -fsyntax-only ${define} ${FLAGS} ${INCLUDES} ${SOURCE}
   RESULT_VARIABLE result ERROR_VARIABLE output OUTPUT_VARIABLE output)
 message(NOTICE "${output}")
 

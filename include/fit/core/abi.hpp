@@ -1,5 +1,11 @@
 #pragma once
 
+// The exponential rounds by adding and subtracting a large number, and checks of arguments ask for NaN and infinity:
+// results would be wrong without a word. Clang tells of -ffast-math and -ffinite-math-only alone.
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || __FINITE_MATH_ONLY__ > 0
+#error "fit: arithmetic must be what is written; compile without -ffast-math, -Ofast and the flags these stand for"
+#endif
+
 /// FIT_ABI names the inline namespace that every declaration of the library lives in. It spells the instruction set
 /// this translation unit is compiled for, so that units built with different flags may be linked into one program:
 /// each keeps its own copy of every inline function, and handing a fit type across such a border fails to link.

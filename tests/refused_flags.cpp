@@ -1,0 +1,2 @@
+// expect: fit: arithmetic must be what is written
+#include <fit/core/abi.hpp>

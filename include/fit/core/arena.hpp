@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -64,12 +65,16 @@ class Arena {
   /// Gives back all that was allocated after the mark.
   void rewind(const Mark& mark) { top_ = mark; }
 
-  /// Where nothing is in use, replaces several blocks by one that is large enough for the most that ever was.
-  void consolidate() {
+  /// Where nothing is in use, replaces several blocks by one that is large enough for the most that ever was. Where
+  /// memory runs out, it is left to the next allocate() to say so.
+  void consolidate() noexcept {
     if (top_.total > 0 || blocks_.size() <= 1) return;
     blocks_.clear();
     top_ = {};
-    add_block(peak_);
+    try {
+      add_block(peak_);
+    } catch (const std::bad_alloc&) {
+    }
   }
 
   /// Bytes held, and the most that were ever in use at once.

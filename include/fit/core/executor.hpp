@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -27,11 +28,13 @@ namespace fit::inline FIT_ABI {
 /// must not be destroyed by one of the pool's own threads.
 class Executor {
  public:
-  /// As many threads as the machine has, or `threads`, the calling one among them. Throws Error below one.
+  /// As many threads as the machine has, or `threads`, the calling one among them. Throws Error below one, and what
+  /// the system throws when it cannot start them.
   explicit Executor(int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) {
     require(threads >= 1, "an executor needs at least 1 thread, not ", threads);
     if (threads > 1) {
-      owned_ = std::make_unique<Eigen::ThreadPool>(threads - 1);
+      missing_ = threads - 1;
+      owned_ = std::make_unique<Eigen::ThreadPoolTempl<Environment>>(threads - 1, Environment{{}, &missing_});
       pool_ = owned_.get();
     }
     prepare();
@@ -103,6 +106,31 @@ class Executor {
     shares_ = std::vector<Share>(static_cast<std::size_t>(lanes()));
   }
 
+  /// Starts the threads of our pool, and lets none begin before all are there: where one cannot be started, Eigen
+  /// destroys the pool and waits for those that run already.
+  struct Environment : Eigen::StlThreadEnvironment {
+    std::atomic<int>* missing;  // below zero: one could not be started
+
+    EnvThread* CreateThread(std::function<void()> life) {
+      const auto tell = [this](int now) {
+        missing->store(now);
+        missing->notify_all();
+      };
+      try {
+        auto* thread = StlThreadEnvironment::CreateThread([missing = missing, life = std::move(life)] {
+          int now;
+          while ((now = missing->load()) > 0) missing->wait(now);
+          if (now == 0) life();
+        });
+        tell(missing->load() - 1);
+        return thread;
+      } catch (...) {
+        tell(-1);
+        throw;
+      }
+    }
+  };
+
   // state_: the loop's number, whether helpers may still join, and how many are inside.
   static constexpr std::uint64_t helper_mask = 0xffff, open_bit = 0x10000, loop_step = 0x20000;
   static constexpr std::uint64_t loop_mask = ~(loop_step - 1);
@@ -157,7 +185,8 @@ class Executor {
     Index end = 0;
   };
 
-  std::unique_ptr<Eigen::ThreadPool> owned_;
+  std::atomic<int> missing_{0};
+  std::unique_ptr<Eigen::ThreadPoolTempl<Environment>> owned_;
   Eigen::ThreadPoolInterface* pool_ = nullptr;
   std::atomic<bool> busy_{false};
   std::vector<Share> shares_;

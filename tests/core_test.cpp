@@ -2,6 +2,7 @@
 #include <fit/core/executor.hpp>
 #include <fit/core/parameter.hpp>
 #include <fit/core/random.hpp>
+#include <fit/core/tape.hpp>
 #include <fit/core/tensor.hpp>
 
 #include "catch.hpp"
@@ -249,6 +250,19 @@ TEST_CASE("an arena gives back in reverse order", "[core]") {
   CHECK(arena.allocate<char>(1) == a);
 }
 
+TEST_CASE("an arena refuses what it cannot hold and stays as it was", "[core]") {
+  fit::Arena arena;
+  char* const first = arena.allocate<char>(1);
+  CHECK(test::error_of([&] { arena.allocate<float>(opaque(-1)); }) == "an arena cannot hold -1 elements");
+  constexpr Index most = std::numeric_limits<Index>::max();
+  CHECK_THROWS_AS(arena.allocate<float>(opaque(most / 4 + 1)), fit::Error);
+  CHECK_THROWS_AS(arena.allocate<char>(opaque(most)), fit::Error);
+  CHECK_THROWS_AS(arena.allocate<double>(opaque(Index{1} << 61)), fit::Error);  // bytes that wrap around to none
+  CHECK_THROWS_AS(arena.allocate<char>(opaque(most - 1000)), std::bad_alloc);
+  CHECK(arena.allocate<char>(1) == first + 64);
+  CHECK(arena.peak() == 128);
+}
+
 TEST_CASE("an arena grows without moving, then is one block", "[core]") {
   fit::Arena arena;
   const auto run = [&](std::vector<std::byte*>& places) {
@@ -298,6 +312,95 @@ TEST_CASE("an arena grows without moving, then is one block", "[core]") {
   run(third);
   CHECK(third == second);
   CHECK(arena.capacity() == peak);
+}
+
+TEST_CASE("an arena moves without moving what it has handed out", "[core]") {
+  static_assert(!std::is_copy_constructible_v<fit::Arena> && !std::is_copy_assignable_v<fit::Arena>);
+  static_assert(std::is_nothrow_move_constructible_v<fit::Arena> && std::is_nothrow_move_assignable_v<fit::Arena>);
+  fit::Arena arena;
+  int* const number = arena.allocate<int>(1);
+  *number = 7;
+  const auto after = arena.mark();
+  const std::size_t capacity = arena.capacity();
+
+  fit::Arena moved = std::move(arena);
+  CHECK(*number == 7);
+  CHECK(moved.capacity() == capacity);
+  CHECK(moved.peak() == 64);
+  CHECK(moved.allocate<int>(1) == number + 16);
+  moved.rewind(after);
+  CHECK(moved.allocate<int>(1) == number + 16);
+  CHECK(arena.capacity() == 0);
+  CHECK(arena.peak() == 0);
+  *arena.allocate<int>(1) = 8;
+  CHECK(*number == 7);
+  CHECK(arena.peak() == 64);
+
+  arena = std::move(moved);
+  CHECK(*number == 7);
+  CHECK(arena.allocate<int>(1) == number + 32);
+  CHECK(moved.capacity() == 0);
+  CHECK(moved.allocate<int>(1) != nullptr);
+  fit::Arena& self = arena;
+  arena = std::move(self);
+  CHECK(*number == 7);
+  CHECK(arena.allocate<int>(1) == number + 48);
+}
+
+TEST_CASE("a workspace moves with its memory and keeps its executor", "[core]") {
+  static_assert(!std::is_copy_constructible_v<fit::Workspace> && !std::is_copy_assignable_v<fit::Workspace>);
+  fit::Executor one(1), two(2);
+  fit::Workspace workspace(one), other(two);
+  int* const number = workspace.arena().allocate<int>(1);
+  *number = 7;
+  other = std::move(workspace);
+  CHECK(&other.executor() == &one);
+  CHECK(*number == 7);
+  CHECK(other.arena().allocate<int>(1) == number + 16);
+  CHECK(&workspace.executor() == &one);
+  CHECK(workspace.arena().capacity() == 0);
+  CHECK(workspace.arena().allocate<int>(1) != nullptr);
+}
+
+TEST_CASE("a tape moves with its records", "[core]") {
+  static_assert(!std::is_copy_constructible_v<fit::Tape> && !std::is_copy_assignable_v<fit::Tape>);
+  static_assert(std::is_nothrow_move_constructible_v<fit::Tape> && std::is_nothrow_move_assignable_v<fit::Tape>);
+  struct Note {
+    int number;
+  };
+  fit::Executor one(1), two(2);
+  fit::Tape tape(one);
+  tape.record({.drop_path = 0.25f}, fit::Random(3));
+  int* const output = tape.output<int>(1);
+  *output = 5;
+  const auto start = tape.mark();
+  int* const kept = tape.allocate<int>(1);
+  *kept = 6;
+  tape.finish(start, Note{7});
+  const std::uint64_t key = tape.random().key();
+
+  fit::Tape moved = std::move(tape);
+  CHECK(moved.recording());
+  CHECK(moved.options().drop_path == 0.25f);
+  CHECK(moved.random().key() == key);
+  CHECK(*output == 5);
+  CHECK(!tape.recording());
+  CHECK(tape.options().drop_path == 0);
+  CHECK(tape.capacity() == 0);
+  CHECK_THROWS_AS(tape.pop<Note>(), fit::Error);
+  tape.record();  // usable, on the same threads
+  CHECK(&tape.executor() == &one);
+  tape.finish(tape.mark(), Note{8});
+  CHECK(tape.pop<Note>()->number == 8);
+
+  fit::Tape assigned(two);
+  assigned = std::move(moved);
+  CHECK(&assigned.executor() == &one);
+  CHECK(assigned.pop<Note>()->number == 7);
+  CHECK(*kept == 6);
+  CHECK_THROWS_AS(assigned.pop<Note>(), fit::Error);
+  CHECK(!moved.recording());
+  CHECK_THROWS_AS(moved.pop<Note>(), fit::Error);
 }
 
 TEST_CASE("a loop calls every index once", "[core]") {
@@ -546,6 +649,16 @@ TEST_CASE("parameters are walked by name", "[core]") {
       sum, std::as_const(network), std::as_const(sum));
   CHECK(visited == 37);
   CHECK(sum.nested[0][0].bias.data()[1] == 27);
+
+  const auto* const values = network.stem.weight.data();
+  const Affine taken = std::move(network.stem);
+  CHECK(taken.weight.data() == values);
+  constexpr auto gone = "a parameter is used whose values were moved away";
+  CHECK(test::error_of([&] { network.stem.weight.data(); }) == gone);
+  CHECK(test::error_of([&] { std::as_const(network).stem.bias.data(); }) == gone);
+  CHECK(test::error_of([&] { fit::set_zero(network); }) == gone);
+  network.stem = taken;
+  CHECK(network.stem.weight.data()[0] == 1);
 
   static_assert(decltype(Affine::weight)::size() == 6);
   static_assert(fit::Matrix<float, 2, 3>::shape == std::array<Index, 2>{2, 3});

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -43,19 +44,22 @@ class Arena {
     return *this;
   }
 
-  /// Uninitialised memory for `count` trivial elements, aligned to `fit::alignment` bytes.
+  /// Uninitialised memory for `count` trivial elements, aligned to `fit::alignment` bytes. Throws Error when the count
+  /// is negative or its bytes cannot be counted; std::bad_alloc when memory runs out.
   template <class T>
   T* allocate(Index count) {
     static_assert(std::is_trivially_copyable_v<T>, "fit: an arena holds trivial elements only");
+    require(count >= 0 && static_cast<std::size_t>(count) <= largest / sizeof(T), "an arena cannot hold ", count,
+            " elements");
     const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
-    while (top_.block < blocks_.size() && top_.used + bytes > size_of(top_.block)) {
-      ++top_.block;
-      top_.used = 0;
+    Mark at = top_;
+    while (at.block < blocks_.size() && at.used + bytes > size_of(at.block)) {
+      ++at.block;
+      at.used = 0;
     }
-    if (top_.block == blocks_.size()) add_block(std::max({bytes, std::min(capacity(), largest_step), smallest_step}));
-    std::byte* memory = blocks_[top_.block].data() + top_.used;
-    top_.used += bytes;
-    top_.total += bytes;
+    if (at.block == blocks_.size()) add_block(std::max({bytes, std::min(capacity(), largest_step), smallest_step}));
+    std::byte* memory = blocks_[at.block].data() + at.used;
+    top_ = {at.block, at.used + bytes, at.total + bytes};
     peak_ = std::max(peak_, top_.total);
     return reinterpret_cast<T*>(memory);
   }
@@ -87,6 +91,7 @@ class Arena {
 
  private:
   static constexpr std::size_t smallest_step = std::size_t{1} << 16, largest_step = std::size_t{1} << 28;
+  static constexpr std::size_t largest = std::numeric_limits<std::size_t>::max() / 2 - alignment;
 
   std::size_t size_of(std::size_t block) const { return static_cast<std::size_t>(blocks_[block].size()); }
   void add_block(std::size_t bytes) { blocks_.push_back(Buffer<std::byte>::uninitialised(static_cast<Index>(bytes))); }

@@ -12,7 +12,8 @@
 
 namespace fit::inline FIT_ABI {
 
-/// A trained array whose shape is part of its type. Copies deeply; starts at zero.
+/// A trained array whose shape is part of its type. Copies deeply; starts at zero. One that was moved from can be
+/// assigned to and destroyed.
 template <class T, int... Sizes>
 class Parameter {
   static_assert(((Sizes > 0) && ...), "fit: every dimension of a parameter must be positive");
@@ -22,10 +23,19 @@ class Parameter {
   static constexpr std::array<Index, sizeof...(Sizes)> shape{Sizes...};
   static constexpr Index size() { return (Index{1} * ... * Sizes); }
 
-  T* data() { return values_.data(); }
-  const T* data() const { return values_.data(); }
+  /// The elements, row-major. Throws Error when they were moved away.
+  T* data() {
+    check();
+    return values_.data();
+  }
+  const T* data() const {
+    check();
+    return values_.data();
+  }
 
  private:
+  void check() const { require(values_.size() == size(), "a parameter is used whose values were moved away"); }
+
   Buffer<T> values_{size()};
 };
 

@@ -135,6 +135,38 @@ TEST_CASE("products of few rows, at sizes around the vector width", "[cached_ker
   check_rows<double>(1, 70, 9, true, false, true);
 }
 
+TEST_CASE("products that are not of few rows' kind are refused", "[cached_kernels]") {
+  std::vector<float> x(64, 1.0f), weight(64, 1.0f), y(64, 7.0f);
+  fit::Executor executor(2);
+  const auto refused = [&](auto&& change, const std::string& what) {
+    kernels::Product<float> right{
+        .rows = 2,
+        .columns = 8,
+        .factors = {{kernels::plain<float>(x.data(), 8), kernels::transposed<float>(weight.data(), 8), 8}},
+        .c = y.data(),
+        .c_row = 8};
+    right.activated = y.data();
+    auto wrong = right;
+    change(wrong);
+    CHECK(test::error_of([&] {
+            kernels::multiply_few_rows({right, wrong}, executor);
+          }) ==
+          "multiply_few_rows computes products of one pair of factors, the left one plain and the right one "
+          "transposed, with bias and GELU; it was given " +
+              what);
+  };
+  using Product = kernels::Product<float>;
+  refused([](Product& p) { p.count = 2; }, "several pairs");
+  refused([](Product& p) { p.factors[0].a = kernels::transposed<float>(p.factors[0].a.data, 8); },
+          "a left factor that is transposed");
+  refused([](Product& p) { p.factors[0].b = kernels::plain<float>(p.factors[0].b.data, 8); },
+          "a right factor that is plain");
+  refused([&](Product& p) { p.finish.row_scale = x.data(); }, "row_scale");
+  refused([](Product& p) { p.dropout = {1, 0.5f}; }, "drop-out");
+  refused([](Product& p) { p.activation = kernels::Activation::gelu_backward; }, "the slope of GELU");
+  CHECK(y == std::vector<float>(64, 7.0f));
+}
+
 TEST_CASE("one query over cached keys, at lengths around a piece", "[cached_kernels]") {
   for (const Index head_width : {1, 5, 8, 16, 17, 32, 64}) {
     check_attention<float>({1, 2, 3, 4, 5, 127, 128, 129}, 3, head_width);

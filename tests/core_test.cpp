@@ -340,6 +340,7 @@ TEST_CASE("an arena moves without moving what it has handed out", "[core]") {
   CHECK(*number == 7);
   CHECK(arena.allocate<int>(1) == number + 32);
   CHECK(moved.capacity() == 0);
+  CHECK(moved.peak() == 0);
   CHECK(moved.allocate<int>(1) != nullptr);
   fit::Arena& self = arena;
   arena = std::move(self);

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include <fit/core/assert.hpp>
 #include <fit/core/workspace.hpp>
 #include <fit/kernels/dropout.hpp>
 #include <fit/kernels/mask.hpp>
@@ -32,6 +33,18 @@ struct AttentionTensors {
 };
 
 namespace detail {
+
+template <class T>
+void check(const AttentionShape& s, const AttentionTensors<T>& t) {
+  FIT_ASSERT(s.sequences >= 0 && s.queries >= 0 && s.keys >= 0 && s.heads >= 0);
+  FIT_ASSERT(s.head_width >= 1);
+  FIT_ASSERT(s.mask.chunk >= 1 && s.mask.offset >= 0);
+  FIT_ASSERT(s.dropout.rate >= 0 && s.dropout.rate < 1);
+  const Index heads = s.sequences * s.heads;
+  FIT_ASSERT(heads * s.queries == 0 || (t.q && t.o));
+  FIT_ASSERT(heads * s.keys == 0 || (t.k && t.v));
+  FIT_ASSERT(heads * s.queries * s.keys == 0 || (t.o != t.k && t.o != t.v));
+}
 
 inline constexpr double log2_e = 1.4426950408889634;
 
@@ -170,6 +183,7 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, Ind
 /// the way back needs of the softmax. After Dao et al., arXiv 2205.14135. Without keys, o is zero.
 template <class T>
 void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, Workspace& workspace) {
+  detail::check(shape, tensors);
   constexpr Index query_block = 32 * tile_rows<T>;
   if (shape.keys == 0) {
     std::fill_n(tensors.o, shape.sequences * shape.queries * shape.width(), T(0));

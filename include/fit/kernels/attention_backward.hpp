@@ -152,10 +152,15 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
 template <class T>
 void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& tensors,
                         const AttentionGradients<T>& gradients, Workspace& workspace) {
+  detail::check(shape, tensors);
+  const Index heads = shape.sequences * shape.heads;
+  FIT_ASSERT(heads * shape.queries == 0 || (tensors.log_sum && gradients.o && gradients.q));
+  FIT_ASSERT(heads * shape.keys == 0 || (gradients.k && gradients.v && gradients.k != gradients.v));
+  FIT_ASSERT(heads * shape.queries * shape.keys == 0 || (gradients.o != gradients.k && gradients.o != gradients.v));
   const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
-  detail::for_heads(shape.sequences * shape.heads, shape, workspace.executor(), [&](Index task, int lane) {
+  detail::for_heads(heads, shape, workspace.executor(), [&](Index task, int lane) {
     const Index head = task % shape.heads, sequence = task / shape.heads;
     const auto of_queries = [&](auto* data) { return detail::head_of(data, shape, shape.queries, sequence, head); };
     const auto of_keys = [&](auto* data) { return detail::head_of(data, shape, shape.keys, sequence, head); };

@@ -4,6 +4,7 @@
 #include <limits>
 #include <span>
 
+#include <fit/core/assert.hpp>
 #include <fit/core/workspace.hpp>
 #include <fit/kernels/attention.hpp>
 
@@ -95,6 +96,12 @@ void attend_piece(const CachedQuery<T>& query, Index first, Index count, Index h
 template <class T>
 void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Index head_width, Workspace& workspace) {
   using detail::cached_piece, detail::PartialAttention;
+  FIT_ASSERT(heads >= 0 && head_width >= 1);
+  for (const auto& query : queries) {
+    FIT_ASSERT(query.count >= 0);
+    FIT_ASSERT(heads == 0 || query.o);
+    FIT_ASSERT(heads * query.count == 0 || (query.q && query.keys && query.values));
+  }
   Executor& executor = workspace.executor();
   const Arena::Scope scope(workspace.arena());
   const auto pieces_of = [](const CachedQuery<T>& query) { return (query.count + cached_piece - 1) / cached_piece; };

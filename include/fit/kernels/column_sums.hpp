@@ -3,6 +3,7 @@
 #include <initializer_list>
 #include <span>
 
+#include <fit/core/assert.hpp>
 #include <fit/core/workspace.hpp>
 #include <fit/simd/batch.hpp>
 
@@ -23,6 +24,10 @@ void add_column_sums(std::span<const ColumnSum<T>> jobs, Workspace& workspace) {
   constexpr Index w = simd::width<T>, row_block = 128, column_block = 16 * w;
   Executor& executor = workspace.executor();
   const Arena::Scope scope(workspace.arena());
+  for (const auto& job : jobs) {
+    FIT_ASSERT(job.rows >= 0 && job.columns >= 0);
+    FIT_ASSERT(job.rows == 0 || job.columns == 0 || (job.x && job.sums && job.x != job.sums));
+  }
   Index tasks = 0;
   for (const auto& job : jobs) tasks += (job.columns + column_block - 1) / column_block;
   const auto blocks_of = [&](const ColumnSum<T>& job) { return (job.rows + row_block - 1) / row_block; };

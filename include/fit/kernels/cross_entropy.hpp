@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include <fit/core/assert.hpp>
 #include <fit/core/executor.hpp>
 #include <fit/simd/math.hpp>
 
@@ -23,11 +24,14 @@ void cross_entropy(const CrossEntropyTensors<T>& t, T scale, Index rows, Index c
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
   constexpr T log2_e = T(1.4426950408889634), ln_2 = T(0.6931471805599453);
+  FIT_ASSERT(rows == 0 || (rows > 0 && t.logits && t.targets && t.losses));
+  FIT_ASSERT(rows == 0 || classes >= 1);
   const Index block = std::max<Index>(1, 4096 / std::max<Index>(classes, 1));
   executor.parallel_for((rows + block - 1) / block, [&](Index task, int) {
     for (Index i = task * block; i < std::min(rows, (task + 1) * block); ++i) {
       const T* row = t.logits + i * classes;
       const Index target = t.targets[i];
+      FIT_ASSERT(target >= 0 && target < classes);
       const T chosen = row[target];
       T highest = row[0];
       for (Index j = 1; j < classes; ++j) highest = std::max(highest, row[j]);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include <fit/core/assert.hpp>
 #include <fit/core/memory.hpp>
 #include <fit/core/random.hpp>
 
@@ -18,6 +19,8 @@ struct Dropout {
   /// values[i] *= the factor of element first + i. Cutting a row in pieces makes no difference.
   template <class T>
   void apply(T* values, Index count, std::uint64_t first) const {
+    FIT_ASSERT(rate >= 0 && rate < 1);
+    FIT_ASSERT(count == 0 || (count > 0 && values));
     while (count > 0) {
       const std::uint64_t left = (std::uint64_t{1} << 32) - (first & 0xffffffffu);
       const Index part = left < static_cast<std::uint64_t>(count) ? static_cast<Index>(left) : count;

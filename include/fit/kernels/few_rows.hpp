@@ -54,14 +54,35 @@ void few_rows_tile(const Product<T>& product, Index row, Index column) {
   }
 }
 
+template <class T>
+void require_few_rows(const Product<T>& p) {
+  const auto refuse_unless = [](bool condition, const char* what) {
+    require(condition,
+            "multiply_few_rows computes products of one pair of factors, the left one plain and the right "
+            "one transposed, with bias and GELU; it was given ",
+            what);
+  };
+  refuse_unless(p.count == 1, "several pairs");
+  refuse_unless(p.factors[0].a.column == 1, "a left factor that is transposed");
+  refuse_unless(p.factors[0].b.row == 1, "a right factor that is plain");
+  refuse_unless(!p.finish.row_scale, "row_scale");
+  refuse_unless(!p.dropout, "drop-out");
+  refuse_unless(p.activation != Activation::gelu_backward, "the slope of GELU");
+}
+
 }  // namespace detail
 
 /// What multiply() computes, for rows so few that the time goes into reading the right operands: these are read once,
 /// where they are. Products of one pair of factors, x [rows, depth] plain and a weight [columns, depth] transposed,
 /// with bias, `accumulate`, and GELU without drop-out. An element's bits depend neither on the number of rows, so that
-/// sequences of a batch do not see each other, nor on the threads; they differ from multiply()'s in rounding.
+/// sequences of a batch do not see each other, nor on the threads; they differ from multiply()'s in rounding. Throws
+/// Error for any other product.
 template <class T>
 void multiply_few_rows(std::initializer_list<Product<T>> products, Executor& executor) {
+  for (const Product<T>& product : products) {
+    detail::require_few_rows(product);
+    detail::check(product);
+  }
   constexpr Index piece = Index{1} << 14;  // elements of a weight
   const auto across = [](const Product<T>& product) {
     return std::max<Index>(4, piece / std::max<Index>(1, product.factors[0].depth) / 4 * 4);

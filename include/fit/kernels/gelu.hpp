@@ -1,5 +1,6 @@
 #pragma once
 
+#include <fit/core/assert.hpp>
 #include <fit/simd/math.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
@@ -8,6 +9,7 @@ namespace fit::inline FIT_ABI::kernels {
 /// Hendrycks and Gimpel, arXiv 1606.08415: the exact form, not the one with tanh.
 template <class T>
 void gelu(const T* x, T* output, Index count) {
+  FIT_ASSERT(count == 0 || (count > 0 && x && output));
   for (Index i = 0; i < count; i += simd::width<T>) {
     const simd::Batch<T> value = simd::load_part(x + i, count - i);
     simd::store_part(output + i, value * simd::normal(value).distribution, count - i);
@@ -17,6 +19,7 @@ void gelu(const T* x, T* output, Index count) {
 /// gradient *= d gelu(x) / dx = Phi(x) + x phi(x), `count` elements.
 template <class T>
 void gelu_backward(const T* x, T* gradient, Index count) {
+  FIT_ASSERT(count == 0 || (count > 0 && x && gradient));
   for (Index i = 0; i < count; i += simd::width<T>) {
     const simd::Batch<T> value = simd::load_part(x + i, count - i);
     const simd::Normal<T> normal = simd::normal(value);

@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <span>
 
+#include <fit/core/assert.hpp>
 #include <fit/core/workspace.hpp>
 #include <fit/kernels/dropout.hpp>
 #include <fit/kernels/gelu.hpp>
@@ -53,6 +54,27 @@ Operand<T> transposed(const T* data, Index width) {
 namespace detail {
 
 inline constexpr Index depth_block = 512;  // of a panel, so that a tile's rows of `a` stay in the first-level cache
+
+template <class T>
+void check(const Product<T>& p) {
+  FIT_ASSERT(p.rows >= 0 && p.columns >= 0);
+  FIT_ASSERT(p.count >= 1 && p.count <= 3);
+  const bool empty = p.rows == 0 || p.columns == 0;
+  FIT_ASSERT(empty || p.c);
+  FIT_ASSERT(p.rows <= 1 || p.c_row >= p.columns);
+  FIT_ASSERT(!p.finish.row_scale || p.finish.rows_per_scale >= 1);
+  FIT_ASSERT(empty || p.activation != Activation::gelu || p.activated);
+  FIT_ASSERT(empty || p.activation != Activation::gelu_backward || (p.before && p.before != p.c));
+  for (int f = 0; f < p.count; ++f) {
+    const auto& [a, b, depth] = p.factors[f];
+    FIT_ASSERT(depth >= 0);
+    if (empty || depth == 0) continue;
+    FIT_ASSERT(a.data && b.data);
+    FIT_ASSERT(a.data != p.c && b.data != p.c);
+    FIT_ASSERT(a.row == 1 || a.column == 1);
+    FIT_ASSERT((b.column == 1 && b.row >= p.columns) || (b.row == 1 && b.column >= depth));
+  }
+}
 
 /// Whether a product reads its right operand where it is: few tiles would use a packed one again, and its rows lie
 /// close enough together not to fall on each other in the caches.
@@ -114,6 +136,7 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
   constexpr std::size_t most = 8;
   constexpr Index pack_rows = 2 * detail::depth_block;
   require(products.size() <= most, "multiply takes at most 8 products, not ", products.size());
+  for (const Product<T>& product : products) detail::check(product);
   Executor& executor = workspace.executor();
   const Arena::Scope scope(workspace.arena());
   const T* packed[most][3] = {};

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include <fit/core/assert.hpp>
 #include <fit/kernels/column_sums.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
@@ -33,6 +34,8 @@ template <class T>
 void layer_norm(const LayerNormTensors<T>& t, Index rows, Index width, Executor& executor) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
+  FIT_ASSERT(rows >= 0 && width >= 1);
+  FIT_ASSERT(rows == 0 || (t.x && t.weight && t.bias && t.y));
   const Index block = std::max<Index>(1, 8192 / std::max<Index>(width, 1)), whole = width / w * w;
   executor.parallel_for((rows + block - 1) / block, [&](Index task, int) {
     for (Index i = task * block; i < std::min(rows, (task + 1) * block); ++i) {
@@ -68,6 +71,9 @@ template <class T>
 void layer_norm_backward(const LayerNormGradients<T>& t, Index rows, Index width, Workspace& workspace) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
+  FIT_ASSERT(rows >= 0 && width >= 1);
+  FIT_ASSERT(t.weight && t.weight_gradient && t.bias_gradient && t.weight_gradient != t.bias_gradient);
+  FIT_ASSERT(rows == 0 || (t.normalised && t.inverse_deviation && t.y && t.x && t.x != t.y));
   const Arena::Scope scope(workspace.arena());
   const Index block = 64, blocks = (rows + block - 1) / block;
   // Each block of rows leaves its share of both parameter gradients, which are then summed in order.

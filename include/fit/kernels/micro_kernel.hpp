@@ -3,6 +3,7 @@
 #include <array>
 #include <utility>
 
+#include <fit/core/assert.hpp>
 #include <fit/simd/batch.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
@@ -98,6 +99,8 @@ inline constexpr auto micro_kernels = []<std::size_t... I>(std::index_sequence<I
 template <class T>
 void multiply_tile(Index rows, Index columns, const T* a, Index a_row, Index a_depth, const T* b, Index b_row,
                    Index depth, T* c, Index c_row, const Finish<T>& finish) {
+  FIT_ASSERT(rows >= 1 && rows <= tile_rows<T>);
+  FIT_ASSERT(columns >= 1 && columns <= 2 * simd::width<T>);
   const std::size_t vectors = columns > simd::width<T> ? 1 : 0;
   detail::micro_kernels<T>[static_cast<std::size_t>(rows - 1)][vectors](a, a_row, a_depth, b, b_row, depth, c, c_row,
                                                                         columns, finish);

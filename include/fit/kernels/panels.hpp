@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <fit/core/assert.hpp>
 #include <fit/simd/transpose.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
@@ -29,6 +30,8 @@ constexpr Index padded_columns(Index columns) {
 template <class T>
 void pack_panel(const Operand<T>& from, Index columns, Index first, Index last, T* panel) {
   constexpr Index w = simd::width<T>;
+  FIT_ASSERT(columns >= 0 && columns <= panel_width<T>);
+  FIT_ASSERT(from.row == 1 || from.column == 1);
   const Index row = padded_columns<T>(columns);
   if (from.column == 1) {
     for (Index k = first; k < last; ++k) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <fit/core/assert.hpp>
 #include <fit/simd/math.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
@@ -19,6 +20,7 @@ inline simd::Batch<T> sigmoid(const simd::Batch<T>& x) {
 /// output = x / (1 + exp(-x)), `count` elements; output may be x. Elfwing et al., arXiv 1702.03118.
 template <class T>
 void silu(const T* x, T* output, Index count) {
+  FIT_ASSERT(count == 0 || (count > 0 && x && output));
   for (Index i = 0; i < count; i += simd::width<T>) {
     const simd::Batch<T> value = simd::load_part(x + i, count - i);
     simd::store_part(output + i, value * detail::sigmoid(value), count - i);
@@ -28,6 +30,7 @@ void silu(const T* x, T* output, Index count) {
 /// gradient *= d silu(x) / dx = s (1 + x (1 - s)) with s the sigmoid of x, `count` elements.
 template <class T>
 void silu_backward(const T* x, T* gradient, Index count) {
+  FIT_ASSERT(count == 0 || (count > 0 && x && gradient));
   using Batch = simd::Batch<T>;
   for (Index i = 0; i < count; i += simd::width<T>) {
     const Batch value = simd::load_part(x + i, count - i), s = detail::sigmoid(value);

@@ -96,10 +96,10 @@ void check_products() {
     wrong.rows = -1;
     kernels::multiply_few_rows({wrong}, executor);
   });
-  must_fail("rows >= 1",
-            [] { kernels::multiply_tile<float>(kernels::tile_rows<float> + 1, 8, a, 16, 1, b, 16, 16, c, 8, {}); });
-  must_fail("columns >= 1", [] { kernels::multiply_tile<float>(1, 1000, a, 16, 1, b, 16, 16, c, 8, {}); });
-  must_fail("columns >= 0", [] { kernels::pack_panel<float>({a, 8, 1}, 1000, 0, 1, c); });
+  constexpr Index many = 1000;
+  must_fail("tile.rows >= 1", [] { kernels::multiply_tile<float>({many, 8, 16, {a, 16, 1}, b, 16, c, 8}, {}); });
+  must_fail("tile.columns >= 1", [] { kernels::multiply_tile<float>({1, many, 16, {a, 16, 1}, b, 16, c, 8}, {}); });
+  must_fail("columns >= 0", [] { kernels::pack_panel<float>({a, 8, 1}, many, 0, 1, c); });
   must_fail("from.row == 1", [] { kernels::pack_panel<float>({a, 8, 2}, 4, 0, 1, c); });
 }
 

@@ -63,18 +63,30 @@ void pack(const Operand<T>& from, Index depth, Index columns, T* panels) {
   }
 }
 
-/// c [rows, columns] = or += a [rows, depth] . panels, of which rows first..first+depth-1 of `panel_depth` are used.
+/// Rows first .. first + depth - 1 of a matrix that is packed whole as panels, `whole` rows deep.
 template <class T>
-void multiply_panels(Index rows, Index columns, const Operand<T>& a, const T* panels, Index panel_depth, Index first,
-                     Index depth, T* c, Index c_row, bool accumulate) {
+struct PackedRows {
+  const T* panels;
+  Index whole, first, depth;
+};
+
+/// c [rows, columns], packed, = or += a [rows, depth] . b
+template <class T>
+void multiply_panels(Index rows, Index columns, const Operand<T>& a, const PackedRows<T>& b, T* c, bool accumulate) {
   const Finish<T> finish{.accumulate = accumulate};
   for (Index i = 0; i < rows; i += tile_rows<T>) {
-    const Index tile = std::min<Index>(tile_rows<T>, rows - i);
+    const Index down = std::min<Index>(tile_rows<T>, rows - i);
     for (Index j = 0; j < columns; j += panel_width<T>) {
-      const Index wide = std::min(panel_width<T>, columns - j);
-      multiply_tile(tile, wide, a.data + i * a.row, a.row, a.column,
-                    panels + j * panel_depth + first * padded_columns<T>(wide), padded_columns<T>(wide), depth,
-                    c + i * c_row + j, c_row, finish);
+      const Index wide = std::min(panel_width<T>, columns - j), b_row = padded_columns<T>(wide);
+      multiply_tile<T>({.rows = down,
+                        .columns = wide,
+                        .depth = b.depth,
+                        .a = {a.data + i * a.row, a.row, a.column},
+                        .b = b.panels + j * b.whole + b.first * b_row,
+                        .b_row = b_row,
+                        .c = c + i * columns + j,
+                        .c_row = columns},
+                       finish);
     }
   }
 }
@@ -122,27 +134,42 @@ struct AttentionScratch {
   }
 };
 
-/// One tile of query rows of one head, whose keys and values are packed: online softmax (Milakov and Gimelshein, arXiv
-/// 1805.02867) over blocks of keys in base 2.
+/// What belongs to the queries of one head; rows of q and o are shape.width() apart.
 template <class T>
-void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, Index first, Index rows, const T* q, T* o,
-                 T* log_sum, std::uint64_t row_number) {
+struct HeadQueries {
+  const T* q;
+  T *o, *log_sum;            // log_sum [queries], or none
+  std::uint64_t row_number;  // of the first one, for the drop-out
+};
+
+/// Rows first .. first + rows - 1, one tile, of one head, whose keys and values are packed: online softmax (Milakov and
+/// Gimelshein, arXiv 1805.02867) over blocks of keys in base 2.
+template <class T>
+void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, const HeadQueries<T>& of, Index first,
+                 Index rows) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>, block = AttentionScratch<T>::key_block;
-  const Index width = shape.width(), head = shape.head_width, o_row = padded_columns<T>(head);
+  const Index width = shape.width(), head = shape.head_width, padded_head = padded_columns<T>(head);
   const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys);
   constexpr T lowest = -std::numeric_limits<T>::infinity();
   T peak[tile_rows<T>], total[tile_rows<T>];
   std::fill_n(peak, rows, lowest);
   std::fill_n(total, rows, T(0));
-  scale_rows(rows, head, q + first * width, width, static_cast<T>(shape.scale() * log2_e), at.queries, o_row);
+  scale_rows(rows, head, of.q + first * width, width, static_cast<T>(shape.scale() * log2_e), at.queries, padded_head);
 
   for (Index key = 0; key < end; key += block) {
     const Index count = std::min(block, end - key), padded = padded_columns<T>(count);
     for (Index j = 0; j < count; j += panel_width<T>) {
-      const Index wide = std::min(panel_width<T>, shape.keys - key - j);
-      multiply_tile(rows, padded_columns<T>(wide), at.queries, o_row, 1, at.keys + (key + j) * head,
-                    padded_columns<T>(wide), head, at.scores + j, block, Finish<T>{});
+      const Index wide = padded_columns<T>(std::min(panel_width<T>, shape.keys - key - j));
+      multiply_tile<T>({.rows = rows,
+                        .columns = wide,
+                        .depth = head,
+                        .a = {at.queries, padded_head, 1},
+                        .b = at.keys + (key + j) * head,
+                        .b_row = wide,
+                        .c = at.scores + j,
+                        .c_row = block},
+                       {});
     }
     for (Index i = 0; i < rows; ++i) {
       T* scores = at.scores + i * block;
@@ -161,18 +188,19 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, Ind
       total[i] = total[i] * fade + simd::sum(sum);
       peak[i] = now;
       if (shape.dropout) {
-        const std::uint64_t row = row_number + static_cast<std::uint64_t>(first + i);
+        const std::uint64_t row = of.row_number + static_cast<std::uint64_t>(first + i);
         shape.dropout.apply(scores, count,
                             row * static_cast<std::uint64_t>(shape.keys) + static_cast<std::uint64_t>(key));
       }
-      if (key > 0) scale_rows(1, o_row, at.mixed + i * o_row, o_row, fade, at.mixed + i * o_row, o_row);
+      T* mixed = at.mixed + i * padded_head;
+      if (key > 0) scale_rows(1, padded_head, mixed, padded_head, fade, mixed, padded_head);
     }
-    multiply_panels(rows, o_row, Operand<T>{at.scores, block, 1}, at.values, shape.keys, key, count, at.mixed, o_row,
-                    key > 0);
+    multiply_panels<T>(rows, padded_head, {at.scores, block, 1}, {at.values, shape.keys, key, count}, at.mixed,
+                       key > 0);
   }
   for (Index i = 0; i < rows; ++i) {
-    scale_rows(1, head, at.mixed + i * o_row, o_row, T(1) / total[i], o + (first + i) * width, width);
-    if (log_sum) log_sum[first + i] = peak[i] + std::log2(total[i]);
+    scale_rows(1, head, at.mixed + i * padded_head, padded_head, T(1) / total[i], of.o + (first + i) * width, width);
+    if (of.log_sum) of.log_sum[first + i] = peak[i] + std::log2(total[i]);
   }
 }
 
@@ -204,11 +232,11 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
                  std::min(shape.keys, (end + panel_width<T> - 1) / panel_width<T> * panel_width<T>), at.keys);
     detail::pack(Operand<T>{values, shape.width(), 1}, shape.keys, shape.head_width, at.values);
     const Index row = (sequence * shape.heads + head) * shape.queries;
+    const detail::HeadQueries<T> of{detail::head_of(tensors.q, shape, shape.queries, sequence, head),
+                                    detail::head_of(tensors.o, shape, shape.queries, sequence, head),
+                                    tensors.log_sum ? tensors.log_sum + row : nullptr, static_cast<std::uint64_t>(row)};
     for (Index i = first; i < last; i += tile_rows<T>) {
-      detail::attend_tile(shape, at, i, std::min<Index>(tile_rows<T>, last - i),
-                          detail::head_of(tensors.q, shape, shape.queries, sequence, head),
-                          detail::head_of(tensors.o, shape, shape.queries, sequence, head),
-                          tensors.log_sum ? tensors.log_sum + row : nullptr, static_cast<std::uint64_t>(row));
+      detail::attend_tile(shape, at, of, i, std::min<Index>(tile_rows<T>, last - i));
     }
   });
 }

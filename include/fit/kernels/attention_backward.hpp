@@ -67,15 +67,22 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
   const Index width = shape.width(), depth = shape.head_width, q_row = padded_columns<T>(depth);
   const Index padded = padded_columns<T>(count);
   for (Index i = 0; i < rows; i += tile_rows<T>) {
-    const Index tile = std::min<Index>(tile_rows<T>, rows - i);
+    const Index down = std::min<Index>(tile_rows<T>, rows - i);
     for (Index j = 0; j < count; j += panel_width<T>) {
-      const Index wide = std::min(panel_width<T>, shape.keys - key - j);
-      multiply_tile(tile, padded_columns<T>(wide), at.queries_scaled + (first + i) * q_row, q_row, 1,
-                    at.keys_transposed + (key + j) * depth, padded_columns<T>(wide), depth, at.weights + i * block + j,
-                    block, Finish<T>{});
-      multiply_tile(tile, padded_columns<T>(wide), head.o_gradient + (first + i) * width, width, 1,
-                    at.values_transposed + (key + j) * depth, padded_columns<T>(wide), depth, at.scores + i * block + j,
-                    block, Finish<T>{});
+      const Index wide = padded_columns<T>(std::min(panel_width<T>, shape.keys - key - j));
+      Tile<T> tile{.rows = down,
+                   .columns = wide,
+                   .depth = depth,
+                   .a = {at.queries_scaled + (first + i) * q_row, q_row, 1},
+                   .b = at.keys_transposed + (key + j) * depth,
+                   .b_row = wide,
+                   .c = at.weights + i * block + j,
+                   .c_row = block};
+      multiply_tile(tile, {});
+      tile.a = {head.o_gradient + (first + i) * width, width, 1};
+      tile.b = at.values_transposed + (key + j) * depth;
+      tile.c = at.scores + i * block + j;
+      multiply_tile(tile, {});
     }
   }
   for (Index i = 0; i < rows; ++i) {
@@ -132,12 +139,12 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
     for (Index first = start; first < shape.queries; first += query_block) {
       const Index rows = std::min(query_block, shape.queries - first);
       score_gradients(shape, at, head, first, rows, key, count);
-      multiply_panels(count, row, Operand<T>{at.weights, 1, key_block}, at.gradient, shape.queries, first, rows,
-                      at.value_gradient, row, true);
-      multiply_panels(count, row, Operand<T>{at.scores, 1, key_block}, at.queries, shape.queries, first, rows,
-                      at.key_gradient, row, true);
-      multiply_panels(rows, row, Operand<T>{at.scores, key_block, 1}, at.keys, shape.keys, key, count,
-                      at.query_gradient + first * row, row, true);
+      multiply_panels<T>(count, row, {at.weights, 1, key_block}, {at.gradient, shape.queries, first, rows},
+                         at.value_gradient, true);
+      multiply_panels<T>(count, row, {at.scores, 1, key_block}, {at.queries, shape.queries, first, rows},
+                         at.key_gradient, true);
+      multiply_panels<T>(rows, row, {at.scores, key_block, 1}, {at.keys, shape.keys, key, count},
+                         at.query_gradient + first * row, true);
     }
     scale_rows(count, depth, at.key_gradient, row, scale, head.k_gradient + key * width, width);
     scale_rows(count, depth, at.value_gradient, row, T(1), head.v_gradient + key * width, width);

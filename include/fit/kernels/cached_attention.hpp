@@ -37,18 +37,17 @@ struct PartialAttention {
   }
 };
 
-/// One piece: keys first .. first + count - 1 of a query.
+/// A query over the few keys of one piece.
 template <class T>
-void attend_piece(const CachedQuery<T>& query, Index first, Index count, Index heads, Index head_width, T* scores,
+void attend_piece(const CachedQuery<T>& piece, Index heads, Index head_width, T* scores,
                   const PartialAttention<T>& to) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
-  const Index width = heads * head_width;
-  const T* keys = query.keys + first * width;
+  const Index width = heads * head_width, count = piece.count;
   const T scale = static_cast<T>(log2_e / std::sqrt(static_cast<double>(head_width)));
   for (Index key = 0; key < count; ++key) {
     for (Index head = 0; head < heads; ++head) {
-      const T *q = query.q + head * head_width, *k = keys + key * width + head * head_width;
+      const T *q = piece.q + head * head_width, *k = piece.keys + key * width + head * head_width;
       Batch total(T(0));
       for (Index j = 0; j < head_width; j += w) {
         total = simd::fma(simd::load_part(q + j, head_width - j), simd::load_part(k + j, head_width - j), total);
@@ -70,7 +69,6 @@ void attend_piece(const CachedQuery<T>& query, Index first, Index count, Index h
     to.total[head] = simd::sum(sum);
   }
   std::fill_n(to.mixed, width, T(0));
-  const T* values = query.values + first * width;
   for (Index key = 0; key < count; key += 4) {
     const Index together = std::min<Index>(4, count - key);
     for (Index head = 0; head < heads; ++head) {
@@ -79,7 +77,7 @@ void attend_piece(const CachedQuery<T>& query, Index first, Index count, Index h
         const Index part = (head + 1) * head_width - j;
         Batch mixed = simd::load_part(to.mixed + j, part);
         for (Index i = 0; i < together; ++i) {
-          mixed = simd::fma(Batch(weight[i]), simd::load_part(values + (key + i) * width + j, part), mixed);
+          mixed = simd::fma(Batch(weight[i]), simd::load_part(piece.values + (key + i) * width + j, part), mixed);
         }
         simd::store_part(to.mixed + j, mixed, part);
       }
@@ -118,9 +116,10 @@ void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Inde
     for (const auto& query : queries) {
       const Index own = pieces_of(query);
       for (Index piece = std::max(first, at); piece < std::min(last, at + own); ++piece) {
-        const Index key = (piece - at) * cached_piece;
-        detail::attend_piece(query, key, std::min(cached_piece, query.count - key), heads, head_width,
-                             scores + lane * scratch, PartialAttention<T>(partial + piece * size, heads));
+        const Index key = (piece - at) * cached_piece, offset = key * heads * head_width;
+        detail::attend_piece<T>(
+            {query.q, query.keys + offset, query.values + offset, std::min(cached_piece, query.count - key)}, heads,
+            head_width, scores + lane * scratch, PartialAttention<T>(partial + piece * size, heads));
       }
       at += own;
     }

@@ -95,8 +95,8 @@ void multiply_block(const Product<T>& product, const T* const* packed, Index row
       const Index depth = std::min(depth_block, factors.depth - k);
       const bool first = f == 0 && k == 0, last = f == product.count - 1 && k + depth_block >= factors.depth;
       for (Index i = row; i < row + rows; i += tile_rows<T>) {
-        const Index tile = std::min<Index>(tile_rows<T>, row + rows - i);
-        const T* a = factors.a.data + i * factors.a.row + k * factors.a.column;
+        const Index down = std::min<Index>(tile_rows<T>, row + rows - i);
+        const Operand<T> a{factors.a.data + i * factors.a.row + k * factors.a.column, factors.a.row, factors.a.column};
         Finish<T> finish = product.finish;
         finish.accumulate = finish.accumulate || !first;
         finish.first_row = i;
@@ -106,9 +106,17 @@ void multiply_block(const Product<T>& product, const T* const* packed, Index row
           const T* b = packed[f] ? packed[f] + j * factors.depth + k * b_row : factors.b.data + k * b_row + j;
           finish.bias = first && product.finish.bias ? product.finish.bias + j : nullptr;
           T* c = product.c + i * product.c_row + j;
-          multiply_tile(tile, wide, a, factors.a.row, factors.a.column, b, b_row, depth, c, product.c_row, finish);
+          multiply_tile<T>({.rows = down,
+                            .columns = wide,
+                            .depth = depth,
+                            .a = a,
+                            .b = b,
+                            .b_row = b_row,
+                            .c = c,
+                            .c_row = product.c_row},
+                           finish);
           if (!last || product.activation == Activation::none) continue;
-          for (Index r = 0; r < tile; ++r) {
+          for (Index r = 0; r < down; ++r) {
             const Index offset = r * product.c_row;
             const auto element = static_cast<std::uint64_t>((i + r) * product.columns + j);
             if (product.activation == Activation::gelu) {

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include <fit/core/assert.hpp>
-#include <fit/simd/batch.hpp>
+#include <fit/kernels/panels.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
 
@@ -23,13 +23,28 @@ struct Finish {
 template <class T>
 inline constexpr int tile_rows = simd::registers == 32 ? 14 : 6;
 
+/// One tile of a product: c(i, j) = the sum over k < depth of a(i, k) b(k, j), before it is finished. Whole vectors of
+/// b are read: it is a packed panel, or its columns are a whole number of vectors.
+template <class T>
+struct Tile {
+  Index rows, columns, depth;  // 1 .. tile_rows, 1 .. panel_width, 0 or more
+  Operand<T> a;                // either stride may be 1
+  const T* b;                  // rows b_row apart
+  Index b_row;
+  T* c;  // rows c_row apart
+  Index c_row;
+};
+
 namespace detail {
 
-/// c(i, j) over a tile of Rows x Vectors registers; `columns` says how many of the tile's columns are there.
+/// c(i, j) over a tile of Rows x Vectors registers.
 template <class T, int Rows, int Vectors>
-[[gnu::noinline]] void micro_kernel(const T* a, Index a_row, Index a_depth, const T* b, Index b_row, Index depth, T* c,
-                                    Index c_row, Index columns, const Finish<T>& finish) {
+[[gnu::noinline]] void micro_kernel(const Tile<T>& tile, const Finish<T>& finish) {
   using Batch = simd::Batch<T>;
+  const T *a = tile.a.data, *b = tile.b;
+  T* const c = tile.c;
+  const Index a_row = tile.a.row, a_depth = tile.a.column, b_row = tile.b_row, c_row = tile.c_row;
+  const Index depth = tile.depth, columns = tile.columns;
   constexpr Index w = simd::width<T>;
   Batch sums[Rows][Vectors];
 #pragma GCC unroll 16
@@ -62,16 +77,16 @@ template <class T, int Rows, int Vectors>
     }
     return;
   }
-  alignas(alignment) T tile[Rows * Vectors * w];
+  alignas(alignment) T values[Rows * Vectors * w];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) simd::store(tile + (i * Vectors + v) * w, sums[i][v]);
+    for (int v = 0; v < Vectors; ++v) simd::store(values + (i * Vectors + v) * w, sums[i][v]);
   }
   for (int i = 0; i < Rows; ++i) {
     const Batch scale(finish.scale(i));
     for (Index j = 0; j < columns; j += w) {
-      Batch value = simd::load(tile + i * Vectors * w + j);
+      Batch value = simd::load(values + i * Vectors * w + j);
       T* to = c + i * c_row + j;
       if (finish.bias) value += simd::load_part(finish.bias + j, columns - j);
       if (finish.row_scale) value *= scale;
@@ -82,7 +97,7 @@ template <class T, int Rows, int Vectors>
 }
 
 template <class T>
-using MicroKernel = void (*)(const T*, Index, Index, const T*, Index, Index, T*, Index, Index, const Finish<T>&);
+using MicroKernel = void (*)(const Tile<T>&, const Finish<T>&);
 
 template <class T>
 inline constexpr auto micro_kernels = []<std::size_t... I>(std::index_sequence<I...>) {
@@ -93,17 +108,13 @@ inline constexpr auto micro_kernels = []<std::size_t... I>(std::index_sequence<I
 
 }  // namespace detail
 
-/// One tile of a product: `rows` (1 .. tile_rows) by `columns` (1 .. panel_width) sums over `depth` of
-/// a(i, k) = a[i * a_row + k * a_depth] times b(k, j) = b[k * b_row + j], finished into c. Whole vectors of b are read:
-/// it is a packed panel, or its columns are a whole number of vectors.
+/// Computes a tile and finishes it.
 template <class T>
-void multiply_tile(Index rows, Index columns, const T* a, Index a_row, Index a_depth, const T* b, Index b_row,
-                   Index depth, T* c, Index c_row, const Finish<T>& finish) {
-  FIT_ASSERT(rows >= 1 && rows <= tile_rows<T>);
-  FIT_ASSERT(columns >= 1 && columns <= 2 * simd::width<T>);
-  const std::size_t vectors = columns > simd::width<T> ? 1 : 0;
-  detail::micro_kernels<T>[static_cast<std::size_t>(rows - 1)][vectors](a, a_row, a_depth, b, b_row, depth, c, c_row,
-                                                                        columns, finish);
+void multiply_tile(const Tile<T>& tile, const Finish<T>& finish) {
+  FIT_ASSERT(tile.rows >= 1 && tile.rows <= tile_rows<T>);
+  FIT_ASSERT(tile.columns >= 1 && tile.columns <= panel_width<T>);
+  const std::size_t vectors = tile.columns > simd::width<T> ? 1 : 0;
+  detail::micro_kernels<T>[static_cast<std::size_t>(tile.rows - 1)][vectors](tile, finish);
 }
 
 }  // namespace fit::inline FIT_ABI::kernels

@@ -7,7 +7,7 @@
 
 namespace fit::inline FIT_ABI::kernels {
 
-/// A matrix b(k, j) of `depth` rows and `columns` columns, one of whose strides is 1: plain or transposed.
+/// A matrix whose element (i, j) is data[i * row + j * column]; one of the strides is 1: plain or transposed.
 template <class T>
 struct Operand {
   const T* data;

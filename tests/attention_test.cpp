@@ -131,7 +131,7 @@ struct Reference {
         v(s.sequences * s.keys * s.width()) {}
 };
 
-bool sees(const Mask& mask, Index query, Index key) { return key / mask.chunk <= query / mask.chunk; }
+bool sees(const Mask& mask, Index query, Index key) { return key / mask.chunk <= (query + mask.offset) / mask.chunk; }
 
 template <class T>
 Reference reference(const AttentionShape& s, const Inputs<T>& in) {
@@ -293,6 +293,10 @@ void check_cross() {
   check<T>({1, 32 * t + 3, 2 * w + 1, 2, 9});
   check<T>({2, 3, 40 * w + 5, 1, 9});
   check<T>({0, 3, 4, 2, 5});
+  for (const Mask mask :
+       {Mask{.chunk = 1, .offset = 2}, Mask{.chunk = 1, .offset = t + w}, Mask{.chunk = 5, .offset = 7}}) {
+    check<T>({2, t + 2, 2 * t + 3 * w, 2, 5, mask});
+  }
 }
 
 template <class T>
@@ -376,6 +380,21 @@ void check_threads() {
 }
 
 }  // namespace
+
+TEST_CASE("the first query that sees a key is the first that sees it", "[attention]") {
+  for (const Index chunk : {1, 2, 3, 7}) {
+    for (const Index offset : {0, 1, 2, 3, 8}) {
+      const Mask mask{chunk, offset};
+      for (Index key = 0; key < 20; ++key) {
+        Index first = 0;
+        while (mask.visible_keys(first, 20) <= key) ++first;
+        INFO("chunk " << chunk << ", offset " << offset << ", key " << key);
+        CHECK(mask.first_query(key) == first);
+        CHECK(sees(mask, first, key));
+      }
+    }
+  }
+}
 
 TEMPLATE_TEST_CASE("attention under every mask, around the sizes of its blocks", "[attention]", float, double) {
   check_masks<TestType>();

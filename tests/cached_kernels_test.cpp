@@ -88,6 +88,7 @@ void check_attention(const std::vector<Index>& counts, Index heads, Index head_w
     kernels::cached_attention<T>(queries, heads, head_width, workspace);
     if (threads == 1) first = o;
     CHECK(o == first);
+    CHECK(workspace.arena().mark().total == 0);
   }
   for (std::size_t i = 0; i < counts.size(); ++i) {
     INFO(counts[i] << " keys, " << heads << " heads of " << head_width);

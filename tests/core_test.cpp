@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -186,6 +187,25 @@ TEST_CASE("tensors copy deeply and move cheaply", "[core]") {
   a = fit::Tensor<double, 2>(3, 1);
   CHECK(a.dimension(0) == 3);
   CHECK(a.size() == 3);
+}
+
+TEST_CASE("a tensor without elements is a tensor", "[core]") {
+  fit::Tensor<float, 2> empty(3, 0);
+  empty.setConstant(1);
+  const fit::Tensor<float, 2> copy = empty, sum = 2.0f * empty.eigen() + copy.eigen();
+  for (const auto& tensor : {copy, sum}) {
+    CHECK(tensor.size() == 0);
+    CHECK(tensor.dimension(0) == 3);
+    CHECK(tensor.dimension(1) == 0);
+  }
+  const fit::TensorView<const float, 2> view = empty;
+  CHECK(view.size() == 0);
+  CHECK(view.dimension(0) == 3);
+  const fit::Tensor<float, 2> taken = std::move(empty);
+  CHECK(taken.dimension(0) == 3);
+  CHECK(empty.dimension(0) == 0);
+  empty = fit::Tensor<float, 2>(1, 2);
+  CHECK(empty.size() == 2);
 }
 
 TEST_CASE("tensors are made from expressions", "[core]") {
@@ -455,6 +475,53 @@ TEST_CASE("exceptions leave a loop", "[core]") {
   }
 }
 
+TEST_CASE("of two exceptions the first leaves a loop", "[core]") {
+  fit::Executor executor(2);
+  std::atomic<bool> both{false}, thrown{false};
+  std::string text;
+  try {
+    executor.parallel_for(2, [&](Index index, int) {
+      if (index == 0) {
+        comes_true([&] { return both.load(); });
+        thrown = true;
+        throw fit::Error("first");
+      }
+      both = true;
+      comes_true([&] { return thrown.load(); });
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      throw fit::Error("second");
+    });
+  } catch (const fit::Error& error) {
+    text = error.what();
+  }
+  CHECK(both);
+  CHECK(text == "first");
+}
+
+TEST_CASE("a pool that takes no tasks leaves its loops to the caller", "[core]") {
+  struct Full : Eigen::ThreadPool {
+    using Eigen::ThreadPool::ThreadPoolTempl;
+    void Schedule(std::function<void()> task) override {
+      if (full) throw std::bad_alloc();
+      Eigen::ThreadPool::Schedule(std::move(task));
+    }
+    std::atomic<bool> full{true};
+  } pool(3);
+  fit::Executor executor(pool);
+  for (int round = 0; round < 5; ++round) check_loop(executor, 100);
+  Index lanes = 0;
+  executor.parallel_for(100, [&](Index, int lane) { lanes = std::max<Index>(lanes, lane); });
+  CHECK(lanes == 0);
+  pool.full = false;
+  std::atomic<bool> helped{false};
+  executor.parallel_for(2, [&](Index, int lane) {
+    if (lane > 0) helped = true;
+    comes_true([&] { return helped.load(); });
+  });
+  CHECK(helped);
+  check_loop(executor, 100);
+}
+
 TEST_CASE("loops inside loops and beside each other", "[core]") {
   fit::Executor executor(3);
   std::atomic<Index> sum{0};
@@ -552,6 +619,10 @@ TEST_CASE("random numbers are the same ones for ever", "[core]") {
   fit::Random resumed(random.key(), random.counter());
   CHECK(resumed.bits() == 0x113e5dec6f8fd8a8u);
   CHECK(fit::Random(42).uniform() == 0.34329192209867343);
+  fit::Random normal(42);
+  for (const double expected : {0.8818545873573221, 1.052462856238756, 1.3700036369000232}) {
+    CHECK(std::abs(normal.normal() - expected) < 1e-14);
+  }
   static_assert(fit::Random(42).bits() == 0x57e1faba65107204u);
 }
 

@@ -269,6 +269,8 @@ void check_large() {
       c.rows_per_scale = 5;
       INFO(depth << " deep, transposed " << transposed);
       CHECK(faults_of<T>(c) == 0);
+      c.activation = Activation::gelu;
+      CHECK(faults_of<T>(c) == 0);
     }
   }
   Case wide{131, 301, {96}, 0, 1};  // several blocks each way

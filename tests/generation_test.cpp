@@ -278,6 +278,16 @@ TEST_CASE("top-k, top-p and min-p leave what their definitions say", "[generatio
   }
 }
 
+TEST_CASE("top-p and min-p at their bounds leave the likeliest", "[generation]") {
+  using Ids = std::vector<std::int32_t>;
+  const std::vector<float> different = {1, -2, 3, 0}, equal = {0, 0};
+  CHECK(fit::token_choices(different, {.min_p = 1}).ids == Ids{2});
+  CHECK(fit::token_choices(equal, {.min_p = 1}).ids == Ids{0, 1});
+  CHECK(fit::token_choices(equal, {.top_p = 0.5f}).ids == Ids{0});
+  CHECK(fit::token_choices(equal, {.top_p = 0.5f}).probabilities == std::vector<double>{1});
+  CHECK(fit::token_choices(different, {.top_p = 1e-6f}).ids == Ids{2});
+}
+
 TEST_CASE("ids are drawn as often as their probabilities say", "[generation]") {
   const std::vector<float> logits = {0.5f, -1, 2, 1.5f, -4, 0};
   const fit::TokenSampling sampling{.temperature = 0.8f, .top_k = 4, .top_p = 0.97f};

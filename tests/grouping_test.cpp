@@ -166,6 +166,14 @@ TEST_CASE("inputs and outputs of every kind", "[grouping]") {
   CHECK(std::equal(shifted.data(), shifted.data() + 12, expected_ids));
 }
 
+TEST_CASE("sequences keep all axes behind their own", "[grouping]") {
+  const auto x = counting<double, 5>(2, 6, 3, 4, 5);
+  const auto groups = fit::group_sequence(x, 2);
+  CHECK(fit::shape_text(groups.dimensions()) == "[2, 3, 2, 3, 4, 5]");
+  CHECK(std::equal(groups.data(), groups.data() + groups.size(), x.data()));
+  CHECK(equal(fit::ungroup_sequence(groups), x));
+}
+
 TEST_CASE("nothing to group", "[grouping]") {
   const fit::Tensor<float, 4> none(0, 4, 4, 3), no_channels(2, 4, 4, 0);
   const auto groups = fit::group_image(none, {{2, 2}, {1, 1}});

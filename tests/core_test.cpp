@@ -13,8 +13,10 @@
 #include <functional>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <thread>
+#include <vector>
 
 namespace {
 

@@ -85,7 +85,7 @@ int run(const Options& options) {
       batch.load(order, done * options.batch, &shuffle);
       tape.record({.drop_path = 0.05f}, state.random.split());
       const auto logits = state.model.forward(batch.groups(), tape);
-      loss_sum += fit::cross_entropy<float>(logits, batch.labels(), logits_gradient, tape);
+      loss_sum += fit::cross_entropy(logits, batch.labels(), logits_gradient, tape);
       for (Index i = 0; i < options.batch; ++i) right += examples::best_class(logits, i) == batch.labels()(i);
       fit::set_zero(gradient);
       state.model.backward(logits_gradient, gradient, tape);

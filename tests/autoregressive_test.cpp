@@ -91,10 +91,9 @@ TEST_CASE("the loss in chunks is the cross entropy of the logits, and its gradie
   const auto logits = decoder(shifted, tape);
   const Index rows = ids.size(), vocabulary = config.vocabulary;
   fit::Tensor<float, 4> logits_gradient(logits.dimensions());
-  const double expected =
-      fit::cross_entropy<float>(fit::TensorView<const float, 2>(logits.data(), rows, vocabulary),
-                                fit::TensorView<const std::int32_t, 1>(ids.data(), rows),
-                                fit::TensorView<float, 2>(logits_gradient.data(), rows, vocabulary), tape);
+  const double expected = fit::cross_entropy(fit::TensorView<const float, 2>(logits.data(), rows, vocabulary),
+                                             fit::TensorView<const std::int32_t, 1>(ids.data(), rows),
+                                             fit::TensorView<float, 2>(logits_gradient.data(), rows, vocabulary), tape);
   CHECK(std::abs(decoder.loss(ids, tape) - expected) < 1e-6 * expected);
   Decoder gradient, by_logits;
   CHECK(std::abs(decoder.loss(ids, gradient, tape) - expected) < 1e-6 * expected);

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 namespace {
 
@@ -373,30 +374,44 @@ TEMPLATE_TEST_CASE("the mean cross entropy", "[reductions]", float, double) {
   double mean = 0;
   for (const Exact loss : losses.value) mean += static_cast<double>(loss) / 37;
   const double epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
-  CHECK(std::abs(fit::cross_entropy<T>(logits, targets, {}, workspace) - mean) < 4 * epsilon * mean);
-  CHECK(std::abs(fit::cross_entropy<T>(logits, targets, to, workspace) - mean) < 4 * epsilon * mean);
+  CHECK(std::abs(fit::cross_entropy(logits, targets, workspace) - mean) < 4 * epsilon * mean);
+  CHECK(std::abs(fit::cross_entropy(logits, targets, to, workspace) - mean) < 4 * epsilon * mean);
   CHECK(worst_error(std::vector<T>(to.data(), to.data() + to.size()), gradient) < 10);
   CHECK(workspace.arena().mark().total == 0);
 
-  CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, fewer, {}, workspace); }) ==
+  // Whatever a model or a user has them in.
+  const fit::Tensor<T, 2> gradient_of_tensors = to;
+  const auto same = [&](const auto& of, const auto& at, auto&& where) {
+    to.setZero();
+    const double value = fit::cross_entropy(of, at, where, workspace);
+    CHECK(value == fit::cross_entropy(of, at, workspace));
+    CHECK(value == fit::cross_entropy(logits, targets, workspace));
+    CHECK(std::equal(to.data(), to.data() + to.size(), gradient_of_tensors.data()));
+  };
+  same(fit::TensorView<const T, 2>(logits), fit::TensorView<const std::int32_t, 1>(targets), fit::TensorView<T, 2>(to));
+  same(fit::TensorView<T, 2>(logits), fit::TensorView<std::int32_t, 1>(targets), to.eigen());
+  same(logits.eigen(), targets.eigen(), to);
+  same(std::as_const(logits).eigen(), std::as_const(targets).eigen(), to);
+  same(Eigen::Tensor<T, 2, Eigen::RowMajor>(logits.eigen()), targets, to);
+
+  CHECK(test::error_of([&] { fit::cross_entropy(logits, fewer, workspace); }) ==
         "cross entropy needs a target for each of 37 rows, not 36");
   to.setConstant(5);
   for (const auto& [rows, classes] : {std::pair{36, 11}, {37, 10}, {11, 37}}) {
     fit::Tensor<T, 2> wrong(rows, classes);
-    CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, targets, wrong, workspace); }) ==
+    CHECK(test::error_of([&] { fit::cross_entropy(logits, targets, wrong, workspace); }) ==
           "the gradient of a cross entropy must have the shape [37, 11], not " + fit::shape_text(wrong.dimensions()));
   }
   for (const std::int32_t target : {-1, 11, std::numeric_limits<std::int32_t>::min()}) {
     targets(36) = target;
-    CHECK(test::error_of([&] { fit::cross_entropy<T>(logits, targets, to, workspace); }) ==
+    CHECK(test::error_of([&] { fit::cross_entropy(logits, targets, to, workspace); }) ==
           "target 36 must be in 0 .. 10, not " + std::to_string(target));
   }
   CHECK(std::count(to.data(), to.data() + to.size(), T(5)) == to.size());
 
   const fit::Tensor<T, 2> no_rows(0, 11), no_classes(37, 0);
-  CHECK(fit::cross_entropy<T>(no_rows, fit::Tensor<std::int32_t, 1>(0), {}, workspace) == 0);
-  CHECK(test::contains(test::error_of([&] { fit::cross_entropy<T>(no_classes, targets, {}, workspace); }),
-                       "target 0 must"));
+  CHECK(fit::cross_entropy(no_rows, fit::Tensor<std::int32_t, 1>(0), workspace) == 0);
+  CHECK(test::contains(test::error_of([&] { fit::cross_entropy(no_classes, targets, workspace); }), "target 0 must"));
 }
 
 TEMPLATE_TEST_CASE("mean pooling and its way back", "[reductions]", float, double) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include <fit/core/tensor.hpp>
 #include <fit/core/workspace.hpp>
@@ -9,17 +10,26 @@
 
 namespace fit::inline FIT_ABI {
 
-/// Mean of -ln softmax(logits)[target] over the rows, in nats; logits [rows, classes], targets [rows]. Where a gradient
-/// is given, writes that of the mean to it, shaped like logits. Without rows the mean is 0.
-/// Throws Error for shapes that differ or a target outside 0 .. classes-1.
-template <class T>
-double cross_entropy(TensorView<const T, 2> logits, TensorView<const std::int32_t, 1> targets,
-                     std::optional<TensorView<T, 2>> gradient, Workspace& workspace) {
-  const Index rows = logits.dimension(0), classes = logits.dimension(1);
+namespace detail {
+
+template <class Tensor>
+using ElementOf = std::remove_const_t<typename Tensor::Scalar>;
+
+}  // namespace detail
+
+/// Mean of -ln softmax(logits)[target] over the rows, in nats; logits [rows, classes], a tensor or view of float or
+/// double, targets [rows]. Writes the gradient of the mean to a tensor or view shaped like logits. Without rows the
+/// mean is 0. Throws Error for shapes that differ or a target outside 0 .. classes-1.
+template <class Logits>
+double cross_entropy(const Logits& logits, TensorView<const std::int32_t, 1> targets,
+                     std::optional<TensorView<detail::ElementOf<Logits>, 2>> gradient, Workspace& workspace) {
+  using T = detail::ElementOf<Logits>;
+  const TensorView<const T, 2> from(logits);
+  const Index rows = from.dimension(0), classes = from.dimension(1);
   require(targets.dimension(0) == rows, "cross entropy needs a target for each of ", rows, " rows, not ",
           targets.dimension(0));
   if (gradient && (gradient->dimension(0) != rows || gradient->dimension(1) != classes)) {
-    throw Error(concatenate("the gradient of a cross entropy must have the shape ", shape_text(logits.dimensions()),
+    throw Error(concatenate("the gradient of a cross entropy must have the shape ", shape_text(from.dimensions()),
                             ", not ", shape_text(gradient->dimensions())));
   }
   for (Index i = 0; i < rows; ++i) {
@@ -29,11 +39,17 @@ double cross_entropy(TensorView<const T, 2> logits, TensorView<const std::int32_
   if (rows == 0) return 0;
   const Arena::Scope scope(workspace.arena());
   T* losses = workspace.arena().template allocate<T>(rows);
-  kernels::cross_entropy<T>({logits.data(), targets.data(), losses, gradient ? gradient->data() : nullptr},
+  kernels::cross_entropy<T>({from.data(), targets.data(), losses, gradient ? gradient->data() : nullptr},
                             T(1) / static_cast<T>(rows), rows, classes, workspace.executor());
   double total = 0;
   for (Index i = 0; i < rows; ++i) total += static_cast<double>(losses[i]);
   return total / static_cast<double>(rows);
+}
+
+/// The same without a gradient.
+template <class Logits>
+double cross_entropy(const Logits& logits, TensorView<const std::int32_t, 1> targets, Workspace& workspace) {
+  return cross_entropy(logits, targets, {}, workspace);
 }
 
 }  // namespace fit::inline FIT_ABI

@@ -1,20 +1,40 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
+#include <string_view>
+#include <vector>
 
 #include <fit/training/pieces.hpp>
 
 namespace fit::inline FIT_ABI {
 
+/// How an optimiser treats one parameter.
+struct ParameterTreatment {
+  bool decay = true;    ///< weight decay shrinks it
+  double rate = 1;      ///< times the learning rate
+  bool frozen = false;  ///< it stays as it is, and so do its moments
+};
+
+/// Says how to treat a parameter of a visitor's name, such as "stages.0.local.1.mlp.fc1.weight", and of a rank.
+using ParameterRule = std::function<ParameterTreatment(std::string_view name, std::size_t rank)>;
+
+/// Weight decay for all matrices but positions and tables of embeddings, and not for norms and biases.
+inline ParameterTreatment usual_treatment(std::string_view name, std::size_t rank) {
+  return {.decay = rank >= 2 && !name.ends_with("positions") && !name.ends_with("embedding.weight")};
+}
+
 struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.999;
   double epsilon = 1e-8;
-  /// Shrinks matrices (rank 2 and above) by learning rate * weight_decay a step; norms and biases are left alone.
+  /// Shrinks the parameters whose treatment says so by learning rate * weight_decay a step.
   double weight_decay = 0.01;
+  /// A rule of one's own begins best with what usual_treatment() says.
+  ParameterRule rule = usual_treatment;
 };
 
 /// Adam with decoupled weight decay. Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
-/// Its state is its members, to be saved and restored as they are.
+/// Its state is its members, to be saved and restored as they are; treatments need not be.
 template <class Model>
 struct AdamW {
   using T = typename Model::T;
@@ -22,31 +42,81 @@ struct AdamW {
   AdamWOptions options = {};
   Model first_moment = {}, second_moment = {};
   Index steps = 0;
+  /// What the rule says of each parameter, in the visitor's order: asked at the first step, and again once cleared.
+  std::vector<ParameterTreatment> treatments = {};
 
-  /// One step of the given learning rate: changes the model and the moments. Throws Error when the rate is not finite.
+  /// One step of the given learning rate: changes the model and the moments. Throws Error as prepare().
   void step(Model& model, const Model& gradient, double learning_rate, Workspace& workspace) {
-    require(std::isfinite(learning_rate), "the learning rate must be finite, not ", learning_rate);
+    prepare(model, learning_rate);
     ++steps;
     const auto count = static_cast<double>(steps);
-    const T rate = static_cast<T>(learning_rate / (1 - std::pow(options.beta1, count)));
+    const double correction1 = 1 - std::pow(options.beta1, count);
     const T correction = static_cast<T>(1 / std::sqrt(1 - std::pow(options.beta2, count)));
     const T beta1 = static_cast<T>(options.beta1), beta2 = static_cast<T>(options.beta2);
     const T rest1 = static_cast<T>(1 - options.beta1), rest2 = static_cast<T>(1 - options.beta2);
     const T epsilon = static_cast<T>(options.epsilon);
-    const T shrink = static_cast<T>(1 - learning_rate * options.weight_decay);
-    for_each_piece(
-        [&](const auto& piece, Index) {
-          T* parameter = piece.data[0];
-          const T* slope = piece.data[1];
-          T *m = piece.data[2], *v = piece.data[3];
-          const T keep = piece.rank >= 2 ? shrink : T(1);
+    struct Piece {
+      T* values;
+      const T* slopes;
+      T *first_moment, *second_moment;
+      Index size, parameter;
+    };
+    for_each_piece<Piece>(
+        [&](const Piece& piece, Index) {
+          const ParameterTreatment& treatment = treatments[static_cast<std::size_t>(piece.parameter)];
+          if (treatment.frozen) return;
+          const double own_rate = learning_rate * treatment.rate;
+          const T rate = static_cast<T>(own_rate / correction1);
+          const T keep = treatment.decay ? static_cast<T>(1 - own_rate * options.weight_decay) : T(1);
+          T* x = piece.values;
+          const T* slope = piece.slopes;
+          T *m = piece.first_moment, *v = piece.second_moment;
           for (Index i = 0; i < piece.size; ++i) {
             m[i] = beta1 * m[i] + rest1 * slope[i];
             v[i] = beta2 * v[i] + rest2 * slope[i] * slope[i];
-            parameter[i] = keep * parameter[i] - rate * m[i] / (std::sqrt(v[i]) * correction + epsilon);
+            x[i] = keep * x[i] - rate * m[i] / (std::sqrt(v[i]) * correction + epsilon);
           }
         },
         workspace, model, gradient, first_moment, second_moment);
+  }
+
+  /// Makes sure that a step can be taken, and asks the rule where that has not been done. Throws Error unless the betas
+  /// are in [0, 1), epsilon is positive, weight decay and the rule's rates are not negative, and all are finite.
+  void prepare(const Model& model, double learning_rate) {
+    require(std::isfinite(learning_rate), "the learning rate must be finite, not ", learning_rate);
+    for (const double beta : {options.beta1, options.beta2}) {
+      require(beta >= 0 && beta < 1, "the betas of AdamW must be in [0, 1), not ", beta);
+    }
+    const T epsilon = static_cast<T>(options.epsilon);
+    require(epsilon > 0 && std::isfinite(epsilon), "the epsilon of AdamW must be positive and finite, not ",
+            options.epsilon);
+    require(options.weight_decay >= 0 && std::isfinite(options.weight_decay),
+            "the weight decay must be finite and not negative, not ", options.weight_decay);
+    std::size_t count = 0;
+    for_each_parameter([&](const ParameterName&, auto) { ++count; }, model);
+    if (treatments.size() == count) return;
+    require(static_cast<bool>(options.rule), "AdamW needs a rule of how to treat parameters");
+    std::vector<ParameterTreatment> answers;
+    for_each_parameter(
+        [&](const ParameterName& at, auto parameter) {
+          const std::string name = at.text();
+          const ParameterTreatment treatment = options.rule(name, parameter.shape.size());
+          require(treatment.rate >= 0 && std::isfinite(treatment.rate), "the rate of ", name,
+                  " must be finite and not negative, not ", treatment.rate);
+          answers.push_back(treatment);
+        },
+        model);
+    treatments = std::move(answers);
+  }
+
+  /// Sets to zero what a gradient has of frozen parameters, so that they do not count in its norm. After prepare().
+  void zero_frozen(Model& gradient) const {
+    std::size_t number = 0;
+    for_each_parameter(
+        [&](const ParameterName&, auto parameter) {
+          if (treatments[number++].frozen) std::fill_n(parameter.data, parameter.size, T(0));
+        },
+        gradient);
   }
 };
 

@@ -6,29 +6,51 @@
 
 namespace fit::inline FIT_ABI {
 
-/// The Euclidean norm of a gradient over all its parameters, which is scaled down to `largest` where it is longer.
-/// Pascanu et al., arXiv 1211.5063. A norm that is not finite leaves the gradient as it is.
+namespace detail {
+
+inline void check_largest_norm(double largest) {
+  require(largest > 0, "the largest gradient norm must be positive, not ", largest);
+}
+
+}  // namespace detail
+
+/// The Euclidean norm of a gradient over all its parameters, which is scaled down to `largest` where it is longer;
+/// infinity measures alone. Pascanu et al., arXiv 1211.5063. A norm that is not finite leaves the gradient as it is.
+/// Throws Error unless `largest` is positive.
 template <class Model>
 double clip_gradient(Model& gradient, double largest, Workspace& workspace) {
   using T = typename Model::T;
-  require(largest > 0, "the largest gradient norm must be positive, not ", largest);
+  detail::check_largest_norm(largest);
+  struct Piece {
+    T* slopes;
+    Index size, parameter;
+  };
   const Arena::Scope scope(workspace.arena());
-  double* squares = workspace.arena().template allocate<double>(count_pieces(gradient));
-  for_each_piece(
-      [&](const auto& piece, Index number) {
-        double sum = 0;
-        for (Index i = 0; i < piece.size; ++i) sum += static_cast<double>(piece.data[0][i]) * piece.data[0][i];
-        squares[number] = sum;
-      },
-      workspace, gradient);
-  double total = 0;
-  for (Index i = 0; i < count_pieces(gradient); ++i) total += squares[i];
-  const double norm = std::sqrt(total);
+  const Index count = count_pieces(gradient);
+  double* squares = workspace.arena().template allocate<double>(count);
+  const auto norm_of_scaled = [&](double scale) {
+    for_each_piece<Piece>(
+        [&](const Piece& piece, Index place) {
+          double sum = 0;
+          for (Index i = 0; i < piece.size; ++i) {
+            const double slope = scale * static_cast<double>(piece.slopes[i]);
+            sum += slope * slope;
+          }
+          squares[place] = sum;
+        },
+        workspace, gradient);
+    double total = 0;
+    for (Index i = 0; i < count; ++i) total += squares[i];
+    return std::sqrt(total);
+  };
+  double norm = norm_of_scaled(1);
+  // Squares of doubles overflow where the norm need not.
+  if (std::isinf(norm)) norm = norm_of_scaled(0x1p-600) * 0x1p600;
   if (norm > largest && std::isfinite(norm)) {
     const T factor = static_cast<T>(largest / norm);
-    for_each_piece(
-        [&](const auto& piece, Index) {
-          for (Index i = 0; i < piece.size; ++i) piece.data[0][i] *= factor;
+    for_each_piece<Piece>(
+        [&](const Piece& piece, Index) {
+          for (Index i = 0; i < piece.size; ++i) piece.slopes[i] *= factor;
         },
         workspace, gradient);
   }

@@ -2,8 +2,23 @@
 
 #include <fit/core/random.hpp>
 #include <fit/training/adamw.hpp>
+#include <fit/training/clip.hpp>
+#include <fit/training/ema.hpp>
 
 namespace fit::inline FIT_ABI {
+
+/// What to do about a gradient whose norm is not finite: throw Error, or leave the step out, as the norm tells.
+enum class NotFinite { error, skip };
+
+/// How a step of training goes.
+struct UpdateOptions {
+  double learning_rate = 1e-3;
+  double clip = 1;  ///< the largest norm that a gradient keeps; infinity for any
+  /// Of the moving average, which follows the model more closely at first: the decay is at most (1 + n) / (10 + n) in
+  /// step n, the first being 0.
+  double average_decay = 0.999;
+  NotFinite not_finite = NotFinite::error;
+};
 
 /// All that a training run needs to go on where it stopped, to the bit: save it and load it as one would a model.
 template <class Model>
@@ -21,6 +36,30 @@ struct TrainingState {
     f("average", p.average...);
     f("first_moment", p.optimizer.first_moment...);
     f("second_moment", p.optimizer.second_moment...);
+  }
+
+  /// What follows the way back of each step: clips the gradient, changes the model and its average, counts the step,
+  /// and sets the gradient to zero for the next one. Returns the gradient's norm before it was clipped, frozen
+  /// parameters left out. Where that is not finite, model, moments and average stay; the step counts.
+  ///
+  /// Throws Error for wrong options, having changed nothing, and, if they say so, for a norm that is not finite, having
+  /// set the gradient to zero.
+  double update(Model& gradient, const UpdateOptions& options, Workspace& workspace) {
+    detail::check_largest_norm(options.clip);
+    detail::check_average_decay(options.average_decay);
+    optimizer.prepare(model, options.learning_rate);
+    optimizer.zero_frozen(gradient);
+    const double norm = clip_gradient(gradient, options.clip, workspace);
+    if (std::isfinite(norm)) {
+      optimizer.step(model, gradient, options.learning_rate, workspace);
+      const auto done = static_cast<double>(step);
+      update_average(average, model, std::min(options.average_decay, (1 + done) / (10 + done)), workspace);
+    }
+    set_zero(gradient);
+    require(std::isfinite(norm) || options.not_finite == NotFinite::skip, "the norm of the gradient in step ", step,
+            " is not finite");
+    ++step;
+    return norm;
   }
 };
 

@@ -80,26 +80,21 @@ int run(const Options& options) {
     const auto order = examples::shuffled(count, shuffle);
     double loss_sum = 0, right = 0;
     const auto begin = Clock::now();
-    for (; state.step < start + steps_per_epoch; ++state.step) {
+    while (state.step < start + steps_per_epoch) {
       const Index done = state.step - start;
       batch.load(order, done * options.batch, &shuffle);
       tape.record({.drop_path = 0.05f}, state.random.split());
       const auto logits = state.model.forward(batch.groups(), tape);
       loss_sum += fit::cross_entropy(logits, batch.labels(), logits_gradient, tape);
       for (Index i = 0; i < options.batch; ++i) right += examples::best_class(logits, i) == batch.labels()(i);
-      fit::set_zero(gradient);
       state.model.backward(logits_gradient, gradient, tape);
-      fit::clip_gradient(gradient, 1.0, tape);
-      state.optimizer.step(state.model, gradient, rate(state.step), tape);
-      fit::update_average(
-          state.average, state.model,
-          std::min(0.998, (1.0 + static_cast<double>(state.step)) / (10.0 + static_cast<double>(state.step))), tape);
+      state.update(gradient, {.learning_rate = rate(state.step), .average_decay = 0.998}, tape);
       const double seen = static_cast<double>(done + 1), images = seen * static_cast<double>(options.batch);
       const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-      progress.update(state.step + 1, {{"epoch", std::to_string(epoch + 1) + "/" + std::to_string(options.epochs)},
-                                       {"loss", loss_sum / seen},
-                                       {"accuracy", 100 * right / images, 3},
-                                       {"images/s", images / seconds}});
+      progress.update(state.step, {{"epoch", std::to_string(epoch + 1) + "/" + std::to_string(options.epochs)},
+                                   {"loss", loss_sum / seen},
+                                   {"accuracy", 100 * right / images, 3},
+                                   {"images/s", images / seconds}});
     }
     const double now = examples::accuracy(examples::classify(state.average, data.test, testing), data.test);
     char text[64];

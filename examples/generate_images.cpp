@@ -168,15 +168,10 @@ int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
     for (float& value : std::span(noise.data(), static_cast<std::size_t>(noise.size()))) {
       value = static_cast<float>(random.normal());
     }
-    fit::set_zero(gradient);
     const fit::Tensor<float, 2> condition = conditions_of(labels);
     const double now =
         loss(state.model, x0, noise, times, fit::TensorView<const float, 2>(condition), gradient, tape, {}, random);
-    fit::clip_gradient(gradient, 1.0, tape);
-    state.optimizer.step(state.model, gradient, rate(state.step), tape);
-    const double done = static_cast<double>(state.step);
-    fit::update_average(state.average, state.model, std::min(0.999, (1 + done) / (10 + done)), tape);
-    ++state.step;
+    state.update(gradient, {.learning_rate = rate(state.step)}, tape);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     recent += (now - recent) * std::max(0.01, 1 / static_cast<double>(state.step - first_step));
     progress.update(state.step, {{"epoch", static_cast<double>(state.step) / static_cast<double>(per_epoch), 3},

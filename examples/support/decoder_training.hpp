@@ -2,8 +2,6 @@
 
 #include <fit/io/checkpoint.hpp>
 #include <fit/models/autoregressive_decoder.hpp>
-#include <fit/training/clip.hpp>
-#include <fit/training/ema.hpp>
 #include <fit/training/learning_rate.hpp>
 #include <fit/training/state.hpp>
 
@@ -94,13 +92,8 @@ void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& 
     }
     const fit::WarmUpCosine rate{.peak = plan.rate, .warm_up = 100, .total = total, .floor = plan.rate / 100};
     fill(ids, state.step);
-    fit::set_zero(gradient);
     const double nats = state.model.loss(ids, gradient, tape, {}, state.random.split());
-    fit::clip_gradient(gradient, 1.0, tape);
-    state.optimizer.step(state.model, gradient, rate(state.step), tape);
-    const double done = static_cast<double>(state.step);
-    fit::update_average(state.average, state.model, std::min(0.998, (1 + done) / (10 + done)), tape);
-    ++state.step;
+    state.update(gradient, {.learning_rate = rate(state.step), .average_decay = 0.998}, tape);
     const double steps = static_cast<double>(state.step - first);
     seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     recent += (fit::bits_per_dimension(nats) - recent) * std::max(0.02, 1 / steps);

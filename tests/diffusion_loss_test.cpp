@@ -1,8 +1,12 @@
 #include <fit/diffusion/loss.hpp>
 #include <fit/diffusion/noise_schedule.hpp>
 #include <fit/diffusion/sampler.hpp>
+#include <fit/training/clip.hpp>
 
 #include "golden_model.hpp"
+
+#include <algorithm>
+#include <vector>
 
 namespace {
 
@@ -101,6 +105,83 @@ TEST_CASE("the loss's gradient is its slope, for every prediction, error and sch
   }
 }
 
+TEST_CASE("the loss of long examples is the mean over all their elements", "[diffusion_loss]") {
+  constexpr fit::DiffusionConfig long_config{.layers = "(1)",
+                                             .groups = 3,
+                                             .tokens = 61,
+                                             .channels = 47,
+                                             .latents = 2,
+                                             .data_dim = 8,
+                                             .latent_dim = 8,
+                                             .data_heads = 1,
+                                             .latent_heads = 1,
+                                             .mlp_ratio = 1,
+                                             .output_channels = 47};
+  using Decoder = fit::DiffusionDecoder<long_config, double>;
+  constexpr fit::Index batch = 3, size = 3 * 61 * 47;  // two pieces of 4,096 and a rest
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  Decoder decoder(fit::Random(1)), gradient, expected_gradient;
+  test::stir(decoder);
+  fit::Tensor<double, 4> x0(batch, 3, 61, 47), eps = x0, noisy = x0, slopes = x0;
+  const auto values = test::normal_values<double>(2 * x0.size(), 2);
+  std::copy_n(values.begin(), x0.size(), x0.data());
+  std::copy_n(values.begin() + x0.size(), x0.size(), eps.data());
+  fit::Tensor<double, 1> t(batch), gamma(batch);
+  for (fit::Index b = 0; b < batch; ++b) {
+    t(b) = 0.2 + 0.25 * static_cast<double>(b);
+    gamma(b) = 1 - t(b);
+    for (fit::Index i = b * size; i < (b + 1) * size; ++i) {
+      noisy.data()[i] = (1 - t(b)) * x0.data()[i] + t(b) * eps.data()[i];
+    }
+  }
+  tape.record();
+  const auto prediction = decoder.forward({.noisy = noisy, .gamma = gamma}, tape).prediction;
+  const double count = static_cast<double>(batch * size);
+  double expected = 0;
+  for (fit::Index i = 0; i < batch * size; ++i) {
+    const double off = prediction.data()[i] - eps.data()[i];
+    expected += off * off / count;
+    slopes.data()[i] = 2 * off / count;
+  }
+  decoder.backward({.prediction = slopes}, expected_gradient, tape);
+
+  fit::DiffusionLoss<Decoder> loss({.schedule = fit::RectifiedFlow{}});
+  CHECK(std::abs(loss(decoder, x0, eps, t, {}, gradient, tape) - expected) < 1e-12 * expected);
+  CHECK(std::abs(loss(decoder, x0, eps, t, {}, tape) - expected) < 1e-12 * expected);
+  const auto ours = test::values_of(gradient), theirs = test::values_of(expected_gradient);
+  CHECK(test::relative_error(ours.data(), theirs.data(), static_cast<fit::Index>(ours.size())) < 1e-12);
+}
+
+TEST_CASE("times with a normal logit", "[diffusion_loss]") {
+  const auto check = [](double mean, double deviation, const std::vector<double>& expected) {
+    fit::Random random(7);
+    for (const double value : expected) {
+      CHECK(std::abs(fit::logit_normal_time(random, mean, deviation) - value) < 1e-14);
+    }
+  };
+  // sigmoid(mean + deviation * normal), computed elsewhere.
+  check(0, 1, {0.28044453035929934, 0.268669555292179, 0.5943029848501179});
+  check(0.5, 0.25, {0.5657263422081131, 0.5620913860838056, 0.6446136558314296});
+  check(-1, 2, {0.05292435539608374, 0.04730105310357738, 0.4411651499821336});
+
+  fit::Random random(1);
+  std::vector<double> times(100'001);
+  for (double& time : times) time = fit::logit_normal_time(random);
+  std::sort(times.begin(), times.end());
+  CHECK(times.front() > 0);
+  CHECK(times.back() < 1);
+  double mean = 0;
+  for (const double time : times) mean += time / static_cast<double>(times.size());
+  // Five standard errors; the deviation of such times is 0.208.
+  CHECK(std::abs(mean - 0.5) < 5 * 0.208 / std::sqrt(static_cast<double>(times.size())));
+  const auto quantile = [&](double share) {
+    return times[static_cast<std::size_t>(share * static_cast<double>(times.size()))];
+  };
+  CHECK(std::abs(quantile(0.5) - 0.5) < 0.005);
+  CHECK(std::abs(quantile(0.8413447) - 1 / (1 + std::exp(-1.0))) < 0.005);  // one deviation
+}
+
 TEST_CASE("losses are finite at both ends of time", "[diffusion_loss]") {
   using Decoder = fit::DiffusionDecoder<config>;
   const Decoder decoder(fit::Random(4));
@@ -116,17 +197,14 @@ TEST_CASE("losses are finite at both ends of time", "[diffusion_loss]") {
         fit::NoiseSchedule(fit::CosineSchedule{})}) {
     for (const auto kind : {fit::Prediction::eps, fit::Prediction::x0, fit::Prediction::velocity}) {
       for (const auto on : {fit::LossOn::eps, fit::LossOn::x0, fit::LossOn::velocity}) {
-        fit::DiffusionLoss<Decoder> loss({.schedule = schedule, .prediction = kind, .loss_on = on});
-        Decoder gradient;
-        INFO(schedule.index() << " " << static_cast<int>(kind) << " " << static_cast<int>(on));
-        CHECK(std::isfinite(loss(decoder, x0, eps, t, condition, gradient, tape)));
-        bool finite = true;
-        fit::for_each_parameter(
-            [&](const fit::ParameterName&, auto p) {
-              for (fit::Index i = 0; i < p.size; ++i) finite = finite && std::isfinite(p.data[i]);
-            },
-            gradient);
-        CHECK(finite);
+        for (const std::optional<fit::Range> clip : {std::optional<fit::Range>(), {fit::Range{-0.4, 0.4}}}) {
+          fit::DiffusionLoss<Decoder> loss({.schedule = schedule, .prediction = kind, .loss_on = on, .x0_clip = clip});
+          Decoder gradient;
+          INFO(schedule.index() << " " << static_cast<int>(kind) << " " << static_cast<int>(on) << " "
+                                << clip.has_value());
+          CHECK(std::isfinite(loss(decoder, x0, eps, t, condition, gradient, tape)));
+          CHECK(std::isfinite(fit::clip_gradient(gradient, 1, tape)));
+        }
       }
     }
     const auto samples = fit::sample(decoder, {.steps = 3, .schedule = schedule}, condition, fit::Random(1));

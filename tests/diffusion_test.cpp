@@ -204,6 +204,7 @@ void check_unconditioned() {
     sides[side] = value(moved, unused);
   }
   CHECK(std::abs((sides[1] - sides[0]) / 2e-6 - slope) < 1e-6 * (1 + std::abs(slope)));
+  CHECK(loss(model, batch.x0, batch.eps, batch.times, {}, tape) == value(model, unused));
 
   const auto samples = fit::sample(model, {.steps = 3, .prediction = fit::Prediction::v}, 5, fit::Random(1));
   CHECK(samples.dimension(0) == 5);
@@ -253,6 +254,54 @@ TEST_CASE("a step of diffusion training allocates nothing after the first", "[di
     }
     INFO("recompute " << recompute);
     CHECK(test::allocations() - before == 0);
+  }
+}
+
+TEST_CASE("a loss without a gradient is that of training without drop-outs", "[diffusion]") {
+  fit::Executor executor(2);
+  const auto model = stirred<Decoder>();
+  const Batch<Decoder> batch(80);
+  fit::DiffusionLoss<Decoder> loss(objective);
+  Decoder gradient;
+  fit::Tape training(executor), evaluating(executor);
+  const auto trained = [&](std::uint64_t seed) {
+    return loss(model, batch.x0, batch.eps, batch.times, batch.given(), gradient, training, {}, fit::Random(seed));
+  };
+  const auto evaluated = [&](const Batch<Decoder>& given, std::uint64_t seed) {
+    return loss(model, given.x0, given.eps, given.times, given.given(), evaluating, fit::Random(seed));
+  };
+  const double expected = trained(1);
+  CHECK(evaluated(batch, 1) == expected);
+  CHECK(evaluated(batch, 2) == trained(2));
+  CHECK(evaluated(batch, 2) != expected);
+  const long before = test::allocations();
+  CHECK(evaluated(batch, 1) == expected);
+  CHECK(test::allocations() - before == 0);
+  CHECK(!evaluating.recording());
+  CHECK(evaluating.peak() * 3 < training.peak());  // there are no records
+  CHECK(trained(1) == expected);
+
+  auto wrong = batch;
+  wrong.times(3) = 1.5;
+  CHECK(test::contains(test::error_of([&] { evaluated(wrong, 1); }), "[0, 1], not 1.5"));
+  CHECK(evaluated(Batch<Decoder>(0), 1) == 0);
+}
+
+TEST_CASE("a loss takes batches of any size one after the other", "[diffusion]") {
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  const auto model = stirred<Small>();
+  fit::DiffusionLoss<Small> used(objective);
+  for (const Index size : {4, 2, 0, 5, 3}) {
+    INFO(size);
+    const Batch<Small> batch(size);
+    fit::DiffusionLoss<Small> fresh(objective);
+    Small gradient, expected;
+    const auto run = [&](fit::DiffusionLoss<Small>& loss, Small& to) {
+      return loss(model, batch.x0, batch.eps, batch.times, batch.given(), to, tape, {}, fit::Random(1));
+    };
+    CHECK(run(used, gradient) == run(fresh, expected));
+    CHECK(same_bits(values_of(gradient), values_of(expected)));
   }
 }
 

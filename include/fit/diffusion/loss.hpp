@@ -58,6 +58,24 @@ class DiffusionLoss {
   double operator()(const Model& model, TensorView<const T, 4> x0, TensorView<const T, 4> eps,
                     TensorView<const double, 1> t, const std::optional<ConditionView>& condition, Model& gradient,
                     Tape& tape, const TrainingOptions& options = {}, Random random = Random(0)) {
+    return run(model, x0, eps, t, condition, &gradient, tape, options, random);
+  }
+  /// The same without a gradient: what the call above gives without drop-outs, with the same conditions dropped for the
+  /// same `random`. The tape stops recording.
+  double operator()(const Model& model, TensorView<const T, 4> x0, TensorView<const T, 4> eps,
+                    TensorView<const double, 1> t, const std::optional<ConditionView>& condition, Tape& tape,
+                    Random random = Random(0)) {
+    return run(model, x0, eps, t, condition, nullptr, tape, {}, random);
+  }
+
+ private:
+  static constexpr Index size = Index{Model::configuration.groups} * Model::configuration.tokens *
+                                Model::configuration.channels;  // of an example
+  static constexpr Index piece = 4096, pieces = (size + piece - 1) / piece;
+
+  double run(const Model& model, const TensorView<const T, 4>& x0, const TensorView<const T, 4>& eps,
+             const TensorView<const double, 1>& t, const std::optional<ConditionView>& condition, Model* gradient,
+             Tape& tape, const TrainingOptions& options, Random random) {
     constexpr DiffusionConfig c = Model::configuration;
     const Index batch = x0.dimension(0);
     detail::require_shape("x0", x0, std::array<Index, 4>{-1, c.groups, c.tokens, c.channels});
@@ -67,29 +85,25 @@ class DiffusionLoss {
     for (Index b = 0; b < batch; ++b) gamma_(b) = noise_level(objective_.schedule, t(b));
     typename Model::Inputs inputs{noisy_, gamma_, condition, {}};
     Model::check(inputs);
-    tape.record(options, random);  // refuses wrong options
+    const auto begin_pass = [&] { gradient ? tape.record(options, random) : tape.clear(); };
+    begin_pass();  // refuses wrong options
     for_pieces(t, tape, [&](Index, const NoiseShares& shares, Index first, Index last) {
       const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
       for (Index i = first; i < last; ++i) noisy_.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
     });
     if constexpr (Model::has_condition) {
-      if (objective_.condition_drop > 0 && condition) inputs.condition = drop_conditions(*condition, random);
+      if (objective_.condition_drop > 0) inputs.condition = drop_conditions(*condition, random);
     }
     if constexpr (Model::has_previous) {
       find_previous(model, inputs, tape);
       inputs.previous_latents = previous_;
     }
-    tape.record(options, random);
+    begin_pass();
     const auto views = model.forward(inputs, tape);
     const double loss = error(views.prediction.data(), x0.data(), eps.data(), t, tape);
-    model.backward({.prediction = prediction_gradient_}, gradient, tape);
+    if (gradient) model.backward({.prediction = prediction_gradient_}, *gradient, tape);
     return loss;
   }
-
- private:
-  static constexpr Index size = Index{Model::configuration.groups} * Model::configuration.tokens *
-                                Model::configuration.channels;  // of an example
-  static constexpr Index piece = 4096, pieces = (size + piece - 1) / piece;
 
   /// body(example, its noise, first element, last element + 1) for pieces of examples, the same for any threads.
   template <class Body>

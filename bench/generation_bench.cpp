@@ -78,7 +78,7 @@ double bytes_of(const Layer& layer, const char* part = "") {
 /// Bytes of weights and caches that an id at about this position has to touch, the end of a group dealt to its ids.
 template <class Decoder>
 double bytes_of_token(const Decoder& decoder, double position) {
-  constexpr fit::AutoregressiveConfig c = Decoder::configuration;
+  constexpr fit::AutoregressiveConfig c = Decoder::config;
   const bool grouped = c.groups > 1;
   const double seen = grouped ? c.tokens / 2.0 : position, earlier = position / c.tokens * c.latents;
   double each = 4.0 * c.vocabulary * c.data_dim, once = 0;

@@ -76,7 +76,7 @@ int run(const Options& options) {
   using Clock = std::chrono::steady_clock;
   while (state.step < total) {
     const Index epoch = state.step / steps_per_epoch, start = epoch * steps_per_epoch;
-    const fit::Random shuffle(fit::random_bits(options.seed, static_cast<std::uint64_t>(epoch)));
+    const fit::Random shuffle = fit::Random(options.seed, 0).fork(epoch);
     const auto order = examples::shuffled(count, shuffle);
     double loss_sum = 0, right = 0;
     const auto begin = Clock::now();

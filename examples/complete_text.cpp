@@ -116,7 +116,7 @@ struct Commands {
     examples::train_decoder<Model>(
         options.training, executor,
         [&](auto& ids, Index step) {
-          fit::Random random(fit::random_bits(options.training.seed, static_cast<std::uint64_t>(step)));
+          fit::Random random = fit::Random(options.training.seed, 0).fork(step);
           for (Index i = 0; i < ids.dimension(0); ++i) {
             const Index first = random.below(static_cast<Index>(text.train.size()) - length + 1);
             for (Index j = 0; j < length; ++j) ids.data()[i * length + j] = byte_at(text.train, first + j);

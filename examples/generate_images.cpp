@@ -156,7 +156,7 @@ int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
   for (const Index first_step = state.step; state.step < options.steps;) {
     const Index epoch = state.step / per_epoch, place = state.step % per_epoch;
     if (place == 0 || order.empty()) {
-      order = examples::shuffled(count, fit::Random(fit::random_bits(options.seed, static_cast<std::uint64_t>(epoch))));
+      order = examples::shuffled(count, fit::Random(options.seed, 0).fork(epoch));
     }
     const auto x0 = groups_of(data.images, order, place * batch, batch);
     std::vector<std::uint8_t> labels;

@@ -95,8 +95,7 @@ struct Commands {
         [&](auto& ids, Index step) {
           const Index epoch = step / (count / batch), place = step % (count / batch);
           if (epoch != ordered) {
-            const auto seed = fit::random_bits(options.training.seed, static_cast<std::uint64_t>(epoch));
-            order = examples::shuffled(count, fit::Random(seed));
+            order = examples::shuffled(count, fit::Random(options.training.seed, 0).fork(epoch));
             ordered = epoch;
           }
           write_ids(data.train.images, order, place * batch, options.order, ids);
@@ -135,7 +134,7 @@ struct Commands {
       fit::Generator generator(model, options.continuations, executor);
       generator.prompt(whole.first(static_cast<std::size_t>(pixels / 2)));
       sheet.add(image_of(generator.ids(), options.order).data());
-      const fit::Random random(fit::random_bits(options.training.seed, static_cast<std::uint64_t>(i)));
+      const fit::Random random = fit::Random(options.training.seed, 0).fork(i);
       while (!generator.finished_all()) generator.next({.temperature = options.temperature}, random);
       for (Index j = 0; j < options.continuations; ++j) sheet.add(image_of(generator.ids(j), options.order).data());
       sheet.add(image_of(whole, options.order).data());

@@ -341,7 +341,7 @@ TEST_CASE("a part of a model is loaded, the rest and what is not there stays", "
 TEST_CASE("a causal encoder's file says so, and is none for an encoder without a mask", "[checkpoint]") {
   constexpr fit::EncoderConfig causal = [] {
     auto c = config;
-    c.mask = fit::Mask::causal;
+    c.mask = fit::LatentMask::causal;
     return c;
   }();
   const test::TemporaryFolder folder;

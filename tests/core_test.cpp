@@ -738,3 +738,14 @@ TEST_CASE("parameters are walked by name", "[core]") {
   static_assert(fit::Matrix<float, 2, 3>::shape == std::array<Index, 2>{2, 3});
   CHECK(is_aligned(network.stem.weight.data()));
 }
+
+TEST_CASE("a generator of a number depends on nothing but the number", "[core]") {
+  const fit::Random random(7);
+  fit::Random same = random.fork(3), again = random.fork(3), other = random.fork(4);
+  CHECK(same.bits() == again.bits());
+  CHECK(same.bits() != other.bits());
+  CHECK(random.counter() == 0);
+  CHECK(fit::Random(5, 0).fork(3).key() == fit::Random(fit::random_bits(5, 3)).key());
+  CHECK(fit::Random(5, 10).fork(3, 2).key() == fit::Random(fit::random_bits(fit::random_bits(5, 13), 2)).key());
+  CHECK(random.fork(1, 2).key() != random.fork(2, 1).key());
+}

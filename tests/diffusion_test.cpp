@@ -73,8 +73,8 @@ Tensor random_values(Tensor tensor, std::uint64_t seed) {
 /// All that a decoder and its loss are given.
 template <class Model>
 struct Batch {
-  using T = typename Model::T;
-  static constexpr fit::DiffusionConfig c = Model::configuration;
+  using T = typename Model::Scalar;
+  static constexpr fit::DiffusionConfig c = Model::config;
 
   fit::Tensor<T, 4> x0, eps, previous;
   fit::Tensor<double, 1> times;

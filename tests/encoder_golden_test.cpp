@@ -4,7 +4,7 @@
 
 namespace {
 
-using fit::Mask;
+using fit::LatentMask;
 using fit::Positions;
 
 constexpr fit::EncoderConfig trace{.layers = "(1)1(1)",
@@ -28,7 +28,7 @@ constexpr fit::EncoderConfig causal_no_local{.layers = "(0)2(0)",
                                              .latent_heads = 5,
                                              .mlp_ratio = 1,
                                              .data_positions = Positions::sin_cos,
-                                             .mask = Mask::causal};
+                                             .mask = LatentMask::causal};
 constexpr fit::EncoderConfig extra_sin_cos{.layers = "(1)2(1)1(1)",
                                            .groups = 3,
                                            .tokens = 9,
@@ -66,7 +66,7 @@ constexpr fit::EncoderConfig simd_one_stage{.layers = "(1)1",
                                             .data_heads = 2,
                                             .latent_heads = 1,
                                             .mlp_ratio = 1,
-                                            .mask = Mask::causal};
+                                            .mask = LatentMask::causal};
 
 template <fit::EncoderConfig config, class T>
 void check(const std::string& name) {

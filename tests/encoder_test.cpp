@@ -131,7 +131,7 @@ TEST_CASE("a chunk-causal encoder's latents do not see later groups", "[encoder]
   static constexpr fit::EncoderConfig causal = [] {
     auto c = config;
     c.layers = "(1)2";
-    c.mask = fit::Mask::causal;
+    c.mask = fit::LatentMask::causal;
     return c;
   }();
   const fit::Encoder<causal> encoder(fit::Random(5));

@@ -99,7 +99,7 @@ void load_parameters(const Golden& golden, Model& model) {
 /// Checks every parameter gradient against PREFIX.* of a golden file.
 template <class Model>
 void check_gradients(const Golden& golden, const std::string& prefix, const Model& gradient) {
-  using T = typename Model::T;
+  using T = typename Model::Scalar;
   const double scale = golden.scale(prefix);
   std::vector<T> query_bias;
   fit::for_each_parameter(

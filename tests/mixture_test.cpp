@@ -37,7 +37,8 @@ constexpr fit::DiffusionConfig plane{.layers = "(1)1(1)",
 /// lose eps.
 struct ExactDenoiser {
   using T = double;
-  static constexpr fit::DiffusionConfig configuration = plane;
+  using Scalar = T;
+  static constexpr fit::DiffusionConfig config = plane;
   static constexpr bool has_condition = false, has_previous = false;
   static constexpr int condition_rank = 2;
   using ConditionView = fit::TensorView<const T, 2>;

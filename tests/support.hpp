@@ -34,7 +34,7 @@ void stir(Model& model) {
   fit::Random random(6);
   fit::for_each_parameter(
       [&](const fit::ParameterName&, auto p) {
-        for (Index i = 0; i < p.size; ++i) p.data[i] += static_cast<typename Model::T>(0.1 * random.normal());
+        for (Index i = 0; i < p.size; ++i) p.data[i] += static_cast<typename Model::Scalar>(0.1 * random.normal());
       },
       model);
 }
@@ -93,8 +93,8 @@ std::string error_of(Call&& call) {
 
 /// All parameters of a model or state, one after the other.
 template <class Model>
-std::vector<typename Model::T> values_of(const Model& model) {
-  std::vector<typename Model::T> values;
+std::vector<typename Model::Scalar> values_of(const Model& model) {
+  std::vector<typename Model::Scalar> values;
   fit::for_each_parameter(
       [&](const fit::ParameterName&, auto p) { values.insert(values.end(), p.data, p.data + p.size); }, model);
   return values;

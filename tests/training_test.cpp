@@ -31,7 +31,7 @@ Model random_model(std::uint64_t seed, double deviation = 1) {
   Model model;
   fit::for_each_parameter(
       [&](const fit::ParameterName&, auto p) {
-        const auto values = test::normal_values<typename Model::T>(p.size, seed++, deviation);
+        const auto values = test::normal_values<typename Model::Scalar>(p.size, seed++, deviation);
         std::copy(values.begin(), values.end(), p.data);
       },
       model);

@@ -63,7 +63,7 @@ inline CLI::App* add_training_options(CLI::App& app, DecoderTraining& plan, cons
 /// often. The moving average of the parameters is what is saved.
 template <class Model, class Fill, class Evaluate>
 void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& fill, Evaluate&& evaluate) {
-  constexpr auto config = Model::configuration;
+  constexpr auto config = Model::config;
   std::filesystem::create_directories(plan.out);
   fit::Tape tape(executor);
   fit::TrainingState<Model> state{.model = Model(fit::Random(plan.seed)),
@@ -114,7 +114,7 @@ void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& 
 template <class Model, class Fill>
 double bits_of(const Model& model, Index count, Index batch, fit::Tape& tape, Fill&& fill,
                Progress* progress = nullptr) {
-  constexpr auto config = Model::configuration;
+  constexpr auto config = Model::config;
   double total = 0;
   for (Index first = 0; first < count; first += batch) {
     fit::Tensor<std::int32_t, 3> ids(std::min(batch, count - first), Index{config.groups}, Index{config.tokens});

@@ -62,7 +62,7 @@ class ClassifierBatches {
     for (Index i = 0; i < labels_.dimension(0); ++i) {
       const auto at = static_cast<Index>(order[static_cast<std::size_t>(first + i)]);
       labels_(i) = from_.labels[static_cast<std::size_t>(at)];
-      fit::Random own(random ? fit::random_bits(random->key(), static_cast<std::uint64_t>(first + i)) : 0);
+      fit::Random own = random ? random->fork(first + i) : fit::Random(0);
       const Index down = random ? own.below(2 * shift_ + 1) - shift_ : 0,
                   right = random ? own.below(2 * shift_ + 1) - shift_ : 0;
       const bool mirror = random && own.uniform() < 0.5;

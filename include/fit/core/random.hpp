@@ -43,6 +43,15 @@ class Random {
     return radius * std::cos(6.283185307179586 * uniform());
   }
 
+  /// The generator that belongs to a number, or to several: of an example, a step, a position. Takes no draw, so the
+  /// same numbers give the same generator, in any order and on any thread.
+  template <class... Numbers>
+  constexpr Random fork(Index number, Numbers... more) const {
+    std::uint64_t seed = random_bits(key_, counter_ + static_cast<std::uint64_t>(number));
+    ((seed = random_bits(seed, static_cast<std::uint64_t>(more))), ...);
+    return Random(seed);
+  }
+
   /// An independent generator; takes one draw from this one.
   constexpr Random split() { return Random(bits()); }
 

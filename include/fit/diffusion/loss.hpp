@@ -36,11 +36,11 @@ inline double logit_normal_time(Random& random, double mean = 0, double deviatio
 /// memory of a step, so that the next one allocates nothing.
 template <class Model>
 class DiffusionLoss {
-  static_assert(Model::configuration.channels == Model::configuration.output_channels,
+  static_assert(Model::config.channels == Model::config.output_channels,
                 "fit: a diffusion loss needs config.output_channels equal to config.channels");
 
  public:
-  using T = typename Model::T;
+  using T = typename Model::Scalar;
   using ConditionView = typename Model::ConditionView;
 
   explicit DiffusionLoss(const DiffusionObjective& objective) : objective_(objective) {
@@ -69,14 +69,14 @@ class DiffusionLoss {
   }
 
  private:
-  static constexpr Index size = Index{Model::configuration.groups} * Model::configuration.tokens *
-                                Model::configuration.channels;  // of an example
+  static constexpr Index size =
+      Index{Model::config.groups} * Model::config.tokens * Model::config.channels;  // of an example
   static constexpr Index piece = 4096, pieces = (size + piece - 1) / piece;
 
   double run(const Model& model, const TensorView<const T, 4>& x0, const TensorView<const T, 4>& eps,
              const TensorView<const double, 1>& t, const std::optional<ConditionView>& condition, Model* gradient,
              Tape& tape, const TrainingOptions& options, Random random) {
-    constexpr DiffusionConfig c = Model::configuration;
+    constexpr DiffusionConfig c = Model::config;
     const Index batch = x0.dimension(0);
     detail::require_shape("x0", x0, std::array<Index, 4>{-1, c.groups, c.tokens, c.channels});
     detail::require_shape("eps", eps, std::array<Index, 4>{batch, c.groups, c.tokens, c.channels});
@@ -115,7 +115,7 @@ class DiffusionLoss {
   }
 
   void reserve(Index batch) {
-    constexpr DiffusionConfig c = Model::configuration;
+    constexpr DiffusionConfig c = Model::config;
     if (gamma_.size() == batch && noisy_.dimension(1) == c.groups) return;
     gamma_ = {};  // so that an allocation that fails is made again
     noisy_ = Tensor<T, 4>(batch, c.groups, c.tokens, c.channels);

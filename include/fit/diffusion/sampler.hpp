@@ -50,8 +50,7 @@ SampleNoise<T> sample_noise(Random random) {
   return [random](Index step, Index first, TensorView<T, 4> noise) {
     const Index count = noise.dimension(0), size = count > 0 ? noise.size() / count : 0;
     for (Index i = 0; i < count; ++i) {
-      const std::uint64_t example = random_bits(random.key(), random.counter() + static_cast<std::uint64_t>(first + i));
-      Random own(random_bits(example, static_cast<std::uint64_t>(step + 1)));
+      Random own = random.fork(first + i, step + 1);
       for (Index j = 0; j < size; ++j) noise.data()[i * size + j] = static_cast<T>(own.normal());
     }
   };
@@ -113,12 +112,12 @@ void step_back(Sampler method, const NoiseShares& now, const NoiseShares& then, 
 /// multiplied by zero for the pass without condition that guidance needs. The tape is cleared in every step. Throws
 /// Error for wrong options or shapes.
 template <class Model>
-Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& options, Index count,
-                                    const std::optional<typename Model::ConditionView>& condition,
-                                    const SampleNoise<typename Model::T>& noise, Tape& tape,
-                                    const SampleCallback<typename Model::T>& callback = {}) {
-  using T = typename Model::T;
-  constexpr DiffusionConfig c = Model::configuration;
+Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOptions& options, Index count,
+                                         const std::optional<typename Model::ConditionView>& condition,
+                                         const SampleNoise<typename Model::Scalar>& noise, Tape& tape,
+                                         const SampleCallback<typename Model::Scalar>& callback = {}) {
+  using T = typename Model::Scalar;
+  constexpr DiffusionConfig c = Model::config;
   static_assert(c.channels == c.output_channels, "fit: sampling needs config.output_channels equal to config.channels");
   detail::check(options);
   require(count >= 0, "sampling cannot make ", count, " examples");
@@ -218,19 +217,19 @@ Tensor<typename Model::T, 4> sample(const Model& denoiser, const SampleOptions& 
 /// The same with one example for each condition, and noise drawn from `random`: the same samples for any number of
 /// threads and any options.batch.
 template <class Model>
-Tensor<typename Model::T, 4> sample(
+Tensor<typename Model::Scalar, 4> sample(
     const Model& denoiser, const SampleOptions& options, const typename Model::ConditionView& condition, Random random,
-    const SampleCallback<typename Model::T>& callback = {}) requires(Model::has_condition) {
-  return sample(denoiser, options, condition.dimension(0), condition, sample_noise<typename Model::T>(random),
+    const SampleCallback<typename Model::Scalar>& callback = {}) requires(Model::has_condition) {
+  return sample(denoiser, options, condition.dimension(0), condition, sample_noise<typename Model::Scalar>(random),
                 detail::inference_tape(), callback);
 }
 
 /// The same for a denoiser without condition.
 template <class Model>
-Tensor<typename Model::T, 4> sample(
+Tensor<typename Model::Scalar, 4> sample(
     const Model& denoiser, const SampleOptions& options, Index count, Random random,
-    const SampleCallback<typename Model::T>& callback = {}) requires(!Model::has_condition) {
-  return sample(denoiser, options, count, {}, sample_noise<typename Model::T>(random), detail::inference_tape(),
+    const SampleCallback<typename Model::Scalar>& callback = {}) requires(!Model::has_condition) {
+  return sample(denoiser, options, count, {}, sample_noise<typename Model::Scalar>(random), detail::inference_tape(),
                 callback);
 }
 

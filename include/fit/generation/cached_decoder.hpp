@@ -13,7 +13,7 @@ namespace fit::inline FIT_ABI::detail {
 template <class Decoder>
 class CachedDecoder {
  public:
-  using T = typename Decoder::T;
+  using T = typename Decoder::Scalar;
   using Sequence = CachedSequence<T>;
 
   CachedDecoder(const Decoder& decoder, Executor& executor) : decoder_(&decoder), tape_(executor) {}
@@ -48,7 +48,7 @@ class CachedDecoder {
   }
 
  private:
-  static constexpr AutoregressiveConfig config = Decoder::configuration;
+  static constexpr AutoregressiveConfig config = Decoder::config;
   static constexpr Plan plan = plan_of(config.layers);
   static constexpr Index data_dim = config.data_dim, latents = config.latents;
   static constexpr nn::StepKernels latent_kernels{.few_rows = latents <= 16};

@@ -31,9 +31,9 @@ struct GeneratedToken {
 template <class Decoder>
 class Generator {
  public:
-  using T = typename Decoder::T;
+  using T = typename Decoder::Scalar;
   using Sequence = CachedSequence<T>;
-  static constexpr AutoregressiveConfig config = Decoder::configuration;
+  static constexpr AutoregressiveConfig config = Decoder::config;
   /// Ids of a whole sequence.
   static constexpr Index length = Index{config.groups} * config.tokens;
 
@@ -125,7 +125,7 @@ class Generator {
       std::transform(sequence.logits.data(), sequence.logits.data() + logits.size(), logits.begin(),
                      [](T value) { return static_cast<float>(value); });
       if (sampling.adjust) sampling.adjust(sequence.ids, logits);
-      Random own(random_bits(random_bits(random.key(), random.counter() + i), sequence.ids.size()));
+      Random own = random.fork(static_cast<Index>(i), sequence.ids.size());
       tokens_[i] = draw_token(logits, sampling, own);
     }
     for (std::size_t i = 0; i < sequences_.size(); ++i) {

@@ -41,8 +41,8 @@ inline constexpr std::string_view extra_prefix = "extra.";
 template <class Model>
 Metadata metadata_of() {
   Metadata metadata;
-  if constexpr (requires { Model::configuration; }) {
-    for (const auto& [field, value] : fields_of(Model::configuration)) metadata["config." + field] = value;
+  if constexpr (requires { Model::config; }) {
+    for (const auto& [field, value] : fields_of(Model::config)) metadata["config." + field] = value;
   }
   return metadata;
 }

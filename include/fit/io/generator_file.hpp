@@ -10,7 +10,7 @@ namespace fit::inline FIT_ABI {
 /// Throws Error when it cannot be written.
 template <class Decoder>
 void save(const std::filesystem::path& path, const Generator<Decoder>& generator) {
-  using T = typename Decoder::T;
+  using T = typename Decoder::Scalar;
   Metadata metadata = detail::metadata_of<Decoder>();
   metadata["generator.batch"] = std::to_string(generator.batch());
   std::vector<SafetensorsEntry> entries;
@@ -36,7 +36,7 @@ void save(const std::filesystem::path& path, const Generator<Decoder>& generator
 /// the saved one was, given the same decoder. Throws Error for another file, the generator left as it was.
 template <class Decoder>
 void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
-  using T = typename Decoder::T;
+  using T = typename Decoder::Scalar;
   const SafetensorsFile file(path);
   for (const auto& [key, value] : detail::metadata_of<Decoder>()) {
     const auto found = file.metadata().find(key);
@@ -59,8 +59,8 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
     sequence.ids.resize(static_cast<std::size_t>(count));
     file.read(prefix + "ids", sequence.ids.data(), count);
     for (const std::int32_t id : sequence.ids) {
-      require(id >= 0 && id < Decoder::configuration.vocabulary, path.string(), ": ", prefix, "ids must be in 0 .. ",
-              Decoder::configuration.vocabulary - 1, ", not ", id);
+      require(id >= 0 && id < Decoder::config.vocabulary, path.string(), ": ", prefix, "ids must be in 0 .. ",
+              Decoder::config.vocabulary - 1, ", not ", id);
     }
     const auto read = [&](const std::string& name, const std::vector<Index>& shape, T* to) {
       const TensorInfo& info = file.info(prefix + name);

@@ -19,15 +19,15 @@ namespace fit::inline FIT_ABI {
 /// As an Encoder, it is its parameters and nothing else. B is the batch, any number, and V the vocabulary. Inputs are
 /// the sequence moved right by one position, which is what shift_right() makes of it; so no logit depends on the id
 /// that it is about, nor on a later one.
-template <AutoregressiveConfig config, class Scalar = float>
+template <AutoregressiveConfig c, class T = float>
 class AutoregressiveDecoder {
-  static_assert(detail::check_autoregressive<config>());
-  static_assert(std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>,
+  static_assert(detail::check_autoregressive<c>());
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
                 "fit: an autoregressive decoder computes in float or double");
 
  public:
-  using T = Scalar;
-  static constexpr AutoregressiveConfig configuration = config;
+  using Scalar = T;
+  static constexpr AutoregressiveConfig config = c;
   using Ids = TensorView<const std::int32_t, 3>;
 
   /// All parameters zero: a gradient, or a decoder to load into.

@@ -10,18 +10,18 @@ enum class Pooling { latents, data };
 
 /// An encoder with a linear head on the mean of its latents or, where no stage has any, of its data tokens. Without
 /// extra tokens.
-template <EncoderConfig config, int classes, class Scalar = float,
-          Pooling pooling = plan_of(config.layers)[0].reads ? Pooling::latents : Pooling::data>
+template <EncoderConfig c, int classes, class T = float,
+          Pooling pooling = plan_of(c.layers)[0].reads ? Pooling::latents : Pooling::data>
 class Classifier {
-  static_assert(config.extra_tokens == 0, "fit: a classifier has no extra tokens");
+  static_assert(c.extra_tokens == 0, "fit: a classifier has no extra tokens");
   static_assert(classes > 0, "fit: a classifier needs at least one class");
-  static_assert(pooling == Pooling::data || plan_of(config.layers)[0].reads,
+  static_assert(pooling == Pooling::data || plan_of(c.layers)[0].reads,
                 "fit: latents that no stage of config.layers reads into know nothing of the input: a classifier of "
                 "such an encoder needs Pooling::data");
 
  public:
-  using T = Scalar;
-  static constexpr EncoderConfig configuration = config;
+  using Scalar = T;
+  static constexpr EncoderConfig config = c;
 
   Encoder<config, T> encoder;
   nn::Linear<T, classes, pooling == Pooling::latents ? config.latent_dim : config.data_dim> head;

@@ -14,7 +14,7 @@
 namespace fit::inline FIT_ABI {
 
 /// Which latents a latent sees in the global blocks: all, or those of its own and earlier groups.
-enum class Mask { none, causal };
+enum class LatentMask { none, causal };
 
 namespace detail {
 
@@ -49,7 +49,7 @@ struct EncoderConfig {
   int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
   Positions latent_positions = Positions::learned;  ///< learned or sin_cos
-  Mask mask = Mask::none;
+  LatentMask mask = LatentMask::none;
   int extra_tokens = 0;    ///< k, further data tokens per group, of their own width
   int extra_channels = 0;  ///< C_y, that width
 
@@ -80,7 +80,7 @@ struct DiffusionConfig {
   int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
   Positions latent_positions = Positions::learned;  ///< learned or sin_cos
-  Mask mask = Mask::none;
+  LatentMask mask = LatentMask::none;
   int output_channels = 0;     ///< width of an output token
   int condition_channels = 0;  ///< c, width of a conditioning token; 0 for no condition but the noise level
   int condition_tokens = 0;    ///< s, their number; 0 for one vector per example
@@ -140,7 +140,7 @@ namespace detail {
 inline std::string text_of(const Layers& layers) { return std::string(layers.view()); }
 inline std::string text_of(int value) { return std::to_string(value); }
 inline std::string text_of(bool value) { return value ? "true" : "false"; }
-inline std::string text_of(Mask mask) { return mask == Mask::causal ? "causal" : "none"; }
+inline std::string text_of(LatentMask mask) { return mask == LatentMask::causal ? "causal" : "none"; }
 inline std::string text_of(SelfConditioning value) { return value == SelfConditioning::latent ? "latent" : "none"; }
 inline std::string text_of(Positions value) {
   return value == Positions::learned ? "learned" : value == Positions::sin_cos ? "sin_cos" : "sin_cos_2d";
@@ -169,7 +169,7 @@ struct Sizes {
 struct TrunkConfig {
   Layers layers;
   int data_dim = 0, latent_dim = 0, data_heads = 0, latent_heads = 0, mlp_ratio = 0;
-  Mask mask = Mask::none;
+  LatentMask mask = LatentMask::none;
   bool local_attention = true, cross_mlp = false, cross_context_norm = true;
   bool conditioned = false;     ///< latents attend to a condition after they have read
   bool autoregressive = false;  ///< local blocks are causal, and a group is written from the latents of the one before
@@ -209,7 +209,7 @@ constexpr TrunkConfig trunk_of(const Config& config) {
   trunk.conditioned = std::is_same_v<Config, DiffusionConfig>;
   if constexpr (std::is_same_v<Config, AutoregressiveConfig>) {
     trunk.autoregressive = true;
-    trunk.mask = Mask::causal;
+    trunk.mask = LatentMask::causal;
   }
   return trunk;
 }

@@ -16,15 +16,15 @@ namespace fit::inline FIT_ABI {
 /// al., arXiv 2212.11972.
 ///
 /// As an Encoder, it is its parameters and nothing else. B is the batch, any number.
-template <DiffusionConfig config, class Scalar = float>
+template <DiffusionConfig c, class T = float>
 class DiffusionDecoder {
-  static_assert(detail::check_diffusion<config>());
-  static_assert(std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>,
+  static_assert(detail::check_diffusion<c>());
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>,
                 "fit: a diffusion decoder computes in float or double");
 
  public:
-  using T = Scalar;
-  static constexpr DiffusionConfig configuration = config;
+  using Scalar = T;
+  static constexpr DiffusionConfig config = c;
   static constexpr bool has_condition = config.condition_channels > 0;
   static constexpr bool has_previous = config.self_conditioning == SelfConditioning::latent;
   static constexpr int condition_rank = config.condition_tokens > 0 ? 3 : 2;

@@ -15,15 +15,14 @@ namespace fit::inline FIT_ABI {
 /// An Encoder is its parameters and nothing else: copying it copies them, and its gradient, the moments of an
 /// optimiser and a moving average of it are Encoders too. Calls on one constant Encoder from several threads are safe.
 /// B is the batch, any number; with extra tokens a group has N = extra_tokens + tokens data tokens, else N = tokens.
-template <EncoderConfig config, class Scalar = float>
+template <EncoderConfig c, class T = float>
 class Encoder {
-  static_assert(detail::check_encoder<config>());
-  static_assert(std::is_same_v<Scalar, float> || std::is_same_v<Scalar, double>,
-                "fit: an encoder computes in float or double");
+  static_assert(detail::check_encoder<c>());
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>, "fit: an encoder computes in float or double");
 
  public:
-  using T = Scalar;
-  static constexpr EncoderConfig configuration = config;
+  using Scalar = T;
+  static constexpr EncoderConfig config = c;
   static constexpr bool has_extra = config.extra_tokens > 0;
 
   struct Inputs {

@@ -243,7 +243,7 @@ class Trunk {
                   {examples.count, length, condition.count}, tape);
       tell(Part::condition);
     }
-    const auto mask = c.mask == Mask::causal ? kernels::Mask::chunk_causal(sizes.latents) : kernels::Mask::none();
+    const auto mask = c.mask == LatentMask::causal ? kernels::Mask::chunk_causal(sizes.latents) : kernels::Mask::none();
     for (const auto& block : stages_[i].global) nn::forward(block, z, examples.count, length, mask, tape);
     tell(Part::global);
   }

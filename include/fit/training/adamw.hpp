@@ -37,7 +37,7 @@ struct AdamWOptions {
 /// Its state is its members, to be saved and restored as they are; treatments need not be.
 template <class Model>
 struct AdamW {
-  using T = typename Model::T;
+  using T = typename Model::Scalar;
 
   AdamWOptions options = {};
   Model first_moment = {}, second_moment = {};

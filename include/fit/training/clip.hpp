@@ -19,7 +19,7 @@ inline void check_largest_norm(double largest) {
 /// Throws Error unless `largest` is positive.
 template <class Model>
 double clip_gradient(Model& gradient, double largest, Workspace& workspace) {
-  using T = typename Model::T;
+  using T = typename Model::Scalar;
   detail::check_largest_norm(largest);
   struct Piece {
     T* slopes;

@@ -16,7 +16,7 @@ inline void check_average_decay(double decay) {
 /// Throws Error unless decay is in [0, 1].
 template <class Model>
 void update_average(Model& average, const Model& model, double decay, Workspace& workspace) {
-  using T = typename Model::T;
+  using T = typename Model::Scalar;
   detail::check_average_decay(decay);
   const T share = static_cast<T>(1 - decay);
   struct Piece {

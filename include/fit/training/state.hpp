@@ -23,7 +23,7 @@ struct UpdateOptions {
 /// All that a training run needs to go on where it stopped, to the bit: save it and load it as one would a model.
 template <class Model>
 struct TrainingState {
-  using T = typename Model::T;
+  using Scalar = typename Model::Scalar;
 
   Model model = {};
   Model average = {};  ///< the moving average of the parameters

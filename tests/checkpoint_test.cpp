@@ -1,9 +1,11 @@
 #include <cstring>
 #include <fstream>
+#include <new>
 #include <numeric>
 
 #include <fit/fit.hpp>
 
+#include "allocations.hpp"
 #include "catch.hpp"
 #include "golden.hpp"
 #include "support.hpp"
@@ -29,6 +31,39 @@ std::vector<double> values_of(const Model& model) {
   fit::for_each_parameter(
       [&](const fit::ParameterName&, auto p) { values.insert(values.end(), p.data, p.data + p.size); }, model);
   return values;
+}
+
+/// A small thing that can be saved, in two precisions.
+template <class Scalar>
+struct Pair {
+  using T = Scalar;
+  fit::Matrix<T, 2, 3> weight;
+  fit::Vector<T, 2> bias;
+
+  explicit Pair(T value) {
+    std::fill_n(weight.data(), weight.size(), value);
+    std::fill_n(bias.data(), bias.size(), value);
+  }
+  static void visit(auto&& f, auto&... p) {
+    f("weight", p.weight...);
+    f("bias", p.bias...);
+  }
+};
+
+/// How often a call runs out of memory when its first allocation fails, then its second, and so on until it succeeds.
+template <class Call, class Check>
+long failures(Call&& call, Check&& check) {
+  for (long count = 0;; ++count) {
+    test::fail_allocation(count + 1);
+    try {
+      call();
+      test::fail_allocation(0);
+      return count;
+    } catch (const std::bad_alloc&) {
+      test::fail_allocation(0);
+      check();
+    }
+  }
 }
 
 /// A file with the tensors of a model, changed by `change`, which is handed the entries.
@@ -388,6 +423,28 @@ TEST_CASE("a run that is interrupted and resumed gives the bits of one that was 
   fit::save(folder / "model", whole.model);
   CHECK(test::contains(test::error_of([&] { fit::load(folder / "model", second); }), "the metadata lack state.step"));
   CHECK(values_of(second) == values_of(whole));
+}
+
+TEST_CASE("a save or a load that runs out of memory changes nothing", "[checkpoint]") {
+  const test::TemporaryFolder folder;
+  const Pair<float> one(1), two(2);
+  const auto path = folder / "a-name-that-does-not-fit-into-a-string-object", link = folder / "link";
+  fit::save(path, one);
+  std::filesystem::create_symlink(path, link);
+  const auto unchanged = [&] {
+    Pair<float> loaded(0);
+    fit::load(path, loaded);
+    return test::values_of(loaded) == test::values_of(one) && folder.files() == 2;
+  };
+  const long saves = failures([&] { fit::save(link, two); }, [&] { CHECK(unchanged()); });
+  Pair<double> loaded(3);
+  const long loads = failures([&] { fit::load(link, loaded); },
+                              [&] { CHECK(test::values_of(loaded) == test::values_of(Pair<double>(3))); });
+  CHECK(test::values_of(loaded) == test::values_of(Pair<double>(2)));
+  const long before = test::allocations();
+  Pair<double> counted(1);
+  CHECK((saves > 0) == (test::allocations() > before));  // where allocations are counted
+  CHECK((loads > 0) == (test::allocations() > before));
 }
 
 TEST_CASE("a model that cannot be written is an error and leaves the old file", "[checkpoint]") {

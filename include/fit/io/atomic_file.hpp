@@ -7,10 +7,12 @@
 #include <filesystem>
 #include <random>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
 #if __has_include(<sys/file.h>) && __has_include(<unistd.h>)
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -116,22 +118,28 @@ class AtomicFile {
 
   void remove_left_overs() const {
     const auto begin = prefix().native(), end = std::filesystem::path(".tmp").native();
+    const auto is_one = [&](auto name) {
+      return name.size() == begin.size() + number_size + end.size() && name.starts_with(begin) && name.ends_with(end);
+    };
+#if FIT_POSIX_FILES  // with libstdc++ 12, a directory_iterator that runs out of memory ends the program
+    DIR* const folder = ::opendir(folder_.c_str());
+    if (!folder) return;
+    while (const dirent* const entry = ::readdir(folder)) {
+      if (!is_one(std::string_view(entry->d_name))) continue;
+      const int directory = ::dirfd(folder);
+      const int descriptor = ::openat(directory, entry->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+      if (descriptor < 0) continue;
+      if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) ::unlinkat(directory, entry->d_name, 0);
+      ::close(descriptor);
+    }
+    ::closedir(folder);
+#else
     std::error_code error;
     for (std::filesystem::directory_iterator at(folder_, error), last; !error && at != last; at.increment(error)) {
-      const auto name = at->path().filename().native();
-      if (!name.starts_with(begin) || !name.ends_with(end) || name.size() != begin.size() + number_size + end.size()) {
-        continue;
-      }
-#if FIT_POSIX_FILES
-      const int descriptor = ::open(at->path().c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-      if (descriptor < 0) continue;
-      if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) ::unlink(at->path().c_str());
-      ::close(descriptor);
-#else
       std::error_code is_open;
-      std::filesystem::remove(at->path(), is_open);
-#endif
+      if (is_one(at->path().filename().native())) std::filesystem::remove(at->path(), is_open);
     }
+#endif
   }
 
   void create(bool replaces) {
@@ -139,6 +147,7 @@ class AtomicFile {
     for (int attempt = 0; !file_; ++attempt) {
       char number[number_size + 1];
       std::snprintf(number, sizeof(number), "%08x%08x", random(), random());
+      // Not by replace_filename(), which crashes in libstdc++ 12 when it runs out of memory.
       temporary_ = folder_ / ((prefix() += number) += ".tmp");
 #if FIT_POSIX_FILES
       // Until it has the mode of the file that it replaces, nobody else may read it.

@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <deque>
+#include <numbers>
 
 namespace {
 
@@ -15,7 +16,7 @@ using kernels::Activation;
 double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
 
 double gelu_slope(double x) {
-  return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-x * x / 2) / std::sqrt(2 * 3.14159265358979323846);
+  return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-x * x / 2) / std::sqrt(2 * std::numbers::pi);
 }
 
 /// What to compute, in sizes.

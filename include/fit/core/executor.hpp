@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -70,10 +70,9 @@ class Executor {
       share.next.store(count * lane / shares_in_use_, std::memory_order_relaxed);
       share.end = count * (lane + 1) / shares_in_use_;
     }
-    body_ = const_cast<void*>(static_cast<const void*>(&body));
-    call_ = [](void* target, Index index, int lane) {
-      (*static_cast<std::remove_reference_t<Body>*>(target))(index, lane);
-    };
+    auto call = [&body](Index index, int lane) { body(index, lane); };
+    body_ = &call;
+    call_ = [](void* target, Index index, int lane) { (*static_cast<decltype(call)*>(target))(index, lane); };
     const std::uint64_t loop = (state_.load(std::memory_order_relaxed) & loop_mask) + loop_step;
     state_.store(loop | open_bit, std::memory_order_release);
     for (int alive = scheduled_.load(std::memory_order_acquire); alive < helpers; ++alive) {

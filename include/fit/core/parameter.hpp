@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <concepts>
+#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>

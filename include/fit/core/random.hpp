@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 
 #include <fit/core/memory.hpp>
 
@@ -40,7 +41,7 @@ class Random {
   /// Normal with mean 0 and deviation 1 (Box and Muller, 1958; one of the pair).
   double normal() {
     const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform()));
-    return radius * std::cos(6.283185307179586 * uniform());
+    return radius * std::cos(2 * std::numbers::pi * uniform());
   }
 
   /// The generator that belongs to a number, or to several: of an example, a step, a position. Takes no draw, so the

@@ -1,9 +1,12 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <concepts>
+#include <cstddef>
+#include <iterator>
+#include <limits>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include <fit/core/memory.hpp>
@@ -62,7 +65,7 @@ class TensorView {
   TensorView(std::conditional_t<std::is_const_v<T>, const Tensor<Value, Rank>, Tensor<Value, Rank>>& tensor)
       : TensorView(tensor.data(), tensor.dimensions()) {}
   TensorView(PlainMap& tensor) : TensorView(tensor.data(), tensor.dimensions()) {}
-  TensorView(const Eigen::TensorMap<Plain>& map) : TensorView(const_cast<T*>(map.data()), map.dimensions()) {}
+  TensorView(const Eigen::TensorMap<Plain>& map) : TensorView(map.data(), map.dimensions()) {}
   TensorView(const Eigen::TensorMap<const Plain>& map) requires std::is_const_v<T>
       : TensorView(map.data(), map.dimensions()) {}
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <variant>
 
 #include <fit/core/error.hpp>
@@ -50,7 +51,7 @@ namespace detail {
 inline constexpr double least_noise_level = 1e-9;
 
 inline double level(const CosineSimpleSchedule&, double t) {
-  const double root = std::cos((t + 0.0002) / 1.00025 * (3.141592653589793 / 2));
+  const double root = std::cos((t + 0.0002) / 1.00025 * (std::numbers::pi / 2));
   return root * root;
 }
 
@@ -59,9 +60,7 @@ inline double level(const CosineSchedule& s, double t) {
           "a cosine schedule needs 0 <= start < end <= 1 and tau > 0, not start ", s.start, ", end ", s.end, ", tau ",
           s.tau);
   // The cosine of a right angle comes out a little below zero, which no broken power takes.
-  const auto power = [&](double x) {
-    return std::pow(std::max(0.0, std::cos(x * (3.141592653589793 / 2))), 2 * s.tau);
-  };
+  const auto power = [&](double x) { return std::pow(std::max(0.0, std::cos(x * (std::numbers::pi / 2))), 2 * s.tau); };
   const double high = power(s.start), low = power(s.end);
   require(high > low, "a cosine schedule from ", s.start, " to ", s.end, " with tau ", s.tau, " does not fall");
   return std::clamp((power(t * (s.end - s.start) + s.start) - low) / (high - low), least_noise_level, 1.0);

@@ -4,10 +4,10 @@
 
 #include <array>
 #include <concepts>
+#include <cstddef>
 #include <cstring>
 #include <string_view>
 #include <type_traits>
-#include <utility>
 
 namespace fit::inline FIT_ABI::detail {
 

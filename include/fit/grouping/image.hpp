@@ -1,5 +1,8 @@
 #pragma once
 
+#include <array>
+#include <string_view>
+
 #include <fit/core/tensor.hpp>
 
 #include <fit/grouping/boxes.hpp>

@@ -1,5 +1,9 @@
 #pragma once
 
+#include <array>
+#include <cstddef>
+#include <cstring>
+
 #include <fit/core/tensor.hpp>
 
 #include <fit/grouping/boxes.hpp>

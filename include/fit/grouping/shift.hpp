@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstddef>
+#include <cstring>
+
 #include <fit/core/tensor.hpp>
 
 #include <fit/grouping/boxes.hpp>

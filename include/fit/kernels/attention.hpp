@@ -1,6 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numbers>
 
 #include <fit/core/assert.hpp>
 #include <fit/core/workspace.hpp>
@@ -45,8 +49,6 @@ void check(const AttentionShape& s, const AttentionTensors<T>& t) {
   FIT_ASSERT(heads * s.keys == 0 || (t.k && t.v));
   FIT_ASSERT(heads * s.queries * s.keys == 0 || (t.o != t.k && t.o != t.v));
 }
-
-inline constexpr double log2_e = 1.4426950408889634;
 
 /// One head's [rows, head_width] inside [sequences, rows, width].
 template <class T>
@@ -155,7 +157,8 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, con
   T peak[tile_rows<T>], total[tile_rows<T>];
   std::fill_n(peak, rows, lowest);
   std::fill_n(total, rows, T(0));
-  scale_rows(rows, head, of.q + first * width, width, static_cast<T>(shape.scale() * log2_e), at.queries, padded_head);
+  scale_rows(rows, head, of.q + first * width, width, static_cast<T>(shape.scale() * std::numbers::log2e), at.queries,
+             padded_head);
 
   for (Index key = 0; key < end; key += block) {
     const Index count = std::min(block, end - key), padded = padded_columns<T>(count);

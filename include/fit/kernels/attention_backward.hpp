@@ -1,5 +1,10 @@
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <numbers>
+
 #include <fit/kernels/attention.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
@@ -114,7 +119,8 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
                   query_block = AttentionBackwardScratch<T>::query_block;
   const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
   const T scale = static_cast<T>(shape.scale());
-  scale_rows(shape.queries, depth, head.q, width, static_cast<T>(shape.scale() * log2_e), at.queries_scaled, row);
+  scale_rows(shape.queries, depth, head.q, width, static_cast<T>(shape.scale() * std::numbers::log2e),
+             at.queries_scaled, row);
   pack(Operand<T>{head.k, 1, width}, depth, shape.keys, at.keys_transposed);
   pack(Operand<T>{head.v, 1, width}, depth, shape.keys, at.values_transposed);
   pack(Operand<T>{head.q, width, 1}, shape.queries, depth, at.queries);

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <numbers>
 #include <span>
 
 #include <fit/core/assert.hpp>
@@ -44,7 +46,7 @@ void attend_piece(const CachedQuery<T>& piece, Index heads, Index head_width, T*
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
   const Index width = heads * head_width, count = piece.count;
-  const T scale = static_cast<T>(log2_e / std::sqrt(static_cast<double>(head_width)));
+  const T scale = static_cast<T>(std::numbers::log2e / std::sqrt(static_cast<double>(head_width)));
   for (Index key = 0; key < count; ++key) {
     for (Index head = 0; head < heads; ++head) {
       const T *q = piece.q + head * head_width, *k = piece.keys + key * width + head * head_width;
@@ -130,13 +132,13 @@ void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Inde
   } else {
     executor.parallel_for(pieces, [&](Index piece, int lane) { run(piece, piece + 1, lane); });
   }
-  const T* found = partial;
+  T* found = partial;
   for (const auto& query : queries) {
     const Index own = pieces_of(query);
     std::fill_n(query.o, heads * head_width, T(0));
     for (Index head = 0; head < heads; ++head) {
       T peak = -std::numeric_limits<T>::infinity(), total = 0;
-      const auto piece_at = [&](Index i) { return PartialAttention<T>(const_cast<T*>(found) + i * size, heads); };
+      const auto piece_at = [&](Index i) { return PartialAttention<T>(found + i * size, heads); };
       for (Index i = 0; i < own; ++i) peak = std::max(peak, piece_at(i).peak[head]);
       for (Index i = 0; i < own; ++i) total += piece_at(i).total[head] * std::exp2(piece_at(i).peak[head] - peak);
       for (Index i = 0; i < own; ++i) {

@@ -1,6 +1,10 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <numbers>
 
 #include <fit/core/assert.hpp>
 #include <fit/core/executor.hpp>
@@ -23,7 +27,7 @@ template <class T>
 void cross_entropy(const CrossEntropyTensors<T>& t, T scale, Index rows, Index classes, Executor& executor) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
-  constexpr T log2_e = T(1.4426950408889634), ln_2 = T(0.6931471805599453);
+  constexpr T log2_e = T(std::numbers::log2e), ln_2 = T(std::numbers::ln2);
   FIT_ASSERT(rows == 0 || (rows > 0 && t.logits && t.targets && t.losses));
   FIT_ASSERT(rows == 0 || classes >= 1);
   const Index block = std::max<Index>(1, 4096 / std::max<Index>(classes, 1));

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <initializer_list>
 #include <span>
 
@@ -147,7 +149,7 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
   for (const Product<T>& product : products) detail::check(product);
   Executor& executor = workspace.executor();
   const Arena::Scope scope(workspace.arena());
-  const T* packed[most][3] = {};
+  T* packed[most][3] = {};
   Index packs = 0, work = 0;
   for (std::size_t p = 0; p < products.size(); ++p) {
     const Product<T>& product = products[p];
@@ -175,7 +177,7 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
         const Index j = task / pieces * panel_width<T>, k = task % pieces * pack_rows;
         const Operand<T> from{factors.b.data + j * factors.b.column, factors.b.row, factors.b.column};
         pack_panel(from, std::min(panel_width<T>, product.columns - j), k, std::min(k + pack_rows, factors.depth),
-                   const_cast<T*>(packed[p][f]) + j * factors.depth);
+                   packed[p][f] + j * factors.depth);
         return;
       }
     }

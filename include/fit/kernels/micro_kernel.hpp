@@ -1,10 +1,12 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <utility>
 
 #include <fit/core/assert.hpp>
 #include <fit/kernels/panels.hpp>
+#include <fit/simd/batch.hpp>
 
 namespace fit::inline FIT_ABI::kernels {
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 #include <fit/core/assert.hpp>
 #include <fit/simd/transpose.hpp>

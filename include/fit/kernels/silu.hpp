@@ -1,5 +1,7 @@
 #pragma once
 
+#include <numbers>
+
 #include <fit/core/assert.hpp>
 #include <fit/simd/math.hpp>
 
@@ -11,7 +13,7 @@ namespace detail {
 template <class T>
 inline simd::Batch<T> sigmoid(const simd::Batch<T>& x) {
   using Batch = simd::Batch<T>;
-  const Batch decay = simd::exp2(xsimd::abs(x) * Batch(T(-1.4426950408889634)));
+  const Batch decay = simd::exp2(xsimd::abs(x) * Batch(T(-std::numbers::log2e)));
   return xsimd::select(x < Batch(T(0)), decay, Batch(T(1))) / (Batch(T(1)) + decay);
 }
 

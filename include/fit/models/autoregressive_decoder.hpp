@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numbers>
 #include <type_traits>
 
 #include <fit/grouping/shift.hpp>
@@ -250,6 +251,6 @@ class AutoregressiveDecoder {
 };
 
 /// Nats for each element of a sequence, as a loss gives them, in bits.
-inline double bits_per_dimension(double nats) { return nats / 0.6931471805599453; }
+inline double bits_per_dimension(double nats) { return nats / std::numbers::ln2; }
 
 }  // namespace fit::inline FIT_ABI

@@ -2,7 +2,9 @@
 
 #include <fit/core/memory.hpp>
 
+#include <cstddef>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #include <xsimd/xsimd.hpp>

@@ -2,7 +2,10 @@
 
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <numbers>
+#include <type_traits>
 
 #include <fit/simd/batch.hpp>
 
@@ -80,7 +83,7 @@ inline Normal<T> normal(const Batch<T>& x) {
   constexpr T inverse_root = T(0.3989422804014327);  // 1 / sqrt(2 pi)
   if constexpr (std::is_same_v<T, float>) {
     const Batch<T> t = Batch<T>(1) / fma(xsimd::abs(x), Batch<T>(0.35f), Batch<T>(1));
-    const Batch<T> gauss = exp2(x * x * Batch<T>(-0.72134752044448170f));  // log2(e) / 2
+    const Batch<T> gauss = exp2(x * x * Batch<T>(T(-std::numbers::log2e / 2)));
     const Batch<T> tail = gauss * t * detail::polynomial(t, detail::normal_tail_coefficients);
     return {xsimd::select(x > Batch<T>(0), Batch<T>(1) - tail, tail), gauss * Batch<T>(inverse_root)};
   } else {
@@ -88,7 +91,7 @@ inline Normal<T> normal(const Batch<T>& x) {
     alignas(alignment) T density[static_cast<std::size_t>(width<T>)];
     x.store_aligned(at);
     for (Index i = 0; i < width<T>; ++i) {
-      distribution[i] = std::erfc(at[i] * T(-0.7071067811865476)) / 2;
+      distribution[i] = std::erfc(at[i] * T(-std::numbers::sqrt2 / 2)) / 2;
       density[i] = std::exp(at[i] * at[i] / -2) * inverse_root;
     }
     return {Batch<T>::load_aligned(distribution), Batch<T>::load_aligned(density)};

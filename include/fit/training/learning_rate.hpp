@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 #include <fit/core/memory.hpp>
 
@@ -19,7 +20,7 @@ struct WarmUpCosine {
     if (step < warm_up) return peak * static_cast<double>(step + 1) / static_cast<double>(warm_up);
     const double length = static_cast<double>(std::max<Index>(1, total - warm_up));
     const double share = std::min(1.0, static_cast<double>(step - warm_up) / length);
-    return floor + (peak - floor) * 0.5 * (1 + std::cos(3.141592653589793 * share));
+    return floor + (peak - floor) * 0.5 * (1 + std::cos(std::numbers::pi * share));
   }
 };
 

@@ -34,9 +34,9 @@ std::vector<double> values_of(const Model& model) {
 }
 
 /// A small thing that can be saved, in two precisions.
-template <class Scalar>
+template <class T>
 struct Pair {
-  using T = Scalar;
+  using Scalar = T;
   fit::Matrix<T, 2, 3> weight;
   fit::Vector<T, 2> bias;
 

@@ -11,9 +11,9 @@ using test::same_bits;
 using test::values_of;
 
 /// A model of a matrix, larger than a piece, positions and a vector.
-template <class Scalar>
+template <class T>
 struct Parts {
-  using T = Scalar;
+  using Scalar = T;
   fit::Matrix<T, 100, 123> weight;
   fit::Matrix<T, 5, 4> positions;
   fit::Vector<T, 7> bias;

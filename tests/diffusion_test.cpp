@@ -571,3 +571,27 @@ TEST_CASE("decoders without a condition are trained and sampled", "[diffusion]")
   check_unconditioned<bare>();
   check_unconditioned<unconditioned>();
 }
+
+TEST_CASE("the way back from the latents alone is that from both with a prediction that counts nothing",
+          "[diffusion]") {
+  const auto model = stirred<Small>();
+  const Batch<Small> batch(4);
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  const auto run = [&](bool both) {
+    tape.record();
+    const auto views = model.forward(batch.inputs(), tape);
+    const fit::Tensor<float, 4> nothing(views.prediction.dimensions());
+    Small gradient;
+    Small::OutputGradients outputs{.latents = views.latents};
+    if (both) outputs.prediction = nothing;
+    fit::Tensor<float, 4> noisy(batch.x0.dimensions());
+    model.backward(outputs, gradient, tape, {.noisy = noisy});
+    auto values = values_of(gradient);
+    values.insert(values.end(), noisy.data(), noisy.data() + noisy.size());
+    return values;
+  };
+  const auto alone = run(false);
+  CHECK(same_bits(alone, run(true)));
+  CHECK(std::any_of(alone.begin(), alone.end(), [](float value) { return value != 0; }));
+}

@@ -347,3 +347,52 @@ TEST_CASE("a classifier learns a small problem", "[encoder]") {
   }
   CHECK(loss < 0.1);
 }
+
+TEST_CASE("a classifier takes the mean of the latents, or of the data where no latent has read them", "[encoder]") {
+  static constexpr fit::EncoderConfig local = [] {
+    auto c = config;
+    c.layers = "(2)";
+    return c;
+  }();
+  const auto input = random_input(3), other = random_input(3, 9);
+  const auto check = [&]<class Model>(const Model& model) {
+    fit::Tape tape;
+    const auto logits = model(input), of_other = model(other), with_tape = model(input, tape);
+    REQUIRE(logits.size() == 3 * 4);
+    CHECK(test::max_error(with_tape.data(), logits.data(), logits.size()) == 0);
+    CHECK(test::relative_error(of_other.data(), logits.data(), logits.size()) > 1e-4);
+    // By hand.
+    const auto output = model.encoder(input);
+    const bool data = Model::config.layers.view() == "(2)";
+    const auto& tokens = data ? output.data : output.latents;
+    const Index width = tokens.dimension(3), length = tokens.dimension(1) * tokens.dimension(2);
+    for (Index b = 0; b < 3; ++b) {
+      for (Index i = 0; i < 4; ++i) {
+        double expected = model.head.bias.data()[i];
+        for (Index t = 0; t < length; ++t) {
+          for (Index j = 0; j < width; ++j) {
+            expected += static_cast<double>(tokens.data()[(b * length + t) * width + j]) / static_cast<double>(length) *
+                        static_cast<double>(model.head.weight.data()[i * width + j]);
+          }
+        }
+        CHECK(std::abs(static_cast<double>(logits(b, i)) - expected) < 1e-5);
+      }
+    }
+    // The way back moves every parameter of the head, and those of the encoder.
+    tape.record();
+    const auto views = model.forward(input, tape);
+    CHECK(test::max_error(views.data(), logits.data(), logits.size()) == 0);
+    Model gradient;
+    const fit::Tensor<float, 2> wrong(3, 5);
+    CHECK(test::error_of([&] { model.backward(wrong, gradient, tape); }) ==
+          "the gradient of the logits must have the shape [3, 4], not [3, 5]");
+    model.backward(views, gradient, tape);
+    const auto values = test::values_of(gradient);
+    const auto moved = std::count_if(values.begin(), values.end(), [](float value) { return value != 0; });
+    CHECK(moved > static_cast<Index>(values.size()) / 2);
+    CHECK(tape.mark().total == 0);
+    CHECK(test::error_of([&] { model.backward(views, gradient, tape); }) != "(no error)");
+  };
+  check(fit::Classifier<config, 4>(fit::Random(5)));
+  check(fit::Classifier<local, 4>(fit::Random(5)));
+}

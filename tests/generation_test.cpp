@@ -1,6 +1,8 @@
 #include <fit/io/generator_file.hpp>
 
+#include <algorithm>
 #include <numeric>
+#include <set>
 
 #include "catch.hpp"
 #include "support.hpp"
@@ -423,4 +425,66 @@ TEST_CASE("wrong prompts, options and files are errors that change nothing", "[g
   fails([&] { fit::load(path, generator); }, "logits must be F32 [17], not F64 [17]");
   fit::save(path, decoder);
   fails([&] { fit::load(path, generator); }, "generator.batch");
+}
+
+TEST_CASE("each position of each sequence draws with a number of its own", "[generation]") {
+  // Zero parameters: all logits are equal, and what is drawn is the random number alone.
+  const fit::AutoregressiveDecoder<small> even;
+  fit::Generator generator(even, 2);
+  const fit::Random random(9, 4);
+  const std::vector<float> logits(small.vocabulary, 0.0f);
+  for (Index position = 0; position < generator.length; ++position) {
+    const auto drawn = generator.next({}, random);
+    for (Index sequence = 0; sequence < 2; ++sequence) {
+      fit::Random own = random.fork(sequence, position);
+      CHECK(drawn[static_cast<std::size_t>(sequence)] == fit::draw_token(logits, {}, own));
+    }
+  }
+  for (Index sequence = 0; sequence < 2; ++sequence) {
+    const auto ids = generator.ids(sequence);
+    CHECK(std::set(ids.begin(), ids.end()).size() > 8);
+  }
+  CHECK(!std::ranges::equal(generator.ids(0), generator.ids(1)));
+}
+
+TEST_CASE("a prompt of all sequences goes after what each has", "[generation]") {
+  const auto decoder = lively<small>(3);
+  const auto first = random_ids(5, small.vocabulary, 1), second = random_ids(5, small.vocabulary, 2),
+             both = random_ids(4, small.vocabulary, 3);
+  fit::Generator together(decoder, 2);
+  together.prompt(0, first);
+  together.prompt(1, second);
+  together.prompt(both);
+  for (const Index sequence : {0, 1}) {
+    INFO(sequence);
+    auto ids = sequence == 0 ? first : second;
+    ids.insert(ids.end(), both.begin(), both.end());
+    fit::Generator alone(decoder);
+    alone.prompt(ids);
+    CHECK(std::ranges::equal(together.ids(sequence), ids));
+    CHECK(test::relative_error(together.logits(sequence).data(), alone.logits().data(), small.vocabulary) < 1e-5);
+  }
+}
+
+TEST_CASE("a generator goes on from the sequences of another", "[generation]") {
+  const auto decoder = lively<small>(3);
+  const auto ids = random_ids(13, small.vocabulary, 1);
+  fit::Generator whole(decoder), taken(decoder), two(decoder, 2);
+  whole.prompt(ids);
+  taken.restore(whole.sequences());
+  CHECK(std::ranges::equal(taken.ids(), whole.ids()));
+  CHECK(std::ranges::equal(taken.logits(), whole.logits()));
+  for (int i = 0; i < 10; ++i) {
+    CHECK(taken.next({.temperature = 0}, fit::Random(1))[0] == whole.next({.temperature = 0}, fit::Random(1))[0]);
+  }
+  CHECK(two.cache_bytes() == 2 * whole.cache_bytes());
+  // Of each stage with latents: keys and values of local blocks and tokens for read over a group, of write over the
+  // latents, and of global blocks over those of all groups, each array rounded up to a cache line.
+  const auto line = [](Index values) { return (values + 15) / 16 * 16; };
+  const Index local = 2 * line(6 * 24), read = line(6 * 24), write = 2 * line(3 * 20), global = 2 * line(15 * 20);
+  CHECK(static_cast<Index>(whole.cache_bytes()) == 4 * ((1 + 2 + 1) * local + 2 * (read + write) + (2 + 1) * global));
+  CHECK(test::contains(test::error_of([&] { two.restore(whole.sequences()); }), "2 sequences cannot go on from 1"));
+  const auto other = lively<no_local>(3);
+  CHECK(test::contains(test::error_of([&] { taken.restore(fit::Generator(other).sequences()); }),
+                       "another configuration"));
 }

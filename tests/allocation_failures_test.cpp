@@ -29,6 +29,16 @@ bool can_fail() { return test::allocations() > 0; }
 
 }  // namespace
 
+TEST_CASE("an arena that gets no more memory stays as it was", "[allocation_failures]") {
+  fit::Arena arena;
+  char* const first = arena.allocate<char>(1);
+  const bool failed = fails(1, [&] { arena.allocate<char>(1 << 20); });
+  CHECK(failed == can_fail());
+  if (!failed) return;
+  CHECK(arena.allocate<char>(1) == first + 64);
+  CHECK(arena.peak() == 128);
+}
+
 TEST_CASE("an executor that cannot start its threads throws", "[allocation_failures]") {
   long allocation = 0;
   for (bool failed = true; failed;) {

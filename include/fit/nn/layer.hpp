@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 #include <span>
 
@@ -95,7 +96,7 @@ void attend(std::span<const CachedRows<T>> sequences, const T* q, T* mixed, Inde
   }
   for (const CachedRows<T>& s : sequences) {
     auto own = mask;
-    own.offset = s.keys - s.rows;
+    own.offset = std::max<Index>(0, s.keys - s.rows);  // a context may be shorter than the rows
     kernels::attention<T>({1, s.rows, s.keys, heads, head_width, own}, {q, s.keys_cache, s.values_cache, mixed},
                           workspace);
     q += s.rows * width;

@@ -2,17 +2,17 @@
 
 /// The whole library. Every header also stands alone.
 
-#include <fit/io/checkpoint.hpp>
-#include <fit/io/generator_file.hpp>
+#include <fit/diffusion/loss.hpp>
+#include <fit/diffusion/noise_schedule.hpp>
+#include <fit/diffusion/sampler.hpp>
+#include <fit/generation/generator.hpp>
+#include <fit/generation/sampling.hpp>
 #include <fit/grouping/image.hpp>
 #include <fit/grouping/sequence.hpp>
 #include <fit/grouping/shift.hpp>
 #include <fit/grouping/video.hpp>
-#include <fit/diffusion/noise_schedule.hpp>
-#include <fit/diffusion/loss.hpp>
-#include <fit/diffusion/sampler.hpp>
-#include <fit/generation/generator.hpp>
-#include <fit/generation/sampling.hpp>
+#include <fit/io/checkpoint.hpp>
+#include <fit/io/generator_file.hpp>
 #include <fit/models/autoregressive_decoder.hpp>
 #include <fit/models/classifier.hpp>
 #include <fit/models/diffusion_decoder.hpp>

@@ -10,7 +10,8 @@
 
 #include <fit/core/memory.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Aligned last-in-first-out memory. It grows by blocks while it must, never moving what it has handed out. When a
 /// first run is over, consolidate() makes one block of them, and a second run that needs no more allocates nothing.
@@ -101,4 +102,5 @@ class Arena {
   std::size_t peak_ = 0;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

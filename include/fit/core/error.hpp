@@ -7,7 +7,8 @@
 
 #include <fit/core/abi.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Wrong input at run time: says what was expected and what came. Whatever throws it has changed nothing.
 class Error : public std::runtime_error {
@@ -42,4 +43,5 @@ void require(bool condition, const Parts&... parts) {
   if (!condition) throw Error(concatenate(parts...));
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -16,7 +16,8 @@
 
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Runs loops on the calling thread and the threads of an Eigen thread pool, its own or the user's.
 ///
@@ -206,4 +207,5 @@ inline Executor& default_executor() {
   return executor;
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -11,7 +11,8 @@
 #include <fit/core/abi.hpp>
 #include <fit/core/error.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 using Index = std::ptrdiff_t;
 
@@ -65,4 +66,5 @@ class Buffer {
   Index size_ = 0;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -10,7 +10,8 @@
 
 #include <fit/core/memory.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// A trained array whose shape is part of its type. Copies deeply; starts at zero. One that was moved from can be
 /// assigned to and destroyed.
@@ -131,4 +132,5 @@ void set_zero(Layer& layer) {
                      layer);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

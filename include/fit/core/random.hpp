@@ -7,7 +7,8 @@
 
 #include <fit/core/memory.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// 64 random bits as a function of a key and a counter: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast
 /// splittable pseudorandom number generators", OOPSLA 2014), at any place of its sequence.
@@ -61,4 +62,5 @@ class Random {
   std::uint64_t counter_ = 0;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

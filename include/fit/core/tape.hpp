@@ -7,7 +7,8 @@
 #include <fit/core/random.hpp>
 #include <fit/core/workspace.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// What differs between training and inference; rates are probabilities in [0, 1).
 struct TrainingOptions {
@@ -198,4 +199,5 @@ class Tape {
   } state_;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -13,7 +13,8 @@
 
 #include <unsupported/Eigen/CXX11/Tensor>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// "[2, 3, 4]"
 template <class Dimensions>
@@ -194,4 +195,5 @@ class LastingView : public TensorView<T, Rank> {
       : TensorView<T, Rank>(std::forward<X>(x)) {}
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -3,7 +3,8 @@
 #include <fit/core/arena.hpp>
 #include <fit/core/executor.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Threads to run on, and memory that is given back by the call that takes it: what kernels and optimisers work with.
 /// For one call at a time. Refers to the executor, which must outlive it.
@@ -20,4 +21,5 @@ class Workspace {
   Arena arena_;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -7,7 +7,8 @@
 #include <fit/diffusion/prediction.hpp>
 #include <fit/models/diffusion_decoder.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// What the squared error is taken of: eps, x0 / scale, or the velocity eps - x0 of rectified flow.
 enum class LossOn { eps, x0, velocity };
@@ -195,4 +196,5 @@ class DiffusionLoss {
   Tensor<T, 4> noisy_, previous_, prediction_gradient_;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -7,7 +7,8 @@
 
 #include <fit/core/error.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// gamma(t), the share of the signal's power that is left at time t: 1 at t = 0, next to nothing or nothing at t = 1.
 /// Computed in double.
@@ -104,4 +105,5 @@ inline NoiseShares noise_shares(const NoiseSchedule& schedule, double t) {
   return {std::sqrt(gamma), std::sqrt(1 - gamma), gamma};
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

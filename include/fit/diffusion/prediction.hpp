@@ -9,7 +9,8 @@
 #include <fit/core/memory.hpp>
 #include <fit/diffusion/noise_schedule.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// What the network predicts: the noise, the clean signal, v = sqrt(gamma) eps - sqrt(1 - gamma) x0 (Salimans and Ho,
 /// arXiv 2202.00512), or the velocity eps - x0 of rectified flow (Liu et al., arXiv 2209.03003).
@@ -81,4 +82,5 @@ void estimate(const T* prediction, const T* x, T* x0, T* eps, Index count, Predi
   }
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -8,7 +8,8 @@
 #include <fit/diffusion/prediction.hpp>
 #include <fit/models/diffusion_decoder.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// The reverse process: DDIM (Song et al., arXiv 2010.02502) without noise, DDPM (Ho et al., arXiv 2006.11239) with the
 /// larger or the smaller variance; for rectified flow (Liu et al., arXiv 2209.03003) the steps of Euler, which there
@@ -233,4 +234,5 @@ Tensor<typename Model::Scalar, 4> sample(
                 callback);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -10,7 +10,8 @@
 #include <fit/core/memory.hpp>
 #include <fit/models/config.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// One array of a sequence's cache, [rows, width].
 struct CacheShape {
@@ -110,4 +111,5 @@ struct CachedSequence {
   }
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

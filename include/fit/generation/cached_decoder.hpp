@@ -6,7 +6,9 @@
 #include <fit/generation/cache.hpp>
 #include <fit/models/autoregressive_decoder.hpp>
 
-namespace fit::inline FIT_ABI::detail {
+namespace fit {
+inline namespace FIT_ABI {
+namespace detail {
 
 /// An AutoregressiveDecoder run position by position over the caches of sequences: says which rows go through which
 /// layer together, and which caches they see. Copies share the decoder and the executor, but no memory.
@@ -173,4 +175,6 @@ class CachedDecoder {
   std::vector<Run> runs_;
 };
 
-}  // namespace fit::inline FIT_ABI::detail
+}  // namespace detail
+}  // namespace FIT_ABI
+}  // namespace fit

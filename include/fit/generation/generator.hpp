@@ -10,7 +10,8 @@
 #include <fit/generation/cached_decoder.hpp>
 #include <fit/generation/sampling.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// An id of a sequence of a batch.
 struct GeneratedToken {
@@ -221,4 +222,5 @@ class Generator {
   std::vector<std::int32_t> tokens_;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -12,7 +12,8 @@
 #include <fit/core/error.hpp>
 #include <fit/core/random.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// How an id is drawn from logits: changed by `adjust`, divided by the temperature, then cut by top_k, top_p and min_p
 /// in this order, each among what the one before has left.
@@ -110,4 +111,5 @@ inline std::int32_t draw_token(std::span<const float> logits, const TokenSamplin
   return choices.ids.back();
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

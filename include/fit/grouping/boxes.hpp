@@ -9,7 +9,9 @@
 #include <string_view>
 #include <type_traits>
 
-namespace fit::inline FIT_ABI::detail {
+namespace fit {
+inline namespace FIT_ABI {
+namespace detail {
 
 template <class X>
 inline constexpr bool is_row_major = true;
@@ -179,4 +181,6 @@ struct Boxes {
   }
 };
 
-}  // namespace fit::inline FIT_ABI::detail
+}  // namespace detail
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -7,7 +7,8 @@
 
 #include <fit/grouping/boxes.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 struct ImageSize {
   Index height = 0, width = 0;
@@ -104,4 +105,5 @@ Tensor<detail::ScalarOf<Patches>, 4> patches_image(const Patches& patches, const
   return boxes.ungrouped<4>("the patches", patches, order == Order::snake);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

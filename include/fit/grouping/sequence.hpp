@@ -8,7 +8,8 @@
 
 #include <fit/grouping/boxes.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 namespace detail {
 
@@ -73,4 +74,5 @@ Tensor<detail::ScalarOf<X>, detail::ungrouped_rank<X>> ungroup_sequence(const X&
   return x;
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

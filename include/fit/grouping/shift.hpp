@@ -7,7 +7,8 @@
 
 #include <fit/grouping/boxes.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Targets [B, T, n] -> the autoregressive decoder's inputs [B, T, n]: each flat sequence moved by one, with 0 in
 /// front, so that the input at a place is the id before it. The output may be the targets themselves. Throws Error when
@@ -31,4 +32,5 @@ Tensor<detail::ScalarOf<Ids>, 3> shift_right(const Ids& ids) {
   return shifted;
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

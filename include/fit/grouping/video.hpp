@@ -7,7 +7,8 @@
 
 #include <fit/grouping/boxes.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 struct VideoSize {
   Index frames = 0, height = 0, width = 0;
@@ -59,4 +60,5 @@ Tensor<detail::ScalarOf<Groups>, 5> ungroup_video(const Groups& groups, const Vi
   return detail::video_boxes("ungroup_video", size, grouping).template ungrouped<5>("the groups", groups);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

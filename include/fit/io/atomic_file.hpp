@@ -22,7 +22,8 @@
 #define FIT_POSIX_FILES 0
 #endif
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Writes a file that appears under its name whole or not at all: the bytes go to a temporary file in the same folder,
 /// which commit() brings to the disk and renames. Without commit() the temporary file is removed, and whatever was at
@@ -244,4 +245,5 @@ class AtomicFile {
 #endif
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

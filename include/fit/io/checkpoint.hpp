@@ -18,7 +18,8 @@
 #include <fit/models/config.hpp>
 #include <fit/training/state.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// What a file gets beside a model.
 struct SaveOptions {
@@ -223,4 +224,5 @@ void load(const std::filesystem::path& path, TrainingState<Model>& state, const 
   state.random = Random(key, counter);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -3,7 +3,8 @@
 #include <fit/generation/generator.hpp>
 #include <fit/io/checkpoint.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Writes a generator's sequences and the rows of their caches that are in use, as a safetensors file with the
 /// decoder's configuration, but not the decoder. A file at the path is replaced only once the new one is complete.
@@ -78,4 +79,5 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
   generator.restore(std::move(sequences));
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -21,7 +21,8 @@
 #include <fit/io/atomic_file.hpp>
 #include <fit/io/safetensors_header.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 static_assert(std::endian::native == std::endian::little, "fit: safetensors needs a little-endian machine");
 
@@ -241,4 +242,5 @@ inline void write_safetensors(const std::filesystem::path& path, std::span<const
   file.commit();
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

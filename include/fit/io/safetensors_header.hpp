@@ -18,7 +18,8 @@
 
 #include <nlohmann/json.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// The element types of the safetensors format.
 enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, U16, U32, U64 };
@@ -361,4 +362,5 @@ inline std::string make_safetensors_header(std::span<const SafetensorsEntry> ten
   return json;
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

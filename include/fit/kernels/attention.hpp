@@ -14,7 +14,9 @@
 #include <fit/kernels/panels.hpp>
 #include <fit/simd/math.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// Attention of many heads over many sequences. Queries, and what comes out, are [sequences, queries, heads *
 /// head_width], keys and values [sequences, keys, heads * head_width].
@@ -244,4 +246,6 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
   });
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -7,7 +7,9 @@
 
 #include <fit/kernels/attention.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// The gradient of attention's output, and where to write those of its inputs; each shaped as its tensor.
 template <class T>
@@ -186,4 +188,6 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
   });
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

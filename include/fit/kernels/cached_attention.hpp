@@ -10,7 +10,9 @@
 #include <fit/core/workspace.hpp>
 #include <fit/kernels/attention.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// One query of all heads and the keys and values that it sees, in memory of its own sequence.
 template <class T>
@@ -151,4 +153,6 @@ void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Inde
   }
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -8,7 +8,9 @@
 #include <fit/core/workspace.hpp>
 #include <fit/simd/batch.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// sums[j] += sum over the rows of x[i, j]
 template <class T>
@@ -81,4 +83,6 @@ void add_column_sums(std::initializer_list<ColumnSum<T>> jobs, Workspace& worksp
   add_column_sums(std::span<const ColumnSum<T>>(jobs.begin(), jobs.size()), workspace);
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -10,7 +10,9 @@
 #include <fit/core/executor.hpp>
 #include <fit/simd/math.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// What cross entropy reads and writes.
 template <class T>
@@ -62,4 +64,6 @@ void cross_entropy(const CrossEntropyTensors<T>& t, T scale, Index rows, Index c
   });
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -6,7 +6,9 @@
 #include <fit/core/memory.hpp>
 #include <fit/core/random.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// Drop-out as a function of a key and an element's number: kept elements are scaled by 1 / keep, and the way back
 /// draws the same ones again. Srivastava et al., JMLR 15 (2014).
@@ -50,4 +52,6 @@ struct Dropout {
   }
 };
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -6,7 +6,9 @@
 #include <fit/core/executor.hpp>
 #include <fit/kernels/gemm.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 namespace detail {
 
@@ -123,4 +125,6 @@ void multiply_few_rows(std::initializer_list<Product<T>> products, Executor& exe
   });
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -3,7 +3,9 @@
 #include <fit/core/assert.hpp>
 #include <fit/simd/math.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// output = x Phi(x) with Phi the standard normal distribution, `count` elements; output may be x.
 /// Hendrycks and Gimpel, arXiv 1606.08415: the exact form, not the one with tanh.
@@ -28,4 +30,6 @@ void gelu_backward(const T* x, T* gradient, Index count) {
   }
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -13,7 +13,9 @@
 #include <fit/kernels/micro_kernel.hpp>
 #include <fit/kernels/panels.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// a b, one summand of a product: a [rows, depth], b [depth, columns], each plain or transposed.
 template <class T>
@@ -222,4 +224,6 @@ void multiply(std::initializer_list<Product<T>> products, Workspace& workspace) 
   multiply(std::span<const Product<T>>(products.begin(), products.size()), workspace);
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -6,7 +6,9 @@
 #include <fit/core/assert.hpp>
 #include <fit/kernels/column_sums.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// Added to the variance under the root.
 inline constexpr double layer_norm_epsilon = 1e-6;
@@ -114,4 +116,6 @@ void layer_norm_backward(const LayerNormGradients<T>& t, Index rows, Index width
   }
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -5,7 +5,9 @@
 
 #include <fit/core/memory.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// Which keys a query sees: with chunks of c positions, those of its own chunk and of the chunks before it. Causal is
 /// c = 1, no mask at all one endless chunk, so one kernel serves the three and skips the tiles nobody sees.
@@ -27,4 +29,6 @@ struct Mask {
   constexpr Index first_query(Index key) const { return std::max<Index>(0, key / chunk * chunk - offset); }
 };
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -8,7 +8,9 @@
 #include <fit/kernels/panels.hpp>
 #include <fit/simd/batch.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// What becomes of a tile's sums. c = scale_i * (sums + bias_j), plus c if `accumulate`.
 template <class T>
@@ -119,4 +121,6 @@ void multiply_tile(const Tile<T>& tile, const Finish<T>& finish) {
   detail::micro_kernels<T>[static_cast<std::size_t>(tile.rows - 1)][vectors](tile, finish);
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -6,7 +6,9 @@
 #include <fit/core/assert.hpp>
 #include <fit/simd/transpose.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 /// A matrix whose element (i, j) is data[i * row + j * column]; one of the strides is 1: plain or transposed.
 template <class T>
@@ -63,4 +65,6 @@ void pack_panel(const Operand<T>& from, Index columns, Index first, Index last, 
   }
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

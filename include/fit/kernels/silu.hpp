@@ -5,7 +5,9 @@
 #include <fit/core/assert.hpp>
 #include <fit/simd/math.hpp>
 
-namespace fit::inline FIT_ABI::kernels {
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
 
 namespace detail {
 
@@ -41,4 +43,6 @@ void silu_backward(const T* x, T* gradient, Index count) {
   }
 }
 
-}  // namespace fit::inline FIT_ABI::kernels
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

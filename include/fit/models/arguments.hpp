@@ -10,7 +10,9 @@
 #include <fit/core/tensor.hpp>
 #include <fit/models/config.hpp>
 
-namespace fit::inline FIT_ABI::detail {
+namespace fit {
+inline namespace FIT_ABI {
+namespace detail {
 
 /// Of the calls that name no tape: one for each thread.
 inline Tape& inference_tape() {
@@ -83,4 +85,6 @@ T* zeros(Index count, Tape& tape) {
   return values;
 }
 
-}  // namespace fit::inline FIT_ABI::detail
+}  // namespace detail
+}  // namespace FIT_ABI
+}  // namespace fit

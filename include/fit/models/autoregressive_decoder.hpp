@@ -12,7 +12,8 @@
 #include <fit/nn/initialise.hpp>
 #include <fit/nn/stem.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// The FIT autoregressive decoder: the probabilities of each id given those before it. Chen and Li, arXiv 2305.12689,
 /// section 3.
@@ -253,4 +254,5 @@ class AutoregressiveDecoder {
 /// Nats for each element of a sequence, as a loss gives them, in bits.
 inline double bits_per_dimension(double nats) { return nats / std::numbers::ln2; }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

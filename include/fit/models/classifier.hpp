@@ -3,7 +3,8 @@
 #include <fit/models/encoder.hpp>
 #include <fit/nn/pooling.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// What a classifier takes the mean of.
 enum class Pooling { latents, data };
@@ -94,4 +95,5 @@ class Classifier {
   }
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

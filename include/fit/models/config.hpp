@@ -11,7 +11,8 @@
 #include <fit/models/stages.hpp>
 #include <fit/nn/positions.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Which latents a latent sees in the global blocks: all, or those of its own and earlier groups.
 enum class LatentMask { none, causal };
@@ -293,4 +294,5 @@ constexpr bool check_autoregressive() {
 
 }  // namespace detail
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

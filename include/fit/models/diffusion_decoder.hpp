@@ -9,7 +9,8 @@
 #include <fit/nn/stem.hpp>
 #include <fit/nn/time_embedding.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// The FIT diffusion decoder: a denoiser of data tokens, told the noise level and, as configured, a condition and its
 /// own latents of the step before. Chen and Li, arXiv 2305.12689, section 3; latent self-conditioning after Jabri et
@@ -254,4 +255,5 @@ class DiffusionDecoder {
   nn::Linear<T, config.output_channels, config.data_dim> output_;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -8,7 +8,8 @@
 #include <fit/nn/initialise.hpp>
 #include <fit/nn/stem.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// The FIT encoder: data tokens in, data tokens and latents out. Chen and Li, arXiv 2305.12689, section 3.
 ///
@@ -187,4 +188,5 @@ class Encoder {
   nn::LayerNorm<T, config.latent_dim> latent_norm_;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -6,7 +6,8 @@
 
 #include <fit/core/abi.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// The layer string of a configuration, "(2)4(2)": stages of local blocks, in brackets, and global blocks.
 /// Chen and Li, arXiv 2305.12689, section 3.
@@ -96,4 +97,5 @@ constexpr bool check_layers() {
   return error == LayersError::none;
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -10,7 +10,8 @@
 #include <fit/nn/cross.hpp>
 #include <fit/nn/recompute.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// The layers of one stage of the trunk; which of them are there, its StagePlan says.
 template <class T, TrunkConfig c>
@@ -264,4 +265,5 @@ class Trunk {
   std::vector<Stage<T, c>> stages_;
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

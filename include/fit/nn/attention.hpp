@@ -6,7 +6,9 @@
 #include <fit/nn/linear.hpp>
 #include <fit/nn/residual.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// Queries from one set of tokens, keys and values from another: affine maps to Width, softmax attention in Heads
 /// heads, affine map back to the queries' width. Vaswani et al., arXiv 1706.03762, section 3.2.
@@ -143,4 +145,6 @@ void step_queries(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, con
   multiply({residual_product<T>(p.output, mixed, residual, rows)}, with, tape);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -4,7 +4,9 @@
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/mlp.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// A pre-norm transformer block, local or global: x += Attention(Norm(x), Norm(x)); x += MLP(Norm(x)).
 template <class T, int Width, int Heads, int Ratio>
@@ -83,4 +85,6 @@ void backward(const MLPBlock<T, Width, Ratio>& p, T* x_gradient, MLPBlock<T, Wid
   backward<T>(p.residual_mlp, x_gradient, gradient.residual_mlp, sequences * length, tape);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

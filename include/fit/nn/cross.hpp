@@ -6,7 +6,9 @@
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/mlp.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// What a cross-attention layer has besides its attention.
 struct CrossOptions {
@@ -96,4 +98,6 @@ void step_context(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p
       with, tape);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -5,7 +5,9 @@
 
 #include <fit/nn/layer.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// A table of one row for each id.
 template <class T, int Vocabulary, int Width>
@@ -47,4 +49,6 @@ void backward(const Embedding<T, Vocabulary, Width>&, const T* x_gradient, Embed
   });
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -5,7 +5,9 @@
 #include <fit/core/parameter.hpp>
 #include <fit/core/random.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// Fills a layer or model with its initial values, told apart by name and rank: matrices Glorot uniform (Glorot and
 /// Bengio, AISTATS 2010), norm weights one, biases zero, and the rest, positions, tables of embeddings and the like,
@@ -38,4 +40,6 @@ void initialise(Layer& layer, Random random) {
       layer);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

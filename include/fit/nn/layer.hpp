@@ -9,7 +9,9 @@
 #include <fit/kernels/cached_attention.hpp>
 #include <fit/kernels/few_rows.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// What a layer is.
 ///
@@ -104,4 +106,6 @@ void attend(std::span<const CachedRows<T>> sequences, const T* q, T* mixed, Inde
   }
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

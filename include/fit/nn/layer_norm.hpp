@@ -3,7 +3,9 @@
 #include <fit/kernels/layer_norm.hpp>
 #include <fit/nn/layer.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// y = weight * (x - mean) / sqrt(variance + 1e-6) + bias over the last axis.        Ba et al., arXiv 1607.06450
 template <class T, int Width>
@@ -46,4 +48,6 @@ void backward(const LayerNorm<T, Width>& p, const T* y_gradient, T* x_gradient, 
                                   rows, Width, tape);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

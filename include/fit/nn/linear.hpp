@@ -4,7 +4,9 @@
 #include <fit/kernels/gemm.hpp>
 #include <fit/nn/layer.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// y = x weight^T + bias over the last axis.
 template <class T, int Out, int In>
@@ -89,4 +91,6 @@ void backward(const Linear<T, Out, In>& p, const T* y_gradient, T* x_gradient, L
   kernels::add_column_sums({bias_sum(gradient, y_gradient, rows)}, tape);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

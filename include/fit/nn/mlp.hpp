@@ -4,7 +4,9 @@
 #include <fit/nn/linear.hpp>
 #include <fit/nn/residual.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// fc2(gelu(fc1(x))), hidden width Ratio times the width.
 template <class T, int Width, int Ratio>
@@ -96,4 +98,6 @@ void backward(const ResidualMLP<T, Width, Ratio>& p, T* x_gradient, ResidualMLP<
   backward<T>(p.mlp_norm, normed, x_gradient, gradient.mlp_norm, rows, tape);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

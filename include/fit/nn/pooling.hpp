@@ -3,7 +3,9 @@
 #include <fit/core/executor.hpp>
 #include <fit/simd/batch.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// mean [sequences, width] of x [sequences, length, width] over the tokens of each sequence.
 template <class T>
@@ -31,4 +33,6 @@ void mean_pool_backward(const T* mean_gradient, T* x_gradient, Index sequences, 
   });
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

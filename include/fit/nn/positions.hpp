@@ -9,7 +9,8 @@
 
 #include <fit/core/memory.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Where tokens get their positions from: a trained array, the sine and cosine code of a line, or that of a square.
 enum class Positions { learned, sin_cos, sin_cos_2d };
@@ -59,4 +60,5 @@ const T* position_codes(Index rows, Index columns, Index width) {
 
 }  // namespace nn
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -4,7 +4,9 @@
 
 #include <fit/core/tape.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// What a piece of a model changes in place: a run of data tokens, a run of latents, or both.
 template <class T>
@@ -55,4 +57,6 @@ void backward_recomputed(Tape& tape, Forward&& forward, Backward&& backward) {
   backward();
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -3,7 +3,9 @@
 #include <fit/kernels/dropout.hpp>
 #include <fit/nn/linear.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// The drop-out of the next layer that has one.
 inline kernels::Dropout draw_dropout(float rate, Tape& tape) {
@@ -55,4 +57,6 @@ const T* branch_gradient(const PathScale<T>& path, const T* gradient, Index rows
   return scaled;
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -6,7 +6,9 @@
 #include <fit/nn/linear.hpp>
 #include <fit/nn/positions.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// What tells the tokens of a group apart, the same in all groups: trained, for `Tokens` of them, or a code.
 template <class T, int Tokens, int Width, Positions kind>
@@ -130,4 +132,6 @@ void step(const LatentPositions<T, Rows, Width, kind>& p, T* z, Index group, Ind
   std::copy_n(p.values(groups, latents) + group * latents * Width, latents * Width, z);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

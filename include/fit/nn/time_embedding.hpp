@@ -6,7 +6,9 @@
 #include <fit/nn/linear.hpp>
 #include <fit/nn/positions.hpp>
 
-namespace fit::inline FIT_ABI::nn {
+namespace fit {
+inline namespace FIT_ABI {
+namespace nn {
 
 /// A token for a noise level g: fc2(silu(fc1(code))), the code being that of 1000 g in Width / 4 numbers, brought to
 /// mean 0 and deviation 1.
@@ -71,4 +73,6 @@ void backward(const TimeEmbedding<T, Width>& p, const T* tokens_gradient, TimeEm
                            tape);
 }
 
-}  // namespace fit::inline FIT_ABI::nn
+}  // namespace nn
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -9,7 +9,9 @@
 
 #include <xsimd/xsimd.hpp>
 
-namespace fit::inline FIT_ABI::simd {
+namespace fit {
+inline namespace FIT_ABI {
+namespace simd {
 
 /// A vector register of T, float or double, under the flags of this translation unit.
 template <class T>
@@ -143,4 +145,6 @@ inline T maximum(const Batch<T>& value) {
   return detail::reduce(numbers, [](const Batch<T>& a, const Batch<T>& b) { return xsimd::max(a, b); });
 }
 
-}  // namespace fit::inline FIT_ABI::simd
+}  // namespace simd
+}  // namespace FIT_ABI
+}  // namespace fit

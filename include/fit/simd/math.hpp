@@ -9,7 +9,9 @@
 
 #include <fit/simd/batch.hpp>
 
-namespace fit::inline FIT_ABI::simd {
+namespace fit {
+inline namespace FIT_ABI {
+namespace simd {
 
 namespace detail {
 
@@ -98,4 +100,6 @@ inline Normal<T> normal(const Batch<T>& x) {
   }
 }
 
-}  // namespace fit::inline FIT_ABI::simd
+}  // namespace simd
+}  // namespace FIT_ABI
+}  // namespace fit

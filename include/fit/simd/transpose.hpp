@@ -5,7 +5,9 @@
 
 #include <fit/simd/batch.hpp>
 
-namespace fit::inline FIT_ABI::simd {
+namespace fit {
+inline namespace FIT_ABI {
+namespace simd {
 
 namespace detail {
 
@@ -46,4 +48,6 @@ inline void transpose(const T* from, Index from_row, T* to, Index to_row) {
   for (int i = 0; i < n; ++i) store(to + i * to_row, rows[i]);
 }
 
-}  // namespace fit::inline FIT_ABI::simd
+}  // namespace simd
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -7,7 +7,8 @@
 
 #include <fit/training/pieces.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// How an optimiser treats one parameter.
 struct ParameterTreatment {
@@ -120,4 +121,5 @@ struct AdamW {
   }
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

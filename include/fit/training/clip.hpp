@@ -4,7 +4,8 @@
 
 #include <fit/training/pieces.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 namespace detail {
 
@@ -57,4 +58,5 @@ double clip_gradient(Model& gradient, double largest, Workspace& workspace) {
   return norm;
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

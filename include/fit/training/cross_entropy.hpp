@@ -8,7 +8,8 @@
 #include <fit/core/workspace.hpp>
 #include <fit/kernels/cross_entropy.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 namespace detail {
 
@@ -52,4 +53,5 @@ double cross_entropy(const Logits& logits, TensorView<const std::int32_t, 1> tar
   return cross_entropy(logits, targets, {}, workspace);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

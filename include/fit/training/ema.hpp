@@ -2,7 +2,8 @@
 
 #include <fit/training/pieces.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 namespace detail {
 
@@ -31,4 +32,5 @@ void update_average(Model& average, const Model& model, double decay, Workspace&
       workspace, average, model);
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -6,7 +6,8 @@
 
 #include <fit/core/memory.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Learning rates that rise in a line to `peak` over `warm_up` steps and fall along half a cosine to `floor` at step
 /// `total`, where they stay. Loshchilov and Hutter, arXiv 1608.03983, without restarts.
@@ -24,4 +25,5 @@ struct WarmUpCosine {
   }
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -5,7 +5,8 @@
 #include <fit/core/parameter.hpp>
 #include <fit/core/workspace.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// Elements of a piece but the last of its parameter: a fixed number, so that sums over pieces have a fixed order.
 inline constexpr Index piece_size = 8192;
@@ -39,4 +40,5 @@ void for_each_piece(Body&& body, Workspace& workspace, Model& model, Models&... 
   workspace.executor().parallel_for(count, [&](Index i, int) { body(pieces[i], i); });
 }
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -5,7 +5,8 @@
 #include <fit/training/clip.hpp>
 #include <fit/training/ema.hpp>
 
-namespace fit::inline FIT_ABI {
+namespace fit {
+inline namespace FIT_ABI {
 
 /// What to do about a gradient whose norm is not finite: throw Error, or leave the step out, as the norm tells.
 enum class NotFinite { error, skip };
@@ -63,4 +64,5 @@ struct TrainingState {
   }
 };
 
-}  // namespace fit::inline FIT_ABI
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -199,8 +199,9 @@ TEST_CASE("a rule freezes parameters and scales their learning rate", "[training
 TEST_CASE("the rule is asked once for each parameter", "[training]") {
   fit::Executor executor(2);
   fit::Tape tape(executor);
-  std::vector<std::pair<std::string, std::size_t>> asked;
-  const fit::ParameterRule rule = [&](std::string_view name, std::size_t rank) {
+  static std::vector<std::pair<std::string, std::size_t>> asked;
+  asked.clear();
+  const fit::ParameterRule rule = [](std::string_view name, std::size_t rank) {
     asked.emplace_back(name, rank);
     return fit::ParameterTreatment{.decay = name == "positions"};
   };
@@ -254,13 +255,15 @@ TEST_CASE("AdamW refuses numbers that no step can be taken with", "[training]") 
   for (const double decay : {-0.1, infinity, nan}) {
     CHECK(test::contains(error({.weight_decay = decay}), "the weight decay must be finite and not negative"));
   }
+  static double rate_of_bias;
   for (const double rate : {-0.1, infinity, nan}) {
-    const fit::ParameterRule rule = [&](std::string_view name, std::size_t) {
-      return fit::ParameterTreatment{.rate = name == "bias" ? rate : 1};
+    rate_of_bias = rate;
+    const fit::ParameterRule rule = [](std::string_view name, std::size_t) {
+      return fit::ParameterTreatment{.rate = name == "bias" ? rate_of_bias : 1};
     };
     CHECK(test::contains(error({.rule = rule}), "the rate of bias must be finite and not negative"));
   }
-  CHECK(test::contains(error({.rule = {}}), "needs a rule"));
+  CHECK(test::contains(error({.rule = nullptr}), "needs a rule"));
   fit::AdamW<Small> plain{.options = {.beta1 = 0, .beta2 = 0, .weight_decay = 0}};
   Small model = start;
   plain.step(model, gradient, 0.1, tape);

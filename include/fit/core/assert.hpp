@@ -21,8 +21,7 @@ namespace detail {
 /// What kernels take for granted of their arguments: where it does not hold, says so and ends the program, as assert().
 /// Checked where NDEBUG is not defined, or as FIT_ASSERT_ENABLED says, 0 or 1; the same in all of a translation unit.
 #if FIT_ASSERT_ENABLED
-#define FIT_ASSERT(...) \
-  (static_cast<bool>(__VA_ARGS__) ? void() : ::fit::detail::assertion_failed(__FILE__, __LINE__, #__VA_ARGS__))
+#define FIT_ASSERT(...) ((__VA_ARGS__) ? void() : ::fit::detail::assertion_failed(__FILE__, __LINE__, #__VA_ARGS__))
 #else
-#define FIT_ASSERT(...) static_cast<void>(sizeof(static_cast<bool>(__VA_ARGS__)))
+#define FIT_ASSERT(...) static_cast<void>(sizeof((__VA_ARGS__) ? 1 : 0))
 #endif

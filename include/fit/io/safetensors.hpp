@@ -30,7 +30,7 @@ namespace detail {
 
 /// The number that the bits of an IEEE 754 half stand for, subnormal, infinite and NaN ones included.
 inline float from_half(std::uint16_t bits) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16, rest = bits & 0x7fffu;
+  const std::uint32_t sign = (bits & 0x8000u) << 16, rest = bits & 0x7fffu;
   // A subnormal half is a normal float; made by a product so that flush-to-zero modes cannot touch it.
   const float subnormal = static_cast<float>(static_cast<std::int32_t>(rest)) * 0x1p-24f;
   const std::uint32_t exponent_shift = rest >= 0x7c00u ? 0x70000000u : 0x38000000u;
@@ -78,7 +78,7 @@ bool any_between(Bits low, Bits high, std::span<const std::byte> from) {
   for (std::size_t i = 0; i < from.size(); i += sizeof(Bits)) {
     Bits bits;
     std::memcpy(&bits, from.data() + i, sizeof(Bits));
-    bits &= std::numeric_limits<std::make_signed_t<Bits>>::max();
+    bits &= static_cast<Bits>(std::numeric_limits<std::make_signed_t<Bits>>::max());
     found += bits >= low && bits <= high;
   }
   return found > 0;
@@ -185,7 +185,7 @@ class SafetensorsFile {
             detail::header_limit);
     require(static_cast<Index>(length) <= size - 8, "the header's length, ", length,
             " bytes, is more than the file has after it, ", size - 8);
-    std::string json(static_cast<std::size_t>(length), '\0');
+    std::string json(length, '\0');
     get(stream, json.data(), json.size());
     const Index data_bytes = size - 8 - static_cast<Index>(length);
     header_ = parse_safetensors_header(json, data_bytes);

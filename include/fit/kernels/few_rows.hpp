@@ -15,15 +15,16 @@ namespace detail {
 /// sums[r, o] = x row r . weight row o, for Rows and Outs rows of `depth` elements. How an element is summed does not
 /// depend on how many there are.
 template <class T, int Rows, int Outs>
-inline void dot_tile(const T* x, Index x_row, const T* weight, Index weight_row, Index depth, T (*sums)[Outs]) {
+inline void dot_tile(const T* x, Index x_row, const T* weight, Index weight_row, Index depth,
+                     T (*sums)[std::size_t{Outs}]) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
-  Batch totals[Rows][Outs];
+  Batch totals[std::size_t{Rows}][std::size_t{Outs}];
   for (auto& row : totals) {
     for (Batch& total : row) total = Batch(T(0));
   }
   const auto step = [&](Index k, auto&& get) {
-    Batch columns[Outs];
+    Batch columns[std::size_t{Outs}];
 #pragma GCC unroll 4
     for (int o = 0; o < Outs; ++o) columns[o] = get(weight + o * weight_row + k);
 #pragma GCC unroll 4
@@ -44,7 +45,7 @@ inline void dot_tile(const T* x, Index x_row, const T* weight, Index weight_row,
 template <class T, int Rows, int Outs>
 void few_rows_tile(const Product<T>& product, Index row, Index column) {
   const Factors<T>& factors = product.factors[0];
-  T sums[Rows][Outs];
+  T sums[std::size_t{Rows}][std::size_t{Outs}];
   dot_tile<T, Rows, Outs>(factors.a.data + row * factors.a.row, factors.a.row,
                           factors.b.data + column * factors.b.column, factors.b.column, factors.depth, sums);
   for (int r = 0; r < Rows; ++r) {

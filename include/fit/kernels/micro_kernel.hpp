@@ -50,14 +50,14 @@ template <class T, int Rows, int Vectors>
   const Index a_row = tile.a.row, a_depth = tile.a.column, b_row = tile.b_row, c_row = tile.c_row;
   const Index depth = tile.depth, columns = tile.columns;
   constexpr Index w = simd::width<T>;
-  Batch sums[Rows][Vectors];
+  Batch sums[std::size_t{Rows}][std::size_t{Vectors}];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) sums[i][v] = Batch(T(0));
   }
   for (Index k = 0; k < depth; ++k) {
-    Batch right[Vectors];
+    Batch right[std::size_t{Vectors}];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) right[v] = simd::load(b + v * w);
 #pragma GCC unroll 16
@@ -81,7 +81,7 @@ template <class T, int Rows, int Vectors>
     }
     return;
   }
-  alignas(alignment) T values[Rows * Vectors * w];
+  alignas(alignment) T values[static_cast<std::size_t>(Rows * Vectors * w)];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2

@@ -163,7 +163,7 @@ class DiffusionDecoder {
     const T* condition;
   };
 
-  static constexpr std::array<Index, condition_rank> condition_shape(Index batch) {
+  static constexpr std::array<Index, std::size_t{condition_rank}> condition_shape(Index batch) {
     if constexpr (condition_rank == 3) {
       return {batch, config.condition_tokens, config.condition_channels};
     } else {

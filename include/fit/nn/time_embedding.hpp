@@ -42,7 +42,7 @@ void forward(const TimeEmbedding<T, Width>& p, const double* levels, T* tokens, 
   constexpr Index width = TimeEmbedding<T, Width>::code_width;
   const auto start = tape.mark();
   T* code = tape.allocate<T>(count * width);
-  double values[width];
+  double values[std::size_t{width}];
   for (Index i = 0; i < count; ++i) {
     wave_code(1000 * levels[i], width, values);
     double mean = 0, square = 0;

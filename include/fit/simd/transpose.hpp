@@ -30,7 +30,7 @@ template <class T>
 inline void transpose(const T* from, Index from_row, T* to, Index to_row) {
   constexpr int n = static_cast<int>(width<T>);
   constexpr auto lanes = std::make_index_sequence<static_cast<std::size_t>(n)>{};
-  Batch<T> rows[n], zipped[n];
+  Batch<T> rows[std::size_t{n}], zipped[std::size_t{n}];
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) rows[i] = load(from + i * from_row);
     // Zipping the upper half of the rows with the lower half log2(width) times is the transposition.

@@ -163,7 +163,7 @@ TEST_CASE("without guidance a run is DDIM's loop and nothing else", "[sampler]")
                then = fit::noise_shares(options.schedule, std::max(t - 1 / static_cast<double>(steps), 0.0));
     gamma.setConstant(now.gamma);
     const auto output = decoder({x, gamma, fit::TensorView<const float, 2>(condition), latents}, tape);
-    fit::estimate(output.prediction.data(), x.data(), x0.data(), eps.data(), x.size(), options.prediction, now,
+    fit::detail::estimate(output.prediction.data(), x.data(), x0.data(), eps.data(), x.size(), options.prediction, now,
                   options.x0_clip, true);
     const float keep = static_cast<float>(then.keep), lose = static_cast<float>(then.lose);
     for (fit::Index i = 0; i < x.size(); ++i) x.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
@@ -188,7 +188,7 @@ TEST_CASE("a step of DDIM or Euler to the time it is at leaves x", "[sampler]") 
         INFO("prediction " << static_cast<int>(kind) << ", flow " << fit::is_flow(schedule) << ", time " << t);
         const fit::NoiseShares shares = fit::noise_shares(schedule, t);
         for (const std::optional<fit::Range>& clip : {std::optional<fit::Range>(), {fit::Range{-0.5, 0.5}}}) {
-          fit::estimate(prediction.data(), x.data(), x0.data(), eps.data(), count, kind, shares, clip, true);
+          fit::detail::estimate(prediction.data(), x.data(), x0.data(), eps.data(), count, kind, shares, clip, true);
           fit::detail::step_back(method, shares, shares, x.data(), x0.data(), eps.data(), next.data(), count);
           CHECK(test::max_error(next.data(), x.data(), count) < 1e-13);
         }

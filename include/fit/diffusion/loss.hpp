@@ -161,13 +161,13 @@ class DiffusionLoss {
     const auto& clip = objective_.x0_clip;
     const bool on_x0 = objective_.loss_on == LossOn::x0, on_eps = objective_.loss_on == LossOn::eps;
     for_pieces(t, tape, [&](Index b, const NoiseShares& shares, Index begin, Index end) {
-      const Estimates e(objective_.prediction, shares);
+      const detail::Estimates e(objective_.prediction, shares);
       double total = 0;
       for (Index first = begin; first < end; first += run) {
         const Index length = std::min(run, end - first);
         T clean[run], noise[run];
-        estimate(prediction + first, noisy_.data() + first, clean, noise, length, objective_.prediction, shares, clip,
-                 false);
+        detail::estimate(prediction + first, noisy_.data() + first, clean, noise, length, objective_.prediction, shares,
+                         clip, false);
         for (Index j = 0; j < length; ++j) {
           const Index i = first + j;
           const double x0_off = static_cast<double>(clean[j] - x0[i]), eps_off = static_cast<double>(noise[j] - eps[i]);

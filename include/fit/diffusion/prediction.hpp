@@ -37,14 +37,12 @@ inline void check_prediction(const NoiseSchedule& schedule, Prediction predictio
 /// The least share that estimates divide by: where nothing is left of the signal, or of the noise, they stay finite.
 inline constexpr double least_share = 1e-5;
 
-}  // namespace detail
-
 /// x0 = x0_of_x x + x0_of_p p and eps = eps_of_x x + eps_of_p p, for what the network predicts, p, at x.
 struct Estimates {
   double x0_of_x = 0, x0_of_p = 0, eps_of_x = 0, eps_of_p = 0;
 
   Estimates(Prediction kind, const NoiseShares& s) {
-    const double keep = std::max(s.keep, detail::least_share), lose = std::max(s.lose, detail::least_share);
+    const double keep = std::max(s.keep, least_share), lose = std::max(s.lose, least_share);
     switch (kind) {
       case Prediction::eps:
         std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(1 / keep, -s.lose / keep, 0.0, 1.0);
@@ -73,7 +71,7 @@ void estimate(const T* prediction, const T* x, T* x0, T* eps, Index count, Predi
   const T x0_of_x = static_cast<T>(e.x0_of_x), x0_of_p = static_cast<T>(e.x0_of_p);
   const T eps_of_x = static_cast<T>(e.eps_of_x), eps_of_p = static_cast<T>(e.eps_of_p);
   const T keep = static_cast<T>(shares.keep);
-  const T lose = static_cast<T>(std::max(shares.lose, detail::least_share));
+  const T lose = static_cast<T>(std::max(shares.lose, least_share));
   const bool derived = clip && (consistent || kind == Prediction::x0);
   for (Index i = 0; i < count; ++i) {
     x0[i] = x0_of_x * x[i] + x0_of_p * prediction[i];
@@ -81,6 +79,8 @@ void estimate(const T* prediction, const T* x, T* x0, T* eps, Index count, Predi
     eps[i] = derived ? (x[i] - keep * x0[i]) / lose : eps_of_x * x[i] + eps_of_p * prediction[i];
   }
 }
+
+}  // namespace detail
 
 }  // namespace FIT_ABI
 }  // namespace fit

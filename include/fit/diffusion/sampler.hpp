@@ -169,8 +169,8 @@ Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOpti
     const auto interpret = [&](const TensorView<const T, 4>& prediction, const Tensor<T, 4>& at,
                                const NoiseShares& shares) {
       detail::for_elements(part * size, tape, [&](Index i, Index end) {
-        estimate(prediction.data() + i, at.data() + i, x0.data() + i, eps.data() + i, end - i, options.prediction,
-                 shares, options.x0_clip, true);
+        detail::estimate(prediction.data() + i, at.data() + i, x0.data() + i, eps.data() + i, end - i,
+                         options.prediction, shares, options.x0_clip, true);
       });
     };
     for (Index step = 0; step < options.steps; ++step) {

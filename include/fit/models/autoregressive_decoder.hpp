@@ -125,7 +125,7 @@ class AutoregressiveDecoder {
   using DataPositions = nn::DataPositions<T, config.tokens, config.data_dim, config.data_positions>;
   using LatentPositions =
       nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
-  using DecoderTrunk = Trunk<T, trunk_of(config)>;
+  using DecoderTrunk = detail::Trunk<T, detail::trunk_of(config)>;
   struct Record {
     Sizes sizes;
     const T* normed;

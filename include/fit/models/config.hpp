@@ -166,6 +166,8 @@ struct Sizes {
   constexpr Index latent_rows() const { return all_groups() * latents; }
 };
 
+namespace detail {
+
 /// What the three models' trunk needs to know of a configuration: no counts, which come with each pass.
 struct TrunkConfig {
   Layers layers;
@@ -214,8 +216,6 @@ constexpr TrunkConfig trunk_of(const Config& config) {
   }
   return trunk;
 }
-
-namespace detail {
 
 /// The largest whole number whose square is at most n.
 constexpr int integer_root(int n) {

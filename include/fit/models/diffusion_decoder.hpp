@@ -75,7 +75,7 @@ class DiffusionDecoder {
     f("condition_projection", p.condition_projection_...);
     f("previous_latents", p.previous_...);
     f("previous_latents_norm", p.previous_norm_...);
-    Trunk<T, trunk_config>::visit(f, p.trunk_...);
+    detail::Trunk<T, trunk_config>::visit(f, p.trunk_...);
     f("data_norm", p.data_norm_...);
     f("output", p.output_...);
   }
@@ -154,7 +154,7 @@ class DiffusionDecoder {
  private:
   static constexpr Index own_tokens = has_condition ? std::max(1, config.condition_tokens) : 0;
   static constexpr Index condition_count = 1 + own_tokens;  // the noise level's token comes first
-  static constexpr TrunkConfig trunk_config = trunk_of(config);
+  static constexpr detail::TrunkConfig trunk_config = detail::trunk_of(config);
   using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
   using LatentPositions =
       nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
@@ -250,7 +250,7 @@ class DiffusionDecoder {
   If<has_condition, nn::Linear<T, config.latent_dim, std::max(1, config.condition_channels)>> condition_projection_;
   If<has_previous, nn::ResidualMLP<T, config.latent_dim, config.mlp_ratio>> previous_;
   If<has_previous, nn::LayerNorm<T, config.latent_dim>> previous_norm_;
-  Trunk<T, trunk_config> trunk_;
+  detail::Trunk<T, trunk_config> trunk_;
   nn::LayerNorm<T, config.data_dim> data_norm_;
   nn::Linear<T, config.output_channels, config.data_dim> output_;
 };

@@ -58,7 +58,7 @@ class Encoder {
     f("extra_stem", p.extra_stem_...);
     f("extra_stem_norm", p.extra_stem_norm_...);
     LatentPositions::visit(f, p.latent_positions_...);
-    Trunk<T, trunk_config>::visit(f, p.trunk_...);
+    detail::Trunk<T, trunk_config>::visit(f, p.trunk_...);
     f("data_norm", p.data_norm_...);
     f("latent_norm", p.latent_norm_...);
   }
@@ -130,7 +130,7 @@ class Encoder {
 
  private:
   static constexpr Index all_tokens = config.extra_tokens + config.tokens;
-  static constexpr TrunkConfig trunk_config = trunk_of(config);
+  static constexpr detail::TrunkConfig trunk_config = detail::trunk_of(config);
   using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
   using LatentPositions =
       nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
@@ -183,7 +183,7 @@ class Encoder {
   If<has_extra, nn::Linear<T, config.data_dim, std::max(1, config.extra_channels)>> extra_stem_;
   If<has_extra, nn::LayerNorm<T, config.data_dim>> extra_stem_norm_;
   LatentPositions latent_positions_;
-  Trunk<T, trunk_config> trunk_;
+  detail::Trunk<T, trunk_config> trunk_;
   nn::LayerNorm<T, config.data_dim> data_norm_;
   nn::LayerNorm<T, config.latent_dim> latent_norm_;
 };

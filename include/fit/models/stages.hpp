@@ -82,6 +82,8 @@ constexpr Plan plan_of(const Layers& layers) {
   return plan;
 }
 
+namespace detail {
+
 /// Refuses a wrong layer string where a model is declared; the compiler quotes the string in this template's argument.
 template <Layers layers>
 constexpr bool check_layers() {
@@ -96,6 +98,8 @@ constexpr bool check_layers() {
   static_assert(error != LayersError::idle, "fit: every stage of the layer string but the last needs global blocks");
   return error == LayersError::none;
 }
+
+}  // namespace detail
 
 }  // namespace FIT_ABI
 }  // namespace fit

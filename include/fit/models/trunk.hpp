@@ -13,6 +13,16 @@
 namespace fit {
 inline namespace FIT_ABI {
 
+/// Parts of a stage.
+enum class Part { local, read, condition, global, write };
+
+/// Told of the tokens after every part of every stage: groups first .. first + count - 1 of batch * groups in all, data
+/// tokens [count, tokens, data_dim] after local and write, else latents [count, latents, latent_dim].
+template <class T>
+using Trace = std::function<void(std::size_t stage, Part part, Index first, Index count, const T* data)>;
+
+namespace detail {
+
 /// The layers of one stage of the trunk; which of them are there, its StagePlan says.
 template <class T, TrunkConfig c>
 struct Stage {
@@ -45,14 +55,6 @@ struct Conditioning {
   Index count = 0;
   T* gradient = nullptr;
 };
-
-/// Parts of a stage.
-enum class Part { local, read, condition, global, write };
-
-/// Told of the tokens after every part of every stage: groups first .. first + count - 1 of batch * groups in all, data
-/// tokens [count, tokens, data_dim] after local and write, else latents [count, latents, latent_dim].
-template <class T>
-using Trace = std::function<void(std::size_t stage, Part part, Index first, Index count, const T* data)>;
 
 /// The interleaved stages that the three models share. Chen and Li, arXiv 2305.12689, figure 1.
 ///
@@ -121,7 +123,7 @@ class Trunk {
       }
       const auto saved = tape.template pop<Before>();
       pass.before = saved->latents;
-      T* before_gradient = pass.before ? detail::zeros<T>(sizes.latent_rows() * c.latent_dim, tape) : nullptr;
+      T* before_gradient = pass.before ? zeros<T>(sizes.latent_rows() * c.latent_dim, tape) : nullptr;
       for (Index k = groups.count; k-- > 0;) {
         const auto gradients = groups_of(x_gradient, z_gradient, groups[k], sizes);
         nn::backward_recomputed<T>(
@@ -264,6 +266,8 @@ class Trunk {
 
   std::vector<Stage<T, c>> stages_;
 };
+
+}  // namespace detail
 
 }  // namespace FIT_ABI
 }  // namespace fit

@@ -62,7 +62,7 @@ struct AdamW {
       T *first_moment, *second_moment;
       Index size, parameter;
     };
-    for_each_piece<Piece>(
+    detail::for_each_piece<Piece>(
         [&](const Piece& piece, Index) {
           const ParameterTreatment& treatment = treatments[static_cast<std::size_t>(piece.parameter)];
           if (treatment.frozen) return;

@@ -27,10 +27,10 @@ double clip_gradient(Model& gradient, double largest, Workspace& workspace) {
     Index size, parameter;
   };
   const Arena::Scope scope(workspace.arena());
-  const Index count = count_pieces(gradient);
+  const Index count = detail::count_pieces(gradient);
   double* squares = workspace.arena().template allocate<double>(count);
   const auto norm_of_scaled = [&](double scale) {
-    for_each_piece<Piece>(
+    detail::for_each_piece<Piece>(
         [&](const Piece& piece, Index place) {
           double sum = 0;
           for (Index i = 0; i < piece.size; ++i) {
@@ -49,7 +49,7 @@ double clip_gradient(Model& gradient, double largest, Workspace& workspace) {
   if (std::isinf(norm)) norm = norm_of_scaled(0x1p-600) * 0x1p600;
   if (norm > largest && std::isfinite(norm)) {
     const T factor = static_cast<T>(largest / norm);
-    for_each_piece<Piece>(
+    detail::for_each_piece<Piece>(
         [&](const Piece& piece, Index) {
           for (Index i = 0; i < piece.size; ++i) piece.slopes[i] *= factor;
         },

@@ -25,7 +25,7 @@ void update_average(Model& average, const Model& model, double decay, Workspace&
     const T* model;
     Index size, parameter;
   };
-  for_each_piece<Piece>(
+  detail::for_each_piece<Piece>(
       [&](const Piece& piece, Index) {
         for (Index i = 0; i < piece.size; ++i) piece.average[i] += share * (piece.model[i] - piece.average[i]);
       },

@@ -7,6 +7,7 @@
 
 namespace fit {
 inline namespace FIT_ABI {
+namespace detail {
 
 /// Elements of a piece but the last of its parameter: a fixed number, so that sums over pieces have a fixed order.
 inline constexpr Index piece_size = 8192;
@@ -40,5 +41,6 @@ void for_each_piece(Body&& body, Workspace& workspace, Model& model, Models&... 
   workspace.executor().parallel_for(count, [&](Index i, int) { body(pieces[i], i); });
 }
 
+}  // namespace detail
 }  // namespace FIT_ABI
 }  // namespace fit

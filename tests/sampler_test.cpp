@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "allocations.hpp"
 #include "golden_model.hpp"
 
 namespace {
@@ -164,7 +165,7 @@ TEST_CASE("without guidance a run is DDIM's loop and nothing else", "[sampler]")
     gamma.setConstant(now.gamma);
     const auto output = decoder({x, gamma, fit::TensorView<const float, 2>(condition), latents}, tape);
     fit::detail::estimate(output.prediction.data(), x.data(), x0.data(), eps.data(), x.size(), options.prediction, now,
-                  options.x0_clip, true);
+                          options.x0_clip, true);
     const float keep = static_cast<float>(then.keep), lose = static_cast<float>(then.lose);
     for (fit::Index i = 0; i < x.size(); ++i) x.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
     for (fit::Index i = 0; i < latents.size(); ++i) {
@@ -319,4 +320,30 @@ TEST_CASE("DDPM goes on where a schedule is flat", "[sampler]") {
                                      fit::SampleNoise<float>{}, tape);
                        }),
                        "a function that gives noise"));
+}
+
+TEST_CASE("sampling steps allocate nothing after the first, with guidance or two evaluations too", "[sampler]") {
+  const auto decoder = stirred<base>();
+  fit::Tensor<float, 2> condition(70, 5);
+  for (fit::Index i = 0; i < 70; ++i) condition(i, i % 5) = 1;
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  const auto noise = fit::sample_noise<float>(fit::Random(1));
+  const fit::SampleOptions ddpm{.steps = 6, .method = fit::Sampler::ddpm_large, .guidance = 1.5, .batch = 70};
+  const fit::SampleOptions heun{.steps = 6,
+                                .method = fit::Sampler::heun,
+                                .guidance = 0.5,
+                                .schedule = fit::RectifiedFlow{},
+                                .prediction = fit::Prediction::velocity,
+                                .batch = 70};
+  for (const fit::SampleOptions& options : {ddpm, heun}) {
+    std::vector<long> seen;
+    seen.reserve(6);
+    fit::sample(decoder, options, 70, fit::TensorView<const float, 2>(condition), noise, tape, [&](const auto&) {
+      seen.push_back(test::allocations());
+      return true;
+    });
+    REQUIRE(seen.size() == 6);
+    CHECK(seen[5] == seen[1]);
+  }
 }

@@ -212,12 +212,8 @@ class HeaderReader {
 
   std::string where() const {
     switch (at_) {
-      case Place::start:
-        return "the header";
-      case Place::metadata:
       case Place::metadata_value:
         return "the metadata's " + printable(field_);
-      case Place::names:
       case Place::name:
       case Place::fields:
         return (name_ == metadata_name ? "the header's " : "tensor ") + printable(name_);

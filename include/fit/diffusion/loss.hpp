@@ -1,6 +1,10 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <optional>
+#include <type_traits>
 
 #include <fit/core/tensor.hpp>
 #include <fit/diffusion/noise_schedule.hpp>

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
 #include <optional>
+#include <utility>
 
 #include <fit/core/tensor.hpp>
 #include <fit/diffusion/noise_schedule.hpp>

@@ -1,5 +1,11 @@
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include <fit/generation/generator.hpp>
 #include <fit/io/checkpoint.hpp>
 

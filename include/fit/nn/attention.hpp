@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include <fit/kernels/attention_backward.hpp>
 #include <fit/nn/linear.hpp>

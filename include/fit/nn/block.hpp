@@ -1,5 +1,7 @@
 #pragma once
 
+#include <span>
+
 #include <fit/nn/attention.hpp>
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/mlp.hpp>

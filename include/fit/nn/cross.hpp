@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include <fit/nn/attention.hpp>
 #include <fit/nn/layer_norm.hpp>

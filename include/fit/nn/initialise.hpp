@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include <fit/core/parameter.hpp>
 #include <fit/core/random.hpp>

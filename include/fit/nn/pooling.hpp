@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <fit/core/executor.hpp>
 #include <fit/simd/batch.hpp>
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <fit/kernels/dropout.hpp>
 #include <fit/nn/linear.hpp>
 

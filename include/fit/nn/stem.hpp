@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/linear.hpp>

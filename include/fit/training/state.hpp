@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+
 #include <fit/core/random.hpp>
 #include <fit/training/adamw.hpp>
 #include <fit/training/clip.hpp>

@@ -60,8 +60,15 @@ class Executor {
   template <class Body>
   void parallel_for(Index count, Body&& body) {
     const int helpers = static_cast<int>(std::min<Index>(count, lanes()) - 1);
+    auto call = [&body](Index index, int lane) { body(index, lane); };
+    // A pointer that the compiler does not see through, so that there is one copy of the body: in a second one, for the
+    // loop on one thread, it might fuse sums and products differently.
+    void (*volatile pointer)(void*, Index, int) = [](void* target, Index index, int lane) {
+      (*static_cast<decltype(call)*>(target))(index, lane);
+    };
+    const auto invoke = pointer;
     if (helpers <= 0 || busy_.exchange(true, std::memory_order_acquire)) {
-      for (Index i = 0; i < count; ++i) body(i, 0);
+      for (Index i = 0; i < count; ++i) invoke(&call, i, 0);
       return;
     }
     next_lane_.store(1, std::memory_order_relaxed);
@@ -71,9 +78,8 @@ class Executor {
       share.next.store(count * lane / shares_in_use_, std::memory_order_relaxed);
       share.end = count * (lane + 1) / shares_in_use_;
     }
-    auto call = [&body](Index index, int lane) { body(index, lane); };
     body_ = &call;
-    call_ = [](void* target, Index index, int lane) { (*static_cast<decltype(call)*>(target))(index, lane); };
+    call_ = invoke;
     const std::uint64_t loop = (state_.load(std::memory_order_relaxed) & loop_mask) + loop_step;
     state_.store(loop | open_bit, std::memory_order_release);
     for (int alive = scheduled_.load(std::memory_order_acquire); alive < helpers; ++alive) {

@@ -115,7 +115,10 @@ void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Inde
   const Index scratch = heads * cached_piece, size = PartialAttention<T>::size(heads, head_width);
   T* scores = workspace.arena().allocate<T>(scratch * executor.lanes());
   T* partial = workspace.arena().allocate<T>(size * pieces);
-  const auto run = [&](Index first, Index last, int lane) {
+  // Where all are small, they are not worth another thread's time.
+  const Index together = keys * heads * head_width < (Index{1} << 15) ? std::max<Index>(1, pieces) : 1;
+  executor.parallel_for((pieces + together - 1) / together, [&](Index task, int lane) {
+    const Index first = task * together, last = first + together;
     Index at = 0;
     for (const auto& query : queries) {
       const Index own = pieces_of(query);
@@ -127,13 +130,7 @@ void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Inde
       }
       at += own;
     }
-  };
-  // Not worth another thread's time when all are small.
-  if (keys * heads * head_width < (Index{1} << 15)) {
-    run(0, pieces, 0);
-  } else {
-    executor.parallel_for(pieces, [&](Index piece, int lane) { run(piece, piece + 1, lane); });
-  }
+  });
   T* found = partial;
   for (const auto& query : queries) {
     const Index own = pieces_of(query);

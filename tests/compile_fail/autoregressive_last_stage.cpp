@@ -9,6 +9,4 @@ constexpr fit::AutoregressiveConfig config = [] {
   return changed;
 }();
 
-int main() {
-  const fit::AutoregressiveDecoder<config> decoder;
-}
+static_assert(fit::detail::check_autoregressive<config>());

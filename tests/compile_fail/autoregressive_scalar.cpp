@@ -1,4 +1,6 @@
 // expect: an autoregressive decoder computes in float or double
+#include <fit/models/autoregressive_decoder.hpp>
+
 #include "right_autoregressive.hpp"
 
 #ifdef FIT_MUST_FAIL
@@ -7,6 +9,4 @@ using Scalar = int;
 using Scalar = double;
 #endif
 
-int main() {
-  const fit::AutoregressiveDecoder<right, Scalar> decoder;
-}
+const fit::AutoregressiveDecoder<right, Scalar> decoder;

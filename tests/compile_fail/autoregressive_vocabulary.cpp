@@ -1,4 +1,6 @@
 // expect: config.vocabulary must be positive
+#include <fit/models/autoregressive_decoder.hpp>
+
 #include "right_autoregressive.hpp"
 
 constexpr fit::AutoregressiveConfig config = [] {
@@ -9,6 +11,4 @@ constexpr fit::AutoregressiveConfig config = [] {
   return changed;
 }();
 
-int main() {
-  const fit::AutoregressiveDecoder<config> decoder;
-}
+const fit::AutoregressiveDecoder<config> decoder;

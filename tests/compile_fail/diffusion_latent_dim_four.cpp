@@ -9,4 +9,4 @@ constexpr fit::DiffusionConfig config = [] {
   return changed;
 }();
 
-int main() { const fit::DiffusionDecoder<config> decoder; }
+static_assert(fit::detail::check_diffusion<config>());

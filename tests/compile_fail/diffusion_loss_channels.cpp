@@ -11,4 +11,4 @@ constexpr fit::DiffusionConfig config = [] {
   return changed;
 }();
 
-int main() { const fit::DiffusionLoss<fit::DiffusionDecoder<config>> loss({}); }
+const fit::DiffusionLoss<fit::DiffusionDecoder<config>> loss({});

@@ -1,4 +1,6 @@
 // expect: config.output_channels must be positive
+#include <fit/models/diffusion_decoder.hpp>
+
 #include "right_diffusion.hpp"
 
 constexpr fit::DiffusionConfig config = [] {
@@ -9,4 +11,4 @@ constexpr fit::DiffusionConfig config = [] {
   return changed;
 }();
 
-int main() { const fit::DiffusionDecoder<config> decoder; }
+const fit::DiffusionDecoder<config> decoder;

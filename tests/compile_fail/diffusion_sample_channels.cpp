@@ -11,7 +11,7 @@ constexpr fit::DiffusionConfig config = [] {
   return changed;
 }();
 
-int main() {
+void use() {
   const fit::DiffusionDecoder<config> decoder;
   fit::sample(decoder, {}, fit::Tensor<float, 3>(1, 2, 5), fit::Random(1));
 }

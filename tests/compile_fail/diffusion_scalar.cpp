@@ -1,4 +1,6 @@
 // expect: a diffusion decoder computes in float or double
+#include <fit/models/diffusion_decoder.hpp>
+
 #include "right_diffusion.hpp"
 
 #ifdef FIT_MUST_FAIL
@@ -7,4 +9,4 @@ using Scalar = int;
 using Scalar = double;
 #endif
 
-int main() { const fit::DiffusionDecoder<right, Scalar> decoder; }
+const fit::DiffusionDecoder<right, Scalar> decoder;

@@ -1,4 +1,6 @@
 // expect: must both be positive or both be zero
+#include <fit/models/encoder.hpp>
+
 #include "right_encoder.hpp"
 
 constexpr fit::EncoderConfig config = [] {
@@ -9,6 +11,4 @@ constexpr fit::EncoderConfig config = [] {
   return changed;
 }();
 
-int main() {
-  const fit::Encoder<config> encoder;
-}
+const fit::Encoder<config> encoder;

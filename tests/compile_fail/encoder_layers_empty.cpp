@@ -9,6 +9,4 @@ constexpr fit::EncoderConfig config = [] {
   return changed;
 }();
 
-int main() {
-  const fit::Encoder<config> encoder;
-}
+static_assert(fit::detail::check_encoder<config>());

@@ -1,4 +1,6 @@
 // expect: an encoder computes in float or double
+#include <fit/models/encoder.hpp>
+
 #include "right_encoder.hpp"
 
 #ifdef FIT_MUST_FAIL
@@ -7,6 +9,4 @@ using Scalar = int;
 using Scalar = double;
 #endif
 
-int main() {
-  const fit::Encoder<right, Scalar> encoder;
-}
+const fit::Encoder<right, Scalar> encoder;

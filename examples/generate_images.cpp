@@ -344,6 +344,9 @@ int main(int argc, char** argv) {
   train_command->add_option("--every", options.every, "steps from one sheet and saved state to the next")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  train_command->add_option("--sheet-steps", options.sampling.steps, "denoising steps of a sheet's samples")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   train_command->add_option("--rate", options.rate, "highest learning rate")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

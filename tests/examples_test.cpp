@@ -85,7 +85,7 @@ TEST_CASE("classify_images trains, saves, resumes and shows its mistakes", "[exa
   const test::TemporaryFolder folder;
   const auto data = folder / "data", out = folder / "out";
   std::filesystem::create_directory(data);
-  write_bars(data, "train", 1280);
+  write_bars(data, "train", 256);
   write_bars(data, "t10k", 300);
   const std::string arguments = " --data " + data.string() + " --out " + out.string();
   CHECK(test::contains(succeed(classify + arguments + " --epochs 1"), "epoch 1: test accuracy"));
@@ -132,10 +132,10 @@ TEST_CASE("generate_images trains, resumes, draws, denoises and evaluates", "[ex
   const auto step = [&] {
     return fit::SafetensorsFile(out / "generator_state.safetensors").metadata().at("state.step");
   };
-  CHECK(test::contains(succeed(generate + of_data + " train --steps 2" + to_out), "step 2: "));
+  CHECK(test::contains(succeed(generate + of_data + " train --steps 2 --sheet-steps 2" + to_out), "step 2: "));
   CHECK(step() == "2");
   const std::string sheet = bytes_of(out / "generated.png"), weights = bytes_of(out / "generator.safetensors");
-  const std::string second = succeed(generate + of_data + " train --steps 3 --resume" + to_out);
+  const std::string second = succeed(generate + of_data + " train --steps 3 --sheet-steps 2 --resume" + to_out);
   CHECK(test::contains(second, "Resumed after 2 steps"));
   CHECK(test::contains(second, "step 3: "));
   CHECK(step() == "3");
@@ -212,15 +212,15 @@ TEST_CASE("model_images trains, resumes, measures, completes and samples", "[exa
   const auto data = folder / "data", out = folder / "out";
   std::filesystem::create_directory(data);
   write_bars(data, "train", 40);
-  write_bars(data, "t10k", 20);
+  write_bars(data, "t10k", 5);
   for (const std::string kind : {" --plain", " --order snake"}) {
     const std::string arguments = kind + " --data " + data.string() + " --out " + out.string();
     CHECK(test::contains(succeed(model_images + arguments + " train --steps 1"), "bits per dimension"));
     CHECK(test::contains(succeed(model_images + arguments + " train --steps 2 --resume"), "Resumed after 1 steps"));
   }
   const std::string arguments = " --order snake --data " + data.string() + " --out " + out.string();
-  CHECK(test::contains(succeed(model_images + arguments + " evaluate --count 20"),
-                       "bits per dimension of 20 test images"));
+  CHECK(
+      test::contains(succeed(model_images + arguments + " evaluate --count 5"), "bits per dimension of 5 test images"));
   CHECK(test::contains(succeed(model_images + arguments + " complete --count 1 --continuations 2"), "completed.png"));
   const std::string sample = model_images + arguments + " sample --count 2 --picture ";
   CHECK(test::contains(succeed(sample + (folder / "a.png").string()), "a.png"));

@@ -13,3 +13,7 @@ install(EXPORT fit NAMESPACE fit:: FILE fit-targets.cmake DESTINATION ${package_
 install(FILES cmake/fit-xsimd.cmake
   ${PROJECT_BINARY_DIR}/fit-config.cmake ${PROJECT_BINARY_DIR}/fit-config-version.cmake
   DESTINATION ${package_dir})
+
+file(RELATIVE_PATH FIT_PC_INCLUDEDIR ${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig ${CMAKE_INSTALL_FULL_INCLUDEDIR})
+configure_file(cmake/fit.pc.in ${PROJECT_BINARY_DIR}/fit.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/fit.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)

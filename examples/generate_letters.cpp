@@ -4,9 +4,15 @@
 #include <cstdio>
 #include <string>
 
-constexpr fit::AutoregressiveConfig config{
-    .layers = "(1)1(1)", .groups = 8, .tokens = 8, .latents = 4,
-    .data_dim = 32, .latent_dim = 64, .data_heads = 2, .latent_heads = 4, .vocabulary = 128};
+constexpr fit::AutoregressiveConfig config{.layers = "(1)1(1)",
+                                           .groups = 8,
+                                           .tokens = 8,
+                                           .latents = 4,
+                                           .data_dim = 32,
+                                           .latent_dim = 64,
+                                           .data_heads = 2,
+                                           .latent_heads = 4,
+                                           .vocabulary = 128};
 using Model = fit::AutoregressiveDecoder<config>;
 
 int main() {

@@ -6,9 +6,16 @@
 #include <cstdio>
 #include <string>
 
-constexpr fit::EncoderConfig config{
-    .layers = "(1)1(1)", .groups = 5, .tokens = 7, .channels = 5, .latents = 3,
-    .data_dim = 24, .latent_dim = 32, .data_heads = 3, .latent_heads = 4, .mlp_ratio = 2};
+constexpr fit::EncoderConfig config{.layers = "(1)1(1)",
+                                    .groups = 5,
+                                    .tokens = 7,
+                                    .channels = 5,
+                                    .latents = 3,
+                                    .data_dim = 24,
+                                    .latent_dim = 32,
+                                    .data_heads = 3,
+                                    .latent_heads = 4,
+                                    .mlp_ratio = 2};
 
 fit::Tensor<float, 4> read(const fit::SafetensorsFile& file, const std::string& name) {
   const auto& shape = file.info(name).shape;
@@ -26,18 +33,18 @@ int main(int argc, char** argv) {
     const fit::SafetensorsFile file(argv[1]);
     fit::Encoder<config> encoder;
     // A file with the library's own names needs only fit::load(). Here each name has "param." in front.
-    fit::for_each_parameter(
-        [&](const fit::ParameterName& name, auto parameter) {
-          file.read("param." + name.text(), parameter.data, parameter.size);
-        },
-        encoder);
+    fit::for_each_parameter([&](const fit::ParameterName& name,
+                                auto parameter) { file.read("param." + name.text(), parameter.data, parameter.size); },
+                            encoder);
     const auto [data, latents] = encoder(read(file, "input.x"));
     const auto expected = read(file, "output.latents");
     double largest = 0;
     for (fit::Index i = 0; i < latents.size(); ++i) {
-      largest = std::max(largest, std::abs(static_cast<double>(latents.data()[i]) - static_cast<double>(expected.data()[i])));
+      largest =
+          std::max(largest, std::abs(static_cast<double>(latents.data()[i]) - static_cast<double>(expected.data()[i])));
     }
-    std::printf("%td parameters; latents differ from PyTorch's by at most %.1e\n", fit::count_parameters(encoder), largest);
+    std::printf("%td parameters; latents differ from PyTorch's by at most %.1e\n", fit::count_parameters(encoder),
+                largest);
     return largest < 1e-5 ? 0 : 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "load_from_pytorch: %s\n", error.what());

@@ -5,10 +5,17 @@
 #include <cstdio>
 
 constexpr fit::ImageGrouping grouping{.sub_image = {4, 4}, .patch = {1, 1}};
-constexpr fit::DiffusionConfig config{
-    .layers = "(1)1(1)1(1)", .groups = 4, .tokens = 16, .channels = 1, .latents = 4,
-    .data_dim = 32, .latent_dim = 64, .data_heads = 2, .latent_heads = 4,
-    .output_channels = 1, .condition_channels = 2};
+constexpr fit::DiffusionConfig config{.layers = "(1)1(1)1(1)",
+                                      .groups = 4,
+                                      .tokens = 16,
+                                      .channels = 1,
+                                      .latents = 4,
+                                      .data_dim = 32,
+                                      .latent_dim = 64,
+                                      .data_heads = 2,
+                                      .latent_heads = 4,
+                                      .output_channels = 1,
+                                      .condition_channels = 2};
 using Model = fit::DiffusionDecoder<config>;
 
 /// Images of one kind each, in [-1, 1], and the kinds as one-hot vectors.
@@ -55,8 +62,8 @@ int main() {
 
   fit::Tensor<float, 2> kinds(6, 2);
   for (fit::Index i = 0; i < 6; ++i) kinds(i, i % 2) = 1;
-  const auto samples = fit::sample(state.average, {.steps = 25, .prediction = fit::Prediction::v, .x0_clip = fit::Range{}},
-                                   kinds, fit::Random(3));
+  const auto samples = fit::sample(
+      state.average, {.steps = 25, .prediction = fit::Prediction::v, .x0_clip = fit::Range{}}, kinds, fit::Random(3));
   const auto images = fit::ungroup_image(samples, {8, 8}, grouping);
   for (fit::Index row = 0; row < 8; ++row) {
     for (fit::Index i = 0; i < 6; ++i) {

@@ -3,9 +3,15 @@
 
 #include <cstdio>
 
-constexpr fit::EncoderConfig config{
-    .layers = "(1)1(1)1", .groups = 6, .tokens = 16, .channels = 3, .latents = 2,
-    .data_dim = 32, .latent_dim = 64, .data_heads = 2, .latent_heads = 4};
+constexpr fit::EncoderConfig config{.layers = "(1)1(1)1",
+                                    .groups = 6,
+                                    .tokens = 16,
+                                    .channels = 3,
+                                    .latents = 2,
+                                    .data_dim = 32,
+                                    .latent_dim = 64,
+                                    .data_heads = 2,
+                                    .latent_heads = 4};
 using Model = fit::Classifier<config, config.groups>;
 
 struct Batch {
@@ -14,7 +20,8 @@ struct Batch {
 
   explicit Batch(fit::Random random) {
     for (fit::Index i = 0; i < 32; ++i) {
-      for (fit::Index j = 0; j < 6 * 16 * 3; ++j) input.data()[i * 6 * 16 * 3 + j] = static_cast<float>(random.normal());
+      for (fit::Index j = 0; j < 6 * 16 * 3; ++j)
+        input.data()[i * 6 * 16 * 3 + j] = static_cast<float>(random.normal());
       labels(i) = static_cast<std::int32_t>(random.below(config.groups));
       input(i, labels(i), random.below(config.tokens), 0) = 6;
     }

@@ -19,11 +19,10 @@ struct Batch {
   fit::Tensor<std::int32_t, 1> labels{32};
 
   explicit Batch(fit::Random random) {
+    for (fit::Index i = 0; i < input.size(); ++i) input.data()[i] = static_cast<float>(0.3 * random.normal());
     for (fit::Index i = 0; i < 32; ++i) {
-      for (fit::Index j = 0; j < 6 * 16 * 3; ++j)
-        input.data()[i * 6 * 16 * 3 + j] = static_cast<float>(random.normal());
       labels(i) = static_cast<std::int32_t>(random.below(config.groups));
-      input(i, labels(i), random.below(config.tokens), 0) = 6;
+      input(i, labels(i), random.below(config.tokens), 0) = 3;
     }
   }
 };
@@ -41,8 +40,8 @@ int main() {
     const auto logits = state.model.forward(batch.input, tape);
     const double loss = fit::cross_entropy(logits, batch.labels, logits_gradient, tape);
     state.model.backward(logits_gradient, gradient, tape);
-    state.update(gradient, {.learning_rate = rate(state.step)}, tape);
     if (state.step % 50 == 0) std::printf("step %td: loss %.3f\n", state.step, loss);
+    state.update(gradient, {.learning_rate = rate(state.step)}, tape);
   }
 
   const Batch test(fit::Random(3));

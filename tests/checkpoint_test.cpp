@@ -452,3 +452,26 @@ TEST_CASE("a model that cannot be written is an error and leaves the old file", 
   CHECK(test::contains(test::error_of([&] { fit::save(folder / "none" / "a", Encoder()); }), "none"));
   CHECK(folder.files() == 0);
 }
+
+TEST_CASE("a field that a file does not have stands at its default", "[checkpoint]") {
+  const test::TemporaryFolder folder;
+  static constexpr fit::EncoderConfig causal = [] {
+    auto c = Encoder::config;
+    c.mask = fit::LatentMask::causal;
+    return c;
+  }();
+  Encoder model(fit::Random(1)), same;
+  fit::Encoder<causal> masked;
+  // As if there had been no masks when the file was written; and a file of another program, which says nothing.
+  fit::Metadata older;
+  for (const auto& [field, value] : fit::fields_of(Encoder::config)) {
+    if (field != "mask") older["config." + field] = value;
+  }
+  write_changed(folder / "older", model, older, [](auto&) {});
+  write_changed(folder / "foreign", model, {}, [](auto&) {});
+  fit::load(folder / "foreign", masked);
+  fit::load(folder / "older", same);
+  CHECK(test::same_bits(test::values_of(same), test::values_of(model)));
+  CHECK(test::contains(test::error_of([&] { fit::load(folder / "older", masked); }),
+                       R"(config.mask: expected "causal", the file says "none" by saying nothing)"));
+}

@@ -38,12 +38,14 @@ namespace detail {
 
 inline constexpr std::string_view extra_prefix = "extra.";
 
-/// The metadata that go with a model: its configuration, one entry a field, "config.layers" and so on.
+/// The metadata that go with a model: its configuration, or that of defaults, one entry a field, "config.layers" and so
+/// on.
 template <class Model>
-Metadata metadata_of() {
+Metadata metadata_of(bool defaults = false) {
   Metadata metadata;
   if constexpr (requires { Model::config; }) {
-    for (const auto& [field, value] : fields_of(Model::config)) metadata["config." + field] = value;
+    const auto config = defaults ? std::remove_const_t<decltype(Model::config)>{} : Model::config;
+    for (const auto& [field, value] : fields_of(config)) metadata["config." + field] = value;
   }
   return metadata;
 }
@@ -116,13 +118,21 @@ void read_sources(const SafetensorsFile& file, const Sources& sources, Model& mo
       model);
 }
 
-template <class Model>
-void read_model(const SafetensorsFile& file, Model& model, const Metadata& expected, const LoadOptions& options) {
+/// Reads the parameters of `model`, a Configured or its training state.
+template <class Configured, class Model>
+void read_model(const SafetensorsFile& file, Model& model, const LoadOptions& options) {
   std::string wrong;
-  for (const auto& [key, value] : expected) {
-    const auto found = file.metadata().find(key);
-    if (found == file.metadata().end() || found->second == value) continue;
-    wrong += concatenate("\n  ", key, ": expected ", printable(value), ", the file says ", printable(found->second));
+  const Metadata& given = file.metadata();
+  const Metadata defaults = metadata_of<Configured>(true);
+  for (const auto& [key, value] : metadata_of<Configured>()) {
+    const auto found = given.find(key);
+    // A file of ours from before there was such a field.
+    const bool older = found == given.end() && given.contains("config.kind");
+    if (found == given.end() && !older) continue;
+    const std::string& says = older ? defaults.at(key) : found->second;
+    if (says == value) continue;
+    wrong += concatenate("\n  ", key, ": expected ", printable(value), ", the file says ", printable(says),
+                         older ? " by saying nothing" : "");
   }
   const Sources sources = find_sources(
       file, model, options, wrong, [](const std::string&) { return true; },
@@ -169,7 +179,7 @@ void save(const std::filesystem::path& path, const Model& model, const SaveOptio
 /// Throws Error that lists every difference, the model left as it was.
 template <class Model>
 void load(const std::filesystem::path& path, Model& model, const LoadOptions& options = {}) {
-  detail::read_model(SafetensorsFile(path), model, detail::metadata_of<Model>(), options);
+  detail::read_model<Model>(SafetensorsFile(path), model, options);
 }
 
 /// Reads those parameters of a model for whose names `wanted` is true, and returns the names of those that the file
@@ -218,7 +228,7 @@ void load(const std::filesystem::path& path, TrainingState<Model>& state, const 
   const auto key = detail::number_in<std::uint64_t>(file, "state.random_key");
   const auto counter = detail::number_in<std::uint64_t>(file, "state.random_counter");
   require(step >= 0 && optimizer_steps >= 0, path.string(), ": the steps of a training state must not be negative");
-  detail::read_model(file, state, detail::metadata_of<Model>(), options);
+  detail::read_model<Model>(file, state, options);
   state.step = step;
   state.optimizer.steps = optimizer_steps;
   state.random = Random(key, counter);

@@ -28,10 +28,14 @@ class CachedDecoder {
     return *this;
   }
 
-  /// What the writes of the first group see: zeros, normalised and mapped as latents would be.
+  /// What the writes of the first group see: zeros, normalised and mapped as latents would be. Codes of positions are
+  /// made here where there are none yet, and not with the first ids.
   void begin(Sequence& sequence) {
     tape_.clear();
     const Arena::Scope scope(tape_.arena());
+    const std::int32_t first = 0;
+    decoder_->step_ids(&first, 0, tape_.scratch<T>(data_dim), 1, tape_);
+    decoder_->step_latents(0, tape_.scratch<T>(latents * config.latent_dim));
     const T* none = zeros<T>(latents * config.latent_dim, tape_);
     for (std::size_t i = 0; plan[i].writes; ++i) step_written(sequence, i, none);
   }

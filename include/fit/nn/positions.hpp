@@ -32,16 +32,20 @@ inline void wave_code(double coordinate, Index width, double* code) {
 /// column is a line, whose codes take the whole width.
 template <class T>
 Buffer<T> make_codes(Index rows, Index columns, Index width) {
-  const bool line = rows == 1 || columns == 1;
-  const Index part = line ? width : width / 2;
-  const auto stretched = [](Index i, Index count) {
-    return count > 1 ? static_cast<double>(i) * (1000.0 / static_cast<double>(count - 1)) : 0.0;
-  };
   Buffer<T> codes(rows * columns * width);
+  if (rows != 1 && columns != 1) {
+    const Index half = width / 2;
+    const Buffer<T> by_row = make_codes<T>(1, rows, half), by_column = make_codes<T>(1, columns, half);
+    for (Index i = 0; i < rows * columns; ++i) {
+      std::copy_n(by_row.data() + i / columns * half, half, codes.data() + i * width);
+      std::copy_n(by_column.data() + i % columns * half, half, codes.data() + i * width + half);
+    }
+    return codes;
+  }
+  const Index count = rows * columns;
   std::vector<double> code(static_cast<std::size_t>(width));
-  for (Index i = 0; i < rows * columns; ++i) {
-    wave_code(line ? stretched(i, rows * columns) : stretched(i / columns, rows), part, code.data());
-    if (!line) wave_code(stretched(i % columns, columns), part, code.data() + part);
+  for (Index i = 0; i < count; ++i) {
+    wave_code(count > 1 ? static_cast<double>(i) * (1000.0 / static_cast<double>(count - 1)) : 0.0, width, code.data());
     for (Index k = 0; k < width; ++k) codes.data()[i * width + k] = static_cast<T>(code[static_cast<std::size_t>(k)]);
   }
   return codes;

@@ -55,7 +55,7 @@ int main() {
     fit::sample_noise<float>(random.split())(0, 0, noise);
     fit::Tensor<double, 1> times(32);
     for (fit::Index i = 0; i < 32; ++i) times(i) = random.uniform();
-    const double now = loss(state.model, x0, noise, times, Model::ConditionView(batch.kinds), gradient, tape);
+    const double now = loss(state.model, x0, noise, times, batch.kinds, gradient, tape);
     state.update(gradient, {.learning_rate = rate(state.step), .average_decay = 0.99}, tape);
     if (state.step % 100 == 0) std::printf("step %td: loss %.3f\n", state.step, now);
   }

@@ -253,6 +253,16 @@ TEST_CASE("wrong shapes and wrong order are errors that say what was expected", 
   CHECK(test::contains(test::error_of([&] { encoder.backward({}, gradient, tape); }), "backward does not find"));
   tape.record();
   const auto views = encoder.forward(input, tape);
+  // The record of another encoder is not this one's, though both go over the same sizes.
+  static constexpr fit::EncoderConfig wider = [] {
+    auto c = config;
+    c.channels = 300;
+    return c;
+  }();
+  const fit::Encoder<wider> other;
+  fit::Encoder<wider> other_gradient;
+  CHECK(test::contains(test::error_of([&] { other.backward({.data = views.data}, other_gradient, tape); }),
+                       "does not find its forward"));
   const fit::Tensor<float, 4> wrong(1, 6, 10, 24);
   CHECK(test::contains(test::error_of([&] { encoder.backward({.data = wrong}, gradient, tape); }), "[2, 6, 10, 24]"));
   encoder.backward({.data = views.data}, gradient, tape);  // the failed call has left the tape as it was

@@ -466,6 +466,23 @@ TEST_CASE("a prompt of all sequences goes after what each has", "[generation]") 
   }
 }
 
+TEST_CASE("a prompt of all sequences gives each the bits that it has by itself, in whatever pieces it came",
+          "[generation]") {
+  const auto decoder = lively<small>(3);
+  const auto ids = random_ids(4, small.vocabulary, 1), both = random_ids(3, small.vocabulary, 3);
+  const auto piecewise = [&](auto& generator, Index sequence) {
+    for (const std::int32_t& id : ids) generator.prompt(sequence, std::span(&id, 1));
+  };
+  fit::Generator together(decoder, 2), at_once(decoder), one_by_one(decoder);
+  together.prompt(0, ids);
+  piecewise(together, 1);
+  at_once.prompt(ids);
+  piecewise(one_by_one, 0);
+  for (auto* generator : {&together, &at_once, &one_by_one}) generator->prompt(both);
+  CHECK(std::ranges::equal(together.logits(0), at_once.logits()));
+  CHECK(std::ranges::equal(together.logits(1), one_by_one.logits()));
+}
+
 TEST_CASE("a generator goes on from the sequences of another", "[generation]") {
   const auto decoder = lively<small>(3);
   const auto ids = random_ids(13, small.vocabulary, 1);
@@ -487,4 +504,14 @@ TEST_CASE("a generator goes on from the sequences of another", "[generation]") {
   const auto other = lively<no_local>(3);
   CHECK(test::contains(test::error_of([&] { taken.restore(fit::Generator(other).sequences()); }),
                        "another configuration"));
+  const auto refused = [&](auto&& change) {
+    auto sequences = whole.sequences();
+    change(sequences[0]);
+    return test::error_of([&] { taken.restore(std::move(sequences)); });
+  };
+  CHECK(test::contains(refused([](auto& s) { s.processed = 100; }), "does not go with its caches"));
+  CHECK(test::contains(refused([](auto& s) { s.ids.assign(31, 0); }), "does not go with its caches"));
+  CHECK(test::contains(refused([](auto& s) { s.ids[3] = 17; }), "ids must be in 0 .. 16, not 17"));
+  CHECK(test::contains(refused([](auto& s) { s.memory = {}; }), "does not go with its caches"));
+  CHECK(test::contains(refused([](auto& s) { auto gone = std::move(s); }), "another configuration"));
 }

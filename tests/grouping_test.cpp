@@ -279,3 +279,12 @@ TEST_CASE("groupings that do not fit are refused", "[grouping]") {
   says([&] { fit::shift_right(sequence, flat); },
        "shift_right: the output must have the shape [2, 15, 4], not [2, 16, 4]");
 }
+
+TEST_CASE("an image of more pixels than can be counted is refused", "[grouping]") {
+  const fit::Tensor<float, 4> groups(0, 1, 1, 1);
+  const fit::Index huge = fit::Index{1} << 40;
+  CHECK(test::contains(test::error_of([&] {
+                         fit::ungroup_image(groups, {huge, huge}, {.sub_image = {huge, huge}, .patch = {1, 1}});
+                       }),
+                       "more pixels than can be counted"));
+}

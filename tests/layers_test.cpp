@@ -645,8 +645,9 @@ double distance(const Values& a, const Values& b) {
 /// Sequences whose rows go through a block as they come, `together` at a time or one of each sequence, against all of
 /// them at once.
 template <int Width, int Heads>
-void check_block_steps(Index sequences, Index length, Index together, const fit::nn::StepKernels& with) {
-  INFO(sequences << " x " << length << ", " << together << " at a time, few rows " << with.few_rows);
+void check_block_steps(Index sequences, Index length, Index together, const fit::nn::StepKernels<double>& with) {
+  INFO(sequences << " x " << length << ", " << together << " at a time, few rows "
+                 << (with.multiply == fit::nn::multiply_few<double>));
   using Block = fit::nn::Block<double, Width, Heads, 2>;
   const auto block = stirred<Block>();
   const Values x = numbers(sequences * length * Width, 3);
@@ -674,6 +675,7 @@ void check_block_steps(Index sequences, Index length, Index together, const fit:
 
 template <fit::nn::CrossOptions options>
 void check_cross_steps(bool few) {
+  const fit::nn::ProductKernel<double> kernel = few ? fit::nn::multiply_few<double> : fit::nn::multiply_many<double>;
   INFO("context norm " << options.context_norm << ", MLP ratio " << options.mlp_ratio << ", few rows " << few);
   constexpr Index queries = 5, keys = 11, width = 12;
   const auto cross = stirred<fit::nn::Cross<double, 10, 7, width, 3, options>>();
@@ -681,7 +683,8 @@ void check_cross_steps(bool few) {
   Values expected = numbers(2 * queries * 10, 5), found = expected, key_cache(2 * keys * width), value_cache(key_cache);
   Tape tape;
   fit::nn::forward(cross, expected.data(), context.data(), {2, queries, keys}, tape);
-  fit::nn::step_context(cross, context.data(), key_cache.data(), value_cache.data(), 2 * keys, {.few_rows = few}, tape);
+  fit::nn::step_context(cross, context.data(), key_cache.data(), value_cache.data(), 2 * keys, {.multiply = kernel},
+                        tape);
   for (Index i = 0; i < queries; i += few ? 1 : queries) {
     const Index rows = few ? 1 : queries;
     Values step;
@@ -692,7 +695,7 @@ void check_cross_steps(bool few) {
       caches.push_back({key_cache.data() + s * keys * width, value_cache.data() + s * keys * width, keys, rows});
     }
     fit::nn::step(cross, step.data(), std::span<const fit::nn::CachedRows<double>>(caches),
-                  {.few_rows = few, .single_queries = few}, tape);
+                  {.multiply = kernel, .single_queries = few}, tape);
     for (Index s = 0; s < 2; ++s)
       std::copy_n(step.data() + s * rows * 10, rows * 10, found.data() + (s * queries + i) * 10);
   }
@@ -704,10 +707,11 @@ void check_cross_steps(bool few) {
 
 TEST_CASE("a step is forward for new rows", "[layers]") {
   for (const bool few : {false, true}) {
-    check_block_steps<12, 3>(1, 40, 7, {.few_rows = few});
-    check_block_steps<12, 3>(3, 20, 20, {.few_rows = few});
-    check_block_steps<9, 1>(2, 5, 1, {.few_rows = few, .single_queries = true});
-    check_block_steps<12, 3>(5, 300, 1, {.few_rows = few, .single_queries = true});
+    const fit::nn::ProductKernel<double> kernel = few ? fit::nn::multiply_few<double> : fit::nn::multiply_many<double>;
+    check_block_steps<12, 3>(1, 40, 7, {.multiply = kernel});
+    check_block_steps<12, 3>(3, 20, 20, {.multiply = kernel});
+    check_block_steps<9, 1>(2, 5, 1, {.multiply = kernel, .single_queries = true});
+    check_block_steps<12, 3>(5, 300, 1, {.multiply = kernel, .single_queries = true});
     check_cross_steps<fit::nn::CrossOptions{}>(few);
     check_cross_steps<fit::nn::CrossOptions{.context_norm = true, .mlp_ratio = 2}>(few);
     check_cross_steps<fit::nn::CrossOptions{.context_norm = false, .mlp_ratio = 2}>(few);

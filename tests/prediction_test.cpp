@@ -35,7 +35,8 @@ TEMPLATE_TEST_CASE("clipped estimates are finite at both ends of time", "[predic
       for (const bool consistent : {false, true}) {
         INFO("signal " << shares.keep << ", prediction " << static_cast<int>(kind) << ", consistent " << consistent);
         std::vector<TestType> x0(x.size()), eps(x.size());
-        fit::detail::estimate(prediction.data(), x.data(), x0.data(), eps.data(), count, kind, shares, range, consistent);
+        fit::detail::estimate(prediction.data(), x.data(), x0.data(), eps.data(), count, kind, shares, range,
+                              consistent);
         const Estimates e(kind, shares);
         for (std::size_t i = 0; i < x.size(); ++i) {
           const auto at = static_cast<double>(x[i]), p = static_cast<double>(prediction[i]);

@@ -396,6 +396,8 @@ TEMPLATE_TEST_CASE("the mean cross entropy", "[reductions]", float, double) {
 
   CHECK(test::error_of([&] { fit::cross_entropy(logits, fewer, workspace); }) ==
         "cross entropy needs a target for each of 37 rows, not 36");
+  CHECK(test::error_of([&] { fit::cross_entropy(fit::TensorView<const T, 2>(nullptr, 37, 11), targets, workspace); }) ==
+        "a cross entropy is given a view of null");
   to.setConstant(5);
   for (const auto& [rows, classes] : {std::pair{36, 11}, {37, 10}, {11, 37}}) {
     fit::Tensor<T, 2> wrong(rows, classes);

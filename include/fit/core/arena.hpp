@@ -52,17 +52,8 @@ class Arena {
     static_assert(std::is_trivially_copyable_v<T>, "fit: an arena holds trivial elements only");
     require(count >= 0 && static_cast<std::size_t>(count) <= largest / sizeof(T), "an arena cannot hold ", count,
             " elements");
-    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
-    Mark at = top_;
-    while (at.block < blocks_.size() && at.used + bytes > size_of(at.block)) {
-      ++at.block;
-      at.used = 0;
-    }
-    if (at.block == blocks_.size()) add_block(std::max({bytes, std::min(capacity(), largest_step), smallest_step}));
-    std::byte* memory = blocks_[at.block].data() + at.used;
-    top_ = {at.block, at.used + bytes, at.total + bytes};
-    peak_ = std::max(peak_, top_.total);
-    return reinterpret_cast<T*>(memory);
+    return reinterpret_cast<T*>(
+        take((static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment));
   }
 
   Mark mark() const { return top_; }
@@ -94,6 +85,18 @@ class Arena {
   static constexpr std::size_t smallest_step = std::size_t{1} << 16, largest_step = std::size_t{1} << 28;
   static constexpr std::size_t largest = std::numeric_limits<std::size_t>::max() / 2 - alignment;
 
+  [[gnu::noinline]] std::byte* take(std::size_t bytes) {
+    Mark at = top_;
+    while (at.block < blocks_.size() && at.used + bytes > size_of(at.block)) {
+      ++at.block;
+      at.used = 0;
+    }
+    if (at.block == blocks_.size()) add_block(std::max({bytes, std::min(capacity(), largest_step), smallest_step}));
+    std::byte* memory = blocks_[at.block].data() + at.used;
+    top_ = {at.block, at.used + bytes, at.total + bytes};
+    peak_ = std::max(peak_, top_.total);
+    return memory;
+  }
   std::size_t size_of(std::size_t block) const { return static_cast<std::size_t>(blocks_[block].size()); }
   void add_block(std::size_t bytes) { blocks_.push_back(Buffer<std::byte>::uninitialised(static_cast<Index>(bytes))); }
 

@@ -10,7 +10,8 @@
 namespace fit {
 inline namespace FIT_ABI {
 
-/// Wrong input at run time: says what was expected and what came. Whatever throws it has changed nothing.
+/// Wrong input at run time: says what was expected and what came. What throws it has changed
+/// nothing, unless it says so.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -37,10 +38,20 @@ std::string concatenate(const Parts&... parts) {
   return text;
 }
 
+namespace detail {
+
+// Out of line, as it is called from many places that are compiled for it.
+template <class... Parts>
+[[noreturn, gnu::noinline, gnu::cold]] void fail(const Parts&... parts) {
+  throw Error(concatenate(parts...));
+}
+
+}  // namespace detail
+
 /// Throws Error with the parts as its message unless the condition holds.
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
-  if (!condition) throw Error(concatenate(parts...));
+  if (!condition) detail::fail(parts...);
 }
 
 }  // namespace FIT_ABI

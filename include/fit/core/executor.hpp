@@ -21,12 +21,12 @@ inline namespace FIT_ABI {
 
 /// Runs loops on the calling thread and the threads of an Eigen thread pool, its own or the user's.
 ///
-/// Every thread begins with a share of its own of the indices, the same part of every loop, as what it wrote in the
-/// last loop may still be in its caches; then it takes from the shares of the others. So which thread runs which index
-/// is open, and results must not depend on it; the library's kernels cut their work in the same pieces for any number
-/// of threads. One loop runs at a time: a loop that is started while another one runs, from another thread or from
-/// inside a body, runs on the thread that started it. An Executor must outlive its loops and, like every Eigen pool,
-/// must not be destroyed by one of the pool's own threads.
+/// Every thread begins with a share of its own of the indices, with two threads the same part of every loop, as what it
+/// wrote in the last loop may still be in its caches; then it takes from the shares of the others. So which thread runs
+/// which index is open, and results must not depend on it; the library's kernels cut their work in the same pieces for
+/// any number of threads. One loop runs at a time: a loop that is started while another one runs, from another thread
+/// or from inside a body, runs on the thread that started it. An Executor must outlive its loops and, like every Eigen
+/// pool, must not be destroyed by one of the pool's own threads.
 class Executor {
  public:
   /// As many threads as the machine has, or `threads`, the calling one among them. Throws Error below one, and what

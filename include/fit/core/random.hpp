@@ -46,7 +46,8 @@ class Random {
   }
 
   /// The generator that belongs to a number, or to several: of an example, a step, a position. Takes no draw, so the
-  /// same numbers give the same generator, in any order and on any thread.
+  /// same numbers give the same generator, in any order and on any thread. fork(n) is what split() gives after n more
+  /// draws: of one generator, use the one or the other.
   template <class... Numbers>
   constexpr Random fork(Index number, Numbers... more) const {
     std::uint64_t seed = random_bits(key_, counter_ + static_cast<std::uint64_t>(number));

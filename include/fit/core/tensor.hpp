@@ -176,12 +176,16 @@ class Tensor {
 
 namespace detail {
 
-template <class X>
-inline constexpr bool owns_elements = false;
 template <class T, int Rank>
-inline constexpr bool owns_elements<Tensor<T, Rank>> = true;
+void owner(const Tensor<T, Rank>&);
 template <class T, int Rank, int Options>
-inline constexpr bool owns_elements<Eigen::Tensor<T, Rank, Options>> = true;
+void owner(const Eigen::Tensor<T, Rank, Options>&);
+
+/// Whether X is a tensor, or derived from one, and no view.
+template <class X>
+concept owns_elements = requires(const X& x) {
+  owner(x);
+};
 
 }  // namespace detail
 

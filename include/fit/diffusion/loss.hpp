@@ -160,16 +160,16 @@ class DiffusionLoss {
   }
 
   double error(const T* prediction, const T* x0, const T* eps, const TensorView<const double, 1>& t, Tape& tape) {
-    constexpr Index run = 256;
+    constexpr Index part = 256;
     const double count = static_cast<double>(std::max<Index>(1, t.size() * size)), scale = objective_.scale;
     const auto& clip = objective_.x0_clip;
     const bool on_x0 = objective_.loss_on == LossOn::x0, on_eps = objective_.loss_on == LossOn::eps;
     for_pieces(t, tape, [&](Index b, const NoiseShares& shares, Index begin, Index end) {
       const detail::Estimates e(objective_.prediction, shares);
       double total = 0;
-      for (Index first = begin; first < end; first += run) {
-        const Index length = std::min(run, end - first);
-        T clean[run], noise[run];
+      for (Index first = begin; first < end; first += part) {
+        const Index length = std::min(part, end - first);
+        T clean[part], noise[part];
         detail::estimate(prediction + first, noisy_.data() + first, clean, noise, length, objective_.prediction, shares,
                          clip, false);
         for (Index j = 0; j < length; ++j) {

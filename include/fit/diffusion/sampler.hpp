@@ -124,6 +124,7 @@ Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOpti
   constexpr DiffusionConfig c = Model::config;
   static_assert(c.channels == c.output_channels, "fit: sampling needs config.output_channels equal to config.channels");
   detail::check(options);
+  require(Model::has_condition || options.guidance == 0, "there is no guidance without a condition");
   require(count >= 0, "sampling cannot make ", count, " examples");
   require(static_cast<bool>(noise), "sampling needs a function that gives noise, not an empty one");
   require(condition.has_value() == Model::has_condition,

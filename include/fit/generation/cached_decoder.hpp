@@ -41,7 +41,7 @@ class CachedDecoder {
   }
 
   /// Lets all positions through whose ids are known, and the next one, whose logits are wanted: a group at a time, and
-  /// the last position of all sequences together.
+  /// together those of which one position is left.
   void catch_up(std::span<Sequence> sequences) {
     runs_.clear();
     for (Sequence& sequence : sequences) {
@@ -59,7 +59,8 @@ class CachedDecoder {
   static constexpr AutoregressiveConfig config = Decoder::config;
   static constexpr Plan plan = plan_of(config.layers);
   static constexpr Index data_dim = config.data_dim, latents = config.latents;
-  static constexpr nn::StepKernels latent_kernels{.few_rows = latents <= 16};
+  static constexpr nn::ProductKernel<T> few = nn::multiply_few<T>, many = nn::multiply_many<T>;
+  static constexpr nn::StepKernels<T> latent_kernels{.multiply = latents <= 16 ? few : many};
 
   /// Consecutive positions of a sequence that go through the model together.
   struct Run {
@@ -75,7 +76,7 @@ class CachedDecoder {
     Index rows = 0;
     for (const Run& run : runs) rows += run.rows;
     const bool single = rows == static_cast<Index>(runs.size());
-    const nn::StepKernels with{.few_rows = single, .single_queries = single};
+    const nn::StepKernels<T> with{.multiply = single ? few : many, .single_queries = single};
     T* x = tape_.scratch<T>(rows * data_dim);  // [rows of each run in turn, data_dim]
     embed(runs, x);
     const auto& stages = decoder_->trunk().stages();
@@ -137,7 +138,6 @@ class CachedDecoder {
 
   /// Logits of the last row of each run.
   void write_logits(std::span<const Run> runs, const T* x) {
-    constexpr nn::StepKernels with{.few_rows = true};
     const auto count = static_cast<Index>(runs.size());
     T* last = tape_.scratch<T>(count * data_dim);
     T* logits = tape_.scratch<T>(count * config.vocabulary);
@@ -145,7 +145,7 @@ class CachedDecoder {
       x += runs[static_cast<std::size_t>(i)].rows * data_dim;
       std::copy_n(x - data_dim, data_dim, last + i * data_dim);
     }
-    decoder_->step_logits(last, logits, count, with, tape_);
+    decoder_->step_logits(last, logits, count, {.multiply = few}, tape_);
     for (Index i = 0; i < count; ++i) {
       std::copy_n(logits + i * config.vocabulary, config.vocabulary,
                   runs[static_cast<std::size_t>(i)].sequence->logits.data());

@@ -69,13 +69,20 @@ class Generator {
 
   /// The sequences and their caches, for files and measurements.
   const std::vector<Sequence>& sequences() const { return sequences_; }
-  /// Goes on from sequences such as sequences() has given. Throws Error when there are not as many as before, or their
-  /// caches are of another configuration.
+  /// Goes on from sequences such as sequences() has given. Throws Error when there are not as many as before, their
+  /// caches are of another configuration, or their parts do not go with each other.
   void restore(std::vector<Sequence> sequences) {
     require(sequences.size() == sequences_.size(), "a generator of ", batch(), " sequences cannot go on from ",
             sequences.size());
     for (const Sequence& s : sequences) {
-      require(fields_of(s.layout->config) == fields_of(config), "these caches are of another configuration");
+      require(s.layout && fields_of(s.layout->config) == fields_of(config),
+              "these caches are of another configuration");
+      const auto count = static_cast<Index>(s.ids.size());
+      require(count <= length && s.processed >= 0 && s.processed <= std::min(count + 1, length) &&
+                  (count < length || s.finished) && s.logits.size() == config.vocabulary &&
+                  s.memory.size() == s.layout->size,
+              "a sequence of ", count, " ids, of which ", s.processed, " are processed, does not go with its caches");
+      check_ids(s.ids);
     }
     sequences_ = std::move(sequences);
   }
@@ -90,11 +97,12 @@ class Generator {
   void prompt(std::span<const std::int32_t> ids) {
     for (const Sequence& sequence : sequences_) check_prompt(sequence, ids);
     const std::vector<std::int32_t> own(ids.begin(), ids.end());
-    const bool alike = batch() > 0 && std::all_of(sequences_.begin(), sequences_.end(), [&](const Sequence& sequence) {
-                         const Sequence& first = sequences_[0];
-                         return sequence.ids == first.ids && sequence.processed == first.processed &&
-                                sequence.finished == first.finished;
-                       });
+    const bool alike =
+        batch() > 0 && std::all_of(sequences_.begin(), sequences_.end(), [&](const Sequence& sequence) {
+          const Sequence& first = sequences_[0];
+          // Equal ids that came in other pieces have been rounded differently.
+          return sequence.ids == first.ids && sequence.processed == 0 && sequence.finished == first.finished;
+        });
     const auto through = std::span(sequences_).first(alike ? 1 : sequences_.size());
     for (Sequence& sequence : through) append(sequence, own);
     decoder_.catch_up(through);
@@ -117,7 +125,7 @@ class Generator {
   std::span<const std::int32_t> next(const TokenSampling& sampling, Random random) {
     detail::check(sampling);
     require(!sampling.end || (*sampling.end >= 0 && *sampling.end < config.vocabulary),
-            "the end of a sequence must be ", "in 0 .. ", config.vocabulary - 1, ", not ", sampling.end.value_or(0));
+            "the end of a sequence must be in 0 .. ", config.vocabulary - 1, ", not ", sampling.end.value_or(0));
     decoder_.catch_up(sequences_);
     std::vector<float> logits(static_cast<std::size_t>(config.vocabulary));
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
@@ -208,6 +216,10 @@ class Generator {
     require(given <= length - before, "a prompt of ", given, " ids is too long: the model has room for ", length,
             ", and the sequence has ", before);
     require(given == 0 || !sequence.finished, "a sequence that is finished takes no prompt");
+    check_ids(ids);
+  }
+
+  static void check_ids(std::span<const std::int32_t> ids) {
     for (const std::int32_t id : ids) {
       require(id >= 0 && id < config.vocabulary, "ids must be in 0 .. ", config.vocabulary - 1, ", not ", id);
     }

@@ -2,10 +2,12 @@
 
 #include <fit/core/tensor.hpp>
 
+#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <string_view>
 #include <type_traits>
 
@@ -73,7 +75,10 @@ struct Boxes {
   Boxes(const BoxNames& names, const Axes& whole, const Axes& outer, const Axes& inner)
       : function(names.function), size(whole), box(outer), patch(inner) {
     constexpr std::string_view axes[] = {"frames", "height", "width"};
+    Index most = std::numeric_limits<Index>::max();
     for (std::size_t i = 0; i < 3; ++i) {
+      most /= std::max<Index>(1, std::max(size[i], box[i]));
+      require(most > 0, names.function, ": the ", names.whole, " has more pixels than can be counted");
       require(patch[i] > 0, names.function, ": the ", names.patch, "'s ", axes[i], " must be positive, not ", patch[i]);
       require(box[i] > 0, names.function, ": the ", names.box, "'s ", axes[i], " must be positive, not ", box[i]);
       require(size[i] >= 0 && size[i] % box[i] == 0, names.function, ": the ", names.whole, "'s ", axes[i], ", ",

@@ -112,9 +112,9 @@ class AutoregressiveDecoder {
     nn::step(data_positions_, x, slot, rows, config.tokens);
   }
   /// logits [rows, V] of x [rows, data_dim], normalised in place.
-  void step_logits(T* x, T* logits, Index rows, const nn::StepKernels& with, Tape& tape) const {
+  void step_logits(T* x, T* logits, Index rows, const nn::StepKernels<T>& with, Tape& tape) const {
     nn::forward<T>(data_norm_, x, x, rows, tape);
-    nn::multiply({logits_product(x, logits, rows)}, with, tape);
+    with.multiply({logits_product(x, logits, rows)}, tape);
   }
   /// z [latents, latent_dim]: the latents that a group starts from.
   void step_latents(Index group, T* z) const { nn::step(latent_positions_, z, group, config.groups, config.latents); }

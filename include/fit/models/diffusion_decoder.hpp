@@ -51,8 +51,8 @@ class DiffusionDecoder {
     std::optional<TensorView<T, condition_rank>> condition = {};
     std::optional<TensorView<T, 4>> previous_latents = {};
   };
-  /// What a pass is given. The condition is there exactly when the configuration has one; previous latents that are
-  /// left out are zero.
+  /// What a pass is given: views, of a temporary tensor only for a call, not for forward() and backward(). The
+  /// condition is there exactly when the configuration has one; previous latents that are left out are zero.
   struct Inputs {
     TensorView<const T, 4> noisy;       ///< [B, groups, tokens, channels]
     TensorView<const double, 1> gamma;  ///< [B], noise levels in [0, 1]: shares of signal
@@ -183,6 +183,8 @@ class DiffusionDecoder {
     const auto check_one = [](const char* name, const auto& gradient, const auto& shape) {
       if (gradient) detail::require_shape(name, *gradient, shape);
     };
+    require(has_condition || !inputs.condition, "this decoder takes no condition");
+    require(has_previous || !inputs.previous_latents, "this decoder takes no previous latents");
     check_one("the gradient of the prediction", outputs.prediction, data_shape(batch, config.output_channels));
     check_one("the gradient of the latents", outputs.latents, latents_shape(batch));
     check_one("the gradient of the noisy input", inputs.noisy, data_shape(batch, config.channels));

@@ -27,6 +27,7 @@ class Encoder {
   static constexpr EncoderConfig config = c;
   static constexpr bool has_extra = config.extra_tokens > 0;
 
+  /// Views: of a temporary tensor only for a call, not for forward() and backward().
   struct Inputs {
     TensorView<const T, 4> input;                      ///< [B, groups, tokens, channels]
     std::optional<TensorView<const T, 4>> extra = {};  ///< [B, groups, extra_tokens, extra_channels], when configured
@@ -97,9 +98,9 @@ class Encoder {
   /// asked for. Throws Error when a shape is not that of the forward pass, or when none was recorded.
   void backward(const OutputGradients& outputs, Encoder& gradient, Tape& tape,
                 const InputGradients& inputs = {}) const {
-    const Sizes sizes = tape.peek<Sizes>();
+    const Sizes sizes = tape.peek<Record>().sizes;
     check_gradients(outputs, inputs, sizes.batch);
-    const auto frame = tape.pop<Sizes>();
+    const auto frame = tape.pop<Record>();
     const Index groups = sizes.all_groups();
     T* x = detail::zeros<T>(sizes.data_rows() * config.data_dim, tape);
     T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
@@ -136,6 +137,10 @@ class Encoder {
   using LatentPositions =
       nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
 
+  struct Record {
+    Sizes sizes;
+  };
+
   static Sizes check(const Inputs& inputs) {
     detail::require_shape("the encoder's input", inputs.input, {-1, config.groups, config.tokens, config.channels});
     const Index batch = inputs.input.dimension(0);
@@ -153,6 +158,7 @@ class Encoder {
     const auto check_one = [&](const char* name, const auto& gradient, Index tokens, Index width) {
       if (gradient) detail::require_shape(name, *gradient, {batch, config.groups, tokens, width});
     };
+    require(has_extra || !inputs.extra, "this encoder takes no extra tokens");
     check_one("the gradient of the data", outputs.data, all_tokens, config.data_dim);
     check_one("the gradient of the latents", outputs.latents, config.latents, config.latent_dim);
     check_one("the gradient of the input", inputs.input, config.tokens, config.channels);
@@ -177,7 +183,7 @@ class Encoder {
     trunk_.forward(x, z, {}, sizes, tape, trace);
     nn::forward<T>(data_norm_, x, data, sizes.data_rows(), tape);
     nn::forward<T>(latent_norm_, z, latents, sizes.latent_rows(), tape);
-    tape.finish(start, sizes);
+    tape.finish(start, Record{sizes});
   }
 
   Stem stem_;

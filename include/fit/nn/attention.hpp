@@ -115,14 +115,14 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T
 /// residual hold the rows of each sequence in turn.
 template <class T, int Dim, int Width, int Heads>
 void step(const Attention<T, Dim, Dim, Width, Heads>& p, const T* input, T* residual,
-          std::span<const CachedRows<T>> sequences, const kernels::Mask& mask, const StepKernels& with, Tape& tape) {
+          std::span<const CachedRows<T>> sequences, const kernels::Mask& mask, const StepKernels<T>& with, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   const Index rows = rows_of(sequences);
   T *q = tape.scratch<T>(rows * Width), *k = tape.scratch<T>(rows * Width);
   T *v = tape.scratch<T>(rows * Width), *mixed = tape.scratch<T>(rows * Width);
-  multiply({output_product(p.query, input, q, rows), output_product(p.key, input, k, rows),
-            output_product(p.value, input, v, rows)},
-           with, tape);
+  with.multiply({output_product(p.query, input, q, rows), output_product(p.key, input, k, rows),
+                 output_product(p.value, input, v, rows)},
+                tape);
   const T *new_keys = k, *new_values = v;
   for (const CachedRows<T>& s : sequences) {
     std::copy_n(new_keys, s.rows * Width, s.keys_cache + (s.keys - s.rows) * Width);
@@ -131,19 +131,19 @@ void step(const Attention<T, Dim, Dim, Width, Heads>& p, const T* input, T* resi
     new_values += s.rows * Width;
   }
   attend(sequences, q, mixed, Heads, Width / Heads, mask, with, tape);
-  multiply({residual_product<T>(p.output, mixed, residual, rows)}, with, tape);
+  with.multiply({residual_product<T>(p.output, mixed, residual, rows)}, tape);
 }
 
 /// Attention to what the caches hold already.
 template <class T, int QueryDim, int ContextDim, int Width, int Heads>
 void step_queries(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* input, T* residual,
-                  std::span<const CachedRows<T>> sequences, const StepKernels& with, Tape& tape) {
+                  std::span<const CachedRows<T>> sequences, const StepKernels<T>& with, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   const Index rows = rows_of(sequences);
   T *q = tape.scratch<T>(rows * Width), *mixed = tape.scratch<T>(rows * Width);
-  multiply({output_product(p.query, input, q, rows)}, with, tape);
+  with.multiply({output_product(p.query, input, q, rows)}, tape);
   attend(sequences, q, mixed, Heads, Width / Heads, kernels::Mask::none(), with, tape);
-  multiply({residual_product<T>(p.output, mixed, residual, rows)}, with, tape);
+  with.multiply({residual_product<T>(p.output, mixed, residual, rows)}, tape);
 }
 
 }  // namespace nn

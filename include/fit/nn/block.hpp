@@ -55,7 +55,7 @@ void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Wi
 /// x [rows of each sequence in turn, Width] in place; keys and values of the rows join the caches.
 template <class T, int Width, int Heads, int Ratio>
 void step(const Block<T, Width, Heads, Ratio>& p, T* x, std::span<const CachedRows<T>> sequences,
-          const kernels::Mask& mask, const StepKernels& with, Tape& tape) {
+          const kernels::Mask& mask, const StepKernels<T>& with, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   const Index rows = rows_of(sequences);
   T* normed = tape.scratch<T>(rows * Width);

@@ -75,7 +75,7 @@ void backward(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T*
 /// x [rows of each sequence in turn, QueryDim] in place, over contexts whose keys and values are in the caches.
 template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOptions options>
 void step(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x,
-          std::span<const CachedRows<T>> sequences, const StepKernels& with, Tape& tape) {
+          std::span<const CachedRows<T>> sequences, const StepKernels<T>& with, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   const Index rows = rows_of(sequences);
   T* query = tape.scratch<T>(rows * QueryDim);
@@ -87,16 +87,16 @@ void step(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, T* x,
 /// keys and values [rows, Width], for a cache, of a context [rows, ContextDim].
 template <class T, int QueryDim, int ContextDim, int Width, int Heads, CrossOptions options>
 void step_context(const Cross<T, QueryDim, ContextDim, Width, Heads, options>& p, const T* context, T* keys, T* values,
-                  Index rows, const StepKernels& with, Tape& tape) {
+                  Index rows, const StepKernels<T>& with, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   if constexpr (options.context_norm) {
     T* normed = tape.scratch<T>(rows * ContextDim);
     forward(p.context_norm, context, normed, rows, tape);
     context = normed;
   }
-  multiply(
+  with.multiply(
       {output_product(p.attention.key, context, keys, rows), output_product(p.attention.value, context, values, rows)},
-      with, tape);
+      tape);
 }
 
 }  // namespace nn

@@ -62,34 +62,40 @@ Index rows_of(std::span<const CachedRows<T>> sequences) {
   return rows;
 }
 
-/// Which kernels a step runs on, or forward at inference. They sum in different orders, so the choice must hang on
-/// nothing that differs between two runs of which the same bits are expected.
-struct StepKernels {
-  bool few_rows = false;        // products by multiply_few_rows()
-  bool single_queries = false;  // attention by cached_attention(), of one row each
-};
-
-/// Products on the kernels of choice.
+/// Products side by side: kernels::multiply() or, for few rows, multiply_few_rows().
 template <class T>
-void multiply(std::initializer_list<kernels::Product<T>> products, const StepKernels& with, Workspace& workspace) {
-  if (with.few_rows) {
-    kernels::multiply_few_rows(products, workspace.executor());
-  } else {
-    kernels::multiply(products, workspace);
-  }
+using ProductKernel = void (*)(std::initializer_list<kernels::Product<T>>, Workspace&);
+
+template <class T>
+void multiply_many(std::initializer_list<kernels::Product<T>> products, Workspace& workspace) {
+  kernels::multiply(products, workspace);
 }
+template <class T>
+void multiply_few(std::initializer_list<kernels::Product<T>> products, Workspace& workspace) {
+  kernels::multiply_few_rows(products, workspace.executor());
+}
+
+/// Which kernels a step runs on, or forward at inference. They sum in different orders, so the choice must hang on
+/// nothing that differs between two runs of which the same bits are expected. Pointers, so that only who names a kernel
+/// compiles it.
+template <class T>
+struct StepKernels {
+  ProductKernel<T> multiply = multiply_many<T>;
+  bool single_queries = false;  // attention by cached_attention(), of one row of each sequence
+};
 
 /// mixed [rows, heads * head_width] = attention of the queries q, shaped alike, of each sequence in turn over its
 /// cache. A causal mask counts back from the last of the keys.
 template <class T>
 void attend(std::span<const CachedRows<T>> sequences, const T* q, T* mixed, Index heads, Index head_width,
-            const kernels::Mask& mask, const StepKernels& with, Workspace& workspace) {
+            const kernels::Mask& mask, const StepKernels<T>& with, Workspace& workspace) {
   const Arena::Scope scope(workspace.arena());
   const Index width = heads * head_width;
   if (with.single_queries) {
     auto* queries = workspace.arena().allocate<kernels::CachedQuery<T>>(static_cast<Index>(sequences.size()));
     for (std::size_t i = 0; i < sequences.size(); ++i) {
       const CachedRows<T>& s = sequences[i];
+      FIT_ASSERT(s.rows == 1);
       const Index row = static_cast<Index>(i) * width;
       queries[i] = {q + row, s.keys_cache, s.values_cache, s.keys, mixed + row};
     }

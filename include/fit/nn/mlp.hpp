@@ -34,7 +34,7 @@ struct MLPRecord {
 /// residual [rows, Width] += path * MLP(input [rows, Width]), hidden units dropped out.
 template <class T, int Width, int Ratio>
 void forward(const MLP<T, Width, Ratio>& p, const T* input, T* residual, Index rows, const PathScale<T>& path,
-             const kernels::Dropout& dropout, Tape& tape, const StepKernels& with = {}) {
+             const kernels::Dropout& dropout, Tape& tape, const StepKernels<T>& with = {}) {
   const auto start = tape.mark();
   T* before = tape.allocate<T>(rows * Width * Ratio);
   T* activated = tape.recording() ? tape.allocate<T>(rows * Width * Ratio) : before;
@@ -42,8 +42,8 @@ void forward(const MLP<T, Width, Ratio>& p, const T* input, T* residual, Index r
   up.activation = kernels::Activation::gelu;
   up.activated = activated;
   up.dropout = dropout;
-  multiply({up}, with, tape);
-  multiply({residual_product<T>(p.fc2, activated, residual, rows, path)}, with, tape);
+  with.multiply({up}, tape);
+  with.multiply({residual_product<T>(p.fc2, activated, residual, rows, path)}, tape);
   tape.finish(start, detail::MLPRecord<T>{input, before, activated, path, dropout});
 }
 
@@ -80,7 +80,7 @@ struct ResidualMLP {
 /// x [rows, Width] in place.
 template <class T, int Width, int Ratio>
 void forward(const ResidualMLP<T, Width, Ratio>& p, T* x, Index rows, const PathScale<T>& path,
-             const kernels::Dropout& dropout, Tape& tape, const StepKernels& with = {}) {
+             const kernels::Dropout& dropout, Tape& tape, const StepKernels<T>& with = {}) {
   const auto start = tape.mark();
   T* normed = tape.allocate<T>(rows * Width);
   forward<T>(p.mlp_norm, x, normed, rows, tape);

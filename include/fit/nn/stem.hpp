@@ -114,7 +114,8 @@ struct LatentPositions {
 template <class T, int Rows, int Width, Positions kind>
 void forward(const LatentPositions<T, Rows, Width, kind>& p, T* z, Index batch, Index groups, Index latents, Tape&) {
   const Index size = groups * latents * Width;
-  for (Index b = 0; b < batch; ++b) std::copy_n(p.values(groups, latents), size, z + b * size);
+  const T* start = p.values(groups, latents);
+  for (Index b = 0; b < batch; ++b) std::copy_n(start, size, z + b * size);
 }
 
 /// Adds to `gradient`.

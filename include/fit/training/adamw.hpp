@@ -116,6 +116,9 @@ struct AdamW {
   /// Sets to zero what a gradient has of frozen parameters, so that they do not count in its norm. After prepare().
   void zero_frozen(Model& gradient) const {
     std::size_t number = 0;
+    for_each_parameter([&](const ParameterName&, auto) { ++number; }, gradient);
+    require(treatments.size() == number, "zero_frozen() comes after prepare()");
+    number = 0;
     for_each_parameter(
         [&](const ParameterName&, auto parameter) {
           if (treatments[number++].frozen) std::fill_n(parameter.data, parameter.size, T(0));

@@ -33,6 +33,8 @@ double cross_entropy(const Logits& logits, TensorView<const std::int32_t, 1> tar
     throw Error(concatenate("the gradient of a cross entropy must have the shape ", shape_text(from.dimensions()),
                             ", not ", shape_text(gradient->dimensions())));
   }
+  require(rows == 0 || (targets.data() && (classes == 0 || (from.data() && (!gradient || gradient->data())))),
+          "a cross entropy is given a view of null");
   for (Index i = 0; i < rows; ++i) {
     require(targets(i) >= 0 && targets(i) < classes, "target ", i, " must be in 0 .. ", classes - 1, ", not ",
             targets(i));

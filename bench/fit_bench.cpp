@@ -9,7 +9,7 @@ namespace {
 
 using fit::Index;
 
-/// GFLOP/s of nothing but fused multiply-adds in registers, on as many threads.
+/// Operations a second of nothing but fused multiply-adds in registers, on as many threads.
 double measure_peak(int threads) {
   using Batch = fit::simd::Batch<float>;
   constexpr int chains = fit::simd::registers / 2;

@@ -205,11 +205,12 @@ class Generator {
   }
 
  private:
-  Sequence& at(Index i) {
+  std::size_t checked(Index i) const {
     require(i >= 0 && i < batch(), "there are sequences 0 .. ", batch() - 1, ", but not ", i);
-    return sequences_[static_cast<std::size_t>(i)];
+    return static_cast<std::size_t>(i);
   }
-  const Sequence& at(Index i) const { return const_cast<Generator*>(this)->at(i); }
+  Sequence& at(Index i) { return sequences_[checked(i)]; }
+  const Sequence& at(Index i) const { return sequences_[checked(i)]; }
 
   static void check_prompt(const Sequence& sequence, std::span<const std::int32_t> ids) {
     const auto given = static_cast<Index>(ids.size()), before = static_cast<Index>(sequence.ids.size());

@@ -123,7 +123,7 @@ class Trunk {
             tape, [&](const auto& tokens) { forward_examples(pass, examples[k], tokens.latents); },
             [&] { backward_examples(pass, examples[k], z, gradient); });
       }
-      const auto saved = tape.template pop<Before>();
+      const auto saved = tape.pop<Before>();
       pass.before = saved->latents;
       T* before_gradient = pass.before ? zeros<T>(sizes.latent_rows() * c.latent_dim, tape) : nullptr;
       for (Index k = groups.count; k-- > 0;) {

@@ -28,7 +28,7 @@ double clip_gradient(Model& gradient, double largest, Workspace& workspace) {
   };
   const Arena::Scope scope(workspace.arena());
   const Index count = detail::count_pieces(gradient);
-  double* squares = workspace.arena().template allocate<double>(count);
+  double* squares = workspace.arena().allocate<double>(count);
   const auto norm_of_scaled = [&](double scale) {
     detail::for_each_piece<Piece>(
         [&](const Piece& piece, Index place) {

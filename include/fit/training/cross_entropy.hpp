@@ -41,7 +41,7 @@ double cross_entropy(const Logits& logits, TensorView<const std::int32_t, 1> tar
   }
   if (rows == 0) return 0;
   const Arena::Scope scope(workspace.arena());
-  T* losses = workspace.arena().template allocate<T>(rows);
+  T* losses = workspace.arena().allocate<T>(rows);
   kernels::cross_entropy<T>({from.data(), targets.data(), losses, gradient ? gradient->data() : nullptr},
                             T(1) / static_cast<T>(rows), rows, classes, workspace.executor());
   double total = 0;

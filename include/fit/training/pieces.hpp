@@ -27,7 +27,7 @@ template <class Piece, class Body, class Model, class... Models>
 void for_each_piece(Body&& body, Workspace& workspace, Model& model, Models&... models) {
   const Arena::Scope scope(workspace.arena());
   const Index count = count_pieces(model);
-  Piece* pieces = workspace.arena().template allocate<Piece>(count);
+  Piece* pieces = workspace.arena().allocate<Piece>(count);
   Piece* next = pieces;
   Index parameter = 0;
   for_each_parameter(

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -19,13 +20,59 @@ class Error : public std::runtime_error {
 
 namespace detail {
 
-template <class Part>
-void append(std::string& text, const Part& part) {
-  if constexpr (std::is_arithmetic_v<Part>) {
-    text += std::to_string(part);
-  } else {
-    text += std::string_view(part);
+/// A part of a message: a text, which must outlive it, or a number. Of one type whatever it holds, so that messages are
+/// put together in one place and not compiled for every call.
+class MessagePart {
+ public:
+  template <class T>
+  MessagePart(const T& value) {
+    if constexpr (std::is_floating_point_v<T>) {
+      kind_ = Kind::real;
+      real_ = static_cast<double>(value);
+    } else if constexpr (std::is_unsigned_v<T>) {
+      kind_ = Kind::natural;
+      natural_ = value;
+    } else if constexpr (std::is_integral_v<T>) {
+      kind_ = Kind::whole;
+      whole_ = value;
+    } else {
+      text_ = std::string_view(value);
+    }
   }
+
+  void append_to(std::string& text) const {
+    switch (kind_) {
+      case Kind::text:
+        text += text_;
+        break;
+      case Kind::whole:
+        text += std::to_string(whole_);
+        break;
+      case Kind::natural:
+        text += std::to_string(natural_);
+        break;
+      case Kind::real:
+        text += std::to_string(real_);
+        break;
+    }
+  }
+
+ private:
+  enum class Kind { text, whole, natural, real } kind_ = Kind::text;
+  std::string_view text_;
+  long long whole_ = 0;
+  unsigned long long natural_ = 0;
+  double real_ = 0;
+};
+
+inline std::string join_parts(std::initializer_list<MessagePart> parts) {
+  std::string text;
+  for (const MessagePart& part : parts) part.append_to(text);
+  return text;
+}
+
+[[noreturn, gnu::noinline, gnu::cold]] inline void fail(std::initializer_list<MessagePart> parts) {
+  throw Error(join_parts(parts));
 }
 
 }  // namespace detail
@@ -33,25 +80,13 @@ void append(std::string& text, const Part& part) {
 /// The parts, strings and numbers, one after the other.
 template <class... Parts>
 std::string concatenate(const Parts&... parts) {
-  std::string text;
-  (detail::append(text, parts), ...);
-  return text;
+  return detail::join_parts({parts...});
 }
-
-namespace detail {
-
-// Out of line, as it is called from many places that are compiled for it.
-template <class... Parts>
-[[noreturn, gnu::noinline, gnu::cold]] void fail(const Parts&... parts) {
-  throw Error(concatenate(parts...));
-}
-
-}  // namespace detail
 
 /// Throws Error with the parts as its message unless the condition holds.
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
-  if (!condition) detail::fail(parts...);
+  if (!condition) detail::fail({parts...});
 }
 
 }  // namespace FIT_ABI

@@ -59,16 +59,22 @@ class Executor {
   /// may be set aside by lane. The first exception of a body is thrown again here when the loop has ended.
   template <class Body>
   void parallel_for(Index count, Body&& body) {
-    const int helpers = static_cast<int>(std::min<Index>(count, lanes()) - 1);
     auto call = [&body](Index index, int lane) { body(index, lane); };
+    loop(count, &call,
+         [](void* target, Index index, int lane) { (*static_cast<decltype(call)*>(target))(index, lane); });
+  }
+
+ private:
+  using Call = void (*)(void* body, Index index, int lane);
+
+  [[gnu::noinline]] void loop(Index count, void* body, Call call_once) {
     // A pointer that the compiler does not see through, so that there is one copy of the body: in a second one, for the
     // loop on one thread, it might fuse sums and products differently.
-    void (*volatile pointer)(void*, Index, int) = [](void* target, Index index, int lane) {
-      (*static_cast<decltype(call)*>(target))(index, lane);
-    };
-    const auto invoke = pointer;
+    const volatile Call hidden = call_once;
+    const Call call = hidden;
+    const int helpers = static_cast<int>(std::min<Index>(count, lanes()) - 1);
     if (helpers <= 0 || busy_.exchange(true, std::memory_order_acquire)) {
-      for (Index i = 0; i < count; ++i) invoke(&call, i, 0);
+      for (Index i = 0; i < count; ++i) call(body, i, 0);
       return;
     }
     next_lane_.store(1, std::memory_order_relaxed);
@@ -78,8 +84,8 @@ class Executor {
       share.next.store(count * lane / shares_in_use_, std::memory_order_relaxed);
       share.end = count * (lane + 1) / shares_in_use_;
     }
-    body_ = &call;
-    call_ = invoke;
+    body_ = body;
+    call_ = call;
     const std::uint64_t loop = (state_.load(std::memory_order_relaxed) & loop_mask) + loop_step;
     state_.store(loop | open_bit, std::memory_order_release);
     for (int alive = scheduled_.load(std::memory_order_acquire); alive < helpers; ++alive) {
@@ -105,7 +111,6 @@ class Executor {
     if (failure) std::rethrow_exception(failure);
   }
 
- private:
   void prepare() {
     // Waiting helps nobody where there are more threads than processors.
     if (lanes() > static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) patience_ = 64;
@@ -202,7 +207,7 @@ class Executor {
   std::atomic<int> scheduled_{0};
   std::atomic<int> patience_{4000};
   void* body_ = nullptr;
-  void (*call_)(void*, Index, int) = nullptr;
+  Call call_ = nullptr;
   std::mutex failure_mutex_;
   std::exception_ptr failure_;
 };

@@ -748,3 +748,32 @@ TEST_CASE("a generator of a number depends on nothing but the number", "[core]")
   CHECK(fit::Random(5, 10).fork(3, 2).key() == fit::Random(fit::random_bits(fit::random_bits(5, 13), 2)).key());
   CHECK(random.fork(1, 2).key() != random.fork(2, 1).key());
 }
+
+TEST_CASE("a tape's peak is that of all its memory at one moment", "[core]") {
+  fit::Executor executor(1);
+  fit::Tape tape(executor);
+  tape.record();
+  const auto start = tape.mark();
+  tape.allocate<std::byte>(1000);  // 1024
+  {
+    const fit::Arena::Scope scope(tape.arena());
+    tape.scratch<std::byte>(5000);  // 5056
+  }
+  CHECK(tape.peak() == 1024 + 5056);
+  tape.output<std::byte>(64);
+  tape.finish(start);  // a record of 64
+  CHECK(tape.peak() == 1024 + 5056);
+  tape.scratch<std::byte>(5000);
+  CHECK(tape.peak() == 1024 + 5056 + 64 + 64);
+
+  fit::Tape moved = std::move(tape);
+  CHECK(moved.peak() == 1024 + 5056 + 64 + 64);
+  CHECK(tape.peak() == 0);
+  moved.scratch<std::byte>(64);
+  CHECK(moved.peak() == 1024 + 5056 + 64 + 64 + 64);
+  moved.clear();
+  moved.output<std::byte>(128);
+  CHECK(moved.peak() == 1024 + 5056 + 64 + 64 + 64);
+  tape.output<std::byte>(128);
+  CHECK(tape.peak() == 128);
+}

@@ -35,8 +35,14 @@ class Arena {
     Mark start_;
   };
 
-  Arena() = default;
-  /// What was handed out stays where it is; the other arena is left empty.
+  /// Bytes in use, and the most that ever were at once: of one arena, or of several that count into the same.
+  struct Usage {
+    std::size_t now = 0, peak = 0;
+  };
+
+  /// Also counts what it hands out in `joint`, which must outlive it and stay where it is.
+  explicit Arena(Usage* joint = nullptr) : joint_(joint) {}
+  /// What was handed out stays where it is; the other arena is left empty. Each goes on counting where it did before.
   Arena(Arena&& other) noexcept { *this = std::move(other); }
   Arena& operator=(Arena&& other) noexcept {
     blocks_ = std::exchange(other.blocks_, {});
@@ -59,7 +65,10 @@ class Arena {
   Mark mark() const { return top_; }
 
   /// Gives back all that was allocated after the mark.
-  void rewind(const Mark& mark) { top_ = mark; }
+  void rewind(const Mark& mark) {
+    if (joint_) joint_->now -= top_.total - mark.total;
+    top_ = mark;
+  }
 
   /// Where nothing is in use, replaces several blocks by one that is large enough for the most that ever was. Where
   /// memory runs out, it is left to the next allocate() to say so.
@@ -95,6 +104,7 @@ class Arena {
     std::byte* memory = blocks_[at.block].data() + at.used;
     top_ = {at.block, at.used + bytes, at.total + bytes};
     peak_ = std::max(peak_, top_.total);
+    if (joint_) joint_->peak = std::max(joint_->peak, joint_->now += bytes);
     return memory;
   }
   std::size_t size_of(std::size_t block) const { return static_cast<std::size_t>(blocks_[block].size()); }
@@ -103,6 +113,7 @@ class Arena {
   std::vector<Buffer<std::byte>> blocks_;
   Mark top_;
   std::size_t peak_ = 0;
+  Usage* joint_ = nullptr;
 };
 
 }  // namespace FIT_ABI

@@ -5,35 +5,26 @@
 #include <utility>
 
 #include <fit/core/random.hpp>
+#include <fit/core/training_options.hpp>
 #include <fit/core/workspace.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
-
-/// What differs between training and inference; rates are probabilities in [0, 1).
-struct TrainingOptions {
-  /// Residual branches of local and global blocks, per sequence. Huang et al., arXiv 1603.09382.
-  float drop_path = 0;
-  /// Hidden units of their MLPs, after the GELU.
-  float drop_units = 0;
-  /// Their attention weights.
-  float drop_attention = 0;
-  /// Keep only what enters each stage and compute the rest again on the way back. Chen et al., arXiv 1604.06174.
-  bool recompute = false;
-};
 
 /// The memory of one pass through a model: scratch, and in training also what each layer leaves for the way back, as
 /// records that are popped in reverse order. One pass at a time; reuse it for the next one, which then allocates
 /// nothing. It refers to an executor, which must outlive it.
 class Tape {
  public:
-  explicit Tape(Executor& executor = default_executor()) : workspace_(executor) {}
+  explicit Tape(Executor& executor = default_executor())
+      : workspace_(executor, &usage_), records_(&usage_), outputs_(&usage_) {}
   /// Moves what was recorded and handed out; the other tape is left as one that was just made.
-  Tape(Tape&& other) noexcept : workspace_(other.executor()) { *this = std::move(other); }
+  Tape(Tape&& other) noexcept : Tape(other.executor()) { *this = std::move(other); }
   Tape& operator=(Tape&& other) noexcept {
     workspace_ = std::move(other.workspace_);
     records_ = std::move(other.records_);
     outputs_ = std::move(other.outputs_);
+    usage_ = std::exchange(other.usage_, {});
     state_ = std::exchange(other.state_, {});
     return *this;
   }
@@ -171,9 +162,9 @@ class Tape {
     state_.last = checkpoint.last;
   }
 
-  /// Bytes held, and the most that were ever in use.
+  /// Bytes held, and the most that were ever in use at once.
   std::size_t capacity() const { return records_.capacity() + workspace_.arena().capacity() + outputs_.capacity(); }
-  std::size_t peak() const { return records_.peak() + workspace_.arena().peak() + outputs_.peak(); }
+  std::size_t peak() const { return usage_.peak; }
 
  private:
   template <class Record>
@@ -189,6 +180,7 @@ class Tape {
   }
   Arena& active() { return state_.recording ? records_ : arena(); }
 
+  Arena::Usage usage_;
   Workspace workspace_;
   Arena records_, outputs_;
   struct State {

@@ -10,7 +10,8 @@ inline namespace FIT_ABI {
 /// For one call at a time. Refers to the executor, which must outlive it.
 class Workspace {
  public:
-  explicit Workspace(Executor& executor = default_executor()) : executor_(&executor) {}
+  explicit Workspace(Executor& executor = default_executor(), Arena::Usage* joint = nullptr)
+      : executor_(&executor), arena_(joint) {}
 
   Executor& executor() const { return *executor_; }
   Arena& arena() { return arena_; }

@@ -9,9 +9,9 @@
 #endif
 
 /// FIT_ABI names the inline namespace that every declaration of the library lives in. It spells the version, the
-/// instruction set this translation unit is compiled for, and whether it checks assertions (assert.hpp), so that units
-/// built with different flags may be linked into one program: each keeps its own copy of every inline function, and
-/// handing a fit type across such a border fails to link.
+/// instruction set this translation unit is compiled for, and whether it checks assertions (assert.hpp) or counts its
+/// work (work_count.hpp), so that units built with different flags may be linked into one program: each keeps its own
+/// copy of every inline function, and handing a fit type across such a border fails to link.
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__)
 #define FIT_ABI_LEVEL avx512
@@ -47,7 +47,13 @@
 #endif
 #endif
 
-#if FIT_ASSERT_ENABLED
+#if !defined(FIT_COUNT_WORK)
+#define FIT_COUNT_WORK 0
+#endif
+
+#if FIT_COUNT_WORK
+#define FIT_ABI_ASSERT _count
+#elif FIT_ASSERT_ENABLED
 #define FIT_ABI_ASSERT _assert
 #else
 #define FIT_ABI_ASSERT

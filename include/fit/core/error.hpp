@@ -85,7 +85,7 @@ std::string concatenate(const Parts&... parts) {
 
 /// Throws Error with the parts as its message unless the condition holds.
 template <class... Parts>
-void require(bool condition, const Parts&... parts) {
+constexpr void require(bool condition, const Parts&... parts) {
   if (!condition) detail::fail({parts...});
 }
 

@@ -7,9 +7,8 @@
 #include <numbers>
 
 #include <fit/core/assert.hpp>
+#include <fit/core/work_count.hpp>
 #include <fit/core/workspace.hpp>
-#include <fit/kernels/dropout.hpp>
-#include <fit/kernels/mask.hpp>
 #include <fit/kernels/micro_kernel.hpp>
 #include <fit/kernels/panels.hpp>
 #include <fit/simd/math.hpp>
@@ -17,18 +16,6 @@
 namespace fit {
 inline namespace FIT_ABI {
 namespace kernels {
-
-/// Attention of many heads over many sequences. Queries, and what comes out, are [sequences, queries, heads *
-/// head_width], keys and values [sequences, keys, heads * head_width].
-struct AttentionShape {
-  Index sequences = 0, queries = 0, keys = 0, heads = 0, head_width = 0;
-  Mask mask = {};
-  Dropout dropout = {};  // on the weights, which are numbered as [sequences, heads, queries, keys]
-
-  Index width() const { return heads * head_width; }
-  /// Scores are q . k times this.
-  double scale() const { return 1.0 / std::sqrt(static_cast<double>(head_width)); }
-};
 
 /// What attention reads and writes.
 template <class T>
@@ -116,28 +103,6 @@ void for_heads(Index tasks, const AttentionShape& shape, Executor& executor, Bod
   });
 }
 
-/// Memory of one lane of the forward kernel.
-template <class T>
-struct AttentionScratch {
-  static constexpr Index key_block = 16 * simd::width<T>;
-
-  T *keys, *values, *scores, *queries, *mixed;
-
-  static Index size(const AttentionShape& shape) {
-    const Index head = padded_columns<T>(shape.head_width);
-    return shape.head_width * padded_columns<T>(shape.keys) + head * shape.keys +
-           tile_rows<T> * (key_block + 2 * head) + 5 * simd::width<T>;
-  }
-  AttentionScratch(T* memory, const AttentionShape& shape) {
-    const Index head = padded_columns<T>(shape.head_width);
-    keys = memory;
-    values = keys + shape.head_width * padded_columns<T>(shape.keys);
-    scores = values + head * shape.keys;
-    queries = scores + tile_rows<T> * key_block;
-    mixed = queries + tile_rows<T> * head;
-  }
-};
-
 /// What belongs to the queries of one head; rows of q and o are shape.width() apart.
 template <class T>
 struct HeadQueries {
@@ -162,6 +127,7 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, con
   scale_rows(rows, head, of.q + first * width, width, static_cast<T>(shape.scale() * std::numbers::log2e), at.queries,
              padded_head);
 
+  FIT_COUNT(executed, 4 * head * rows * end);
   for (Index key = 0; key < end; key += block) {
     const Index count = std::min(block, end - key), padded = padded_columns<T>(count);
     for (Index j = 0; j < count; j += panel_width<T>) {
@@ -179,6 +145,7 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, con
     for (Index i = 0; i < rows; ++i) {
       T* scores = at.scores + i * block;
       const Index seen = std::clamp<Index>(shape.mask.visible_keys(first + i, shape.keys) - key, 0, count);
+      FIT_COUNT(attention, 4 * head * seen);
       std::fill(scores + seen, scores + padded, lowest);
       Batch highest(peak[i]);
       for (Index j = 0; j < padded; j += w) highest = xsimd::max(highest, simd::load(scores + j));

@@ -20,43 +20,6 @@ struct AttentionGradients {
 
 namespace detail {
 
-/// Memory of one lane of the backward kernel: one head's operands as panels, one block of scores, and what is summed.
-template <class T>
-struct AttentionBackwardScratch {
-  static constexpr Index key_block = 8 * simd::width<T>, query_block = 4 * tile_rows<T>;
-
-  T* queries_scaled;                                        // [queries, head], as a left operand
-  T *keys_transposed, *values_transposed;                   // panels over keys, [head, keys]
-  T *queries, *keys, *gradient;                             // panels over head, [queries or keys, head]
-  T *weights, *scores;                                      // [query_block, key_block]
-  T *query_gradient, *key_gradient, *value_gradient, *dot;  // [queries, head], [key_block, head] twice, [queries]
-
-  static Index size(const AttentionShape& shape) { return AttentionBackwardScratch(nullptr, shape).size_; }
-  AttentionBackwardScratch(T* memory, const AttentionShape& shape) {
-    const Index head = padded_columns<T>(shape.head_width), keys_padded = padded_columns<T>(shape.keys);
-    const auto take = [&](Index count) {
-      T* part = memory ? memory + size_ : nullptr;
-      size_ += (count + simd::width<T> - 1) / simd::width<T> * simd::width<T>;
-      return part;
-    };
-    queries_scaled = take(shape.queries * head);
-    keys_transposed = take(shape.head_width * keys_padded);
-    values_transposed = take(shape.head_width * keys_padded);
-    queries = take(shape.queries * head);
-    keys = take(shape.keys * head);
-    gradient = take(shape.queries * head);
-    weights = take(query_block * key_block);
-    scores = take(query_block * key_block);
-    query_gradient = take(shape.queries * head);
-    key_gradient = take(key_block * head);
-    value_gradient = take(key_block * head);
-    dot = take(shape.queries);
-  }
-
- private:
-  Index size_ = 0;
-};
-
 /// One head's pointers, rows shape.width() apart.
 template <class T>
 struct AttentionHead {
@@ -95,6 +58,8 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
   for (Index i = 0; i < rows; ++i) {
     T *weights = at.weights + i * block, *scores = at.scores + i * block;
     const Index seen = std::clamp<Index>(shape.mask.visible_keys(first + i, shape.keys) - key, 0, count);
+    FIT_COUNT(attention, 10 * depth * seen);
+    FIT_COUNT(executed, 10 * depth * count);
     std::fill(weights + seen, weights + padded, -std::numeric_limits<T>::infinity());
     const Batch log_sum(head.log_sum[first + i]), dot(at.dot[first + i]);
     for (Index j = 0; j < padded; j += w) simd::store(weights + j, simd::exp2(simd::load(weights + j) - log_sum));

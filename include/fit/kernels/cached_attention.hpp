@@ -48,6 +48,8 @@ void attend_piece(const CachedQuery<T>& piece, Index heads, Index head_width, T*
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
   const Index width = heads * head_width, count = piece.count;
+  FIT_COUNT(attention, 4 * width * count);
+  FIT_COUNT(executed, 4 * width * count);
   const T scale = static_cast<T>(std::numbers::log2e / std::sqrt(static_cast<double>(head_width)));
   for (Index key = 0; key < count; ++key) {
     for (Index head = 0; head < heads; ++head) {

@@ -6,6 +6,7 @@
 
 #include <fit/core/assert.hpp>
 #include <fit/core/workspace.hpp>
+#include <fit/kernels/scratch.hpp>
 #include <fit/simd/batch.hpp>
 
 namespace fit {
@@ -24,7 +25,7 @@ struct ColumnSum {
 /// does not depend on the threads.
 template <class T>
 void add_column_sums(std::span<const ColumnSum<T>> jobs, Workspace& workspace) {
-  constexpr Index w = simd::width<T>, row_block = 128, column_block = 16 * w;
+  constexpr Index w = simd::width<T>, row_block = column_sums_block, column_block = 16 * w;
   Executor& executor = workspace.executor();
   const Arena::Scope scope(workspace.arena());
   for (const auto& job : jobs) {
@@ -37,7 +38,7 @@ void add_column_sums(std::span<const ColumnSum<T>> jobs, Workspace& workspace) {
   Index slices = 0, room = 0;
   for (const auto& job : jobs) {
     slices = std::max(slices, blocks_of(job));
-    room += blocks_of(job) * job.columns;
+    room += column_sums_size(job.rows, job.columns);
   }
   T* partial = workspace.arena().allocate<T>(room);
   // A task is the same share of every job, so that a thread goes on with the rows it had before.

@@ -48,6 +48,7 @@ void few_rows_tile(const Product<T>& product, Index row, Index column) {
   T sums[std::size_t{Rows}][std::size_t{Outs}];
   dot_tile<T, Rows, Outs>(factors.a.data + row * factors.a.row, factors.a.row,
                           factors.b.data + column * factors.b.column, factors.b.column, factors.depth, sums);
+  FIT_COUNT(products, 2 * Rows * Outs * factors.depth);
   for (int r = 0; r < Rows; ++r) {
     T* c = product.c + (row + r) * product.c_row + column;
     for (int o = 0; o < Outs; ++o) {

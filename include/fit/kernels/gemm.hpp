@@ -7,6 +7,7 @@
 #include <span>
 
 #include <fit/core/assert.hpp>
+#include <fit/core/work_count.hpp>
 #include <fit/core/workspace.hpp>
 #include <fit/kernels/dropout.hpp>
 #include <fit/kernels/gelu.hpp>
@@ -80,14 +81,6 @@ void check(const Product<T>& p) {
   }
 }
 
-/// Whether a product reads its right operand where it is: few tiles would use a packed one again, and its rows lie
-/// close enough together not to fall on each other in the caches.
-template <class T>
-bool reads_directly(const Product<T>& product, const Factors<T>& factors) {
-  return factors.b.column == 1 && product.columns % simd::width<T> == 0 && factors.b.row <= 16 * simd::width<T> &&
-         product.rows <= 20 * tile_rows<T>;
-}
-
 /// Rows row..row+rows-1 and columns column..column+columns-1 of one product, whose right operands are packed where
 /// there is a pointer and else read directly.
 template <class T>
@@ -119,6 +112,7 @@ void multiply_block(const Product<T>& product, const T* const* packed, Index row
                             .c = c,
                             .c_row = product.c_row},
                            finish);
+          FIT_COUNT(products, 2 * down * wide * depth);
           if (!last || product.activation == Activation::none) continue;
           for (Index r = 0; r < down; ++r) {
             const Index offset = r * product.c_row;
@@ -158,8 +152,9 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
     for (int f = 0; f < product.count; ++f) {
       const Factors<T>& factors = product.factors[f];
       work += product.rows * product.columns * factors.depth;
-      if (detail::reads_directly(product, factors)) continue;
-      packed[p][f] = workspace.arena().allocate<T>(factors.depth * padded_columns<T>(product.columns));
+      const Index room = packed_size<T>(product.rows, product.columns, factors.depth, factors.b.row, factors.b.column);
+      if (room == 0) continue;
+      packed[p][f] = workspace.arena().allocate<T>(room);
       packs += (product.columns + panel_width<T> - 1) / panel_width<T> * ((factors.depth + pack_rows - 1) / pack_rows);
     }
   }

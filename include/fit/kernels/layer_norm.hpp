@@ -78,7 +78,7 @@ void layer_norm_backward(const LayerNormGradients<T>& t, Index rows, Index width
   FIT_ASSERT(t.weight && t.weight_gradient && t.bias_gradient && t.weight_gradient != t.bias_gradient);
   FIT_ASSERT(rows == 0 || (t.normalised && t.inverse_deviation && t.y && t.x && t.x != t.y));
   const Arena::Scope scope(workspace.arena());
-  const Index block = 64, blocks = (rows + block - 1) / block;
+  const Index block = layer_norm_block, blocks = (rows + block - 1) / block;
   // Each block of rows leaves its share of both parameter gradients, which are then summed in order.
   T* partial = workspace.arena().allocate<T>(blocks * 2 * width);
   workspace.executor().parallel_for(blocks, [&](Index task, int) {

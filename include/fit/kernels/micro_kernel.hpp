@@ -23,10 +23,6 @@ struct Finish {
   T scale(Index row) const { return row_scale ? row_scale[(first_row + row) / rows_per_scale] : T(1); }
 };
 
-/// Rows of the largest tile: its sums, two vectors a row, fill the registers but for the operands.
-template <class T>
-inline constexpr int tile_rows = simd::registers == 32 ? 14 : 6;
-
 /// One tile of a product: c(i, j) = the sum over k < depth of a(i, k) b(k, j), before it is finished. Whole vectors of
 /// b are read: it is a packed panel, or its columns are a whole number of vectors.
 template <class T>

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include <fit/core/assert.hpp>
+#include <fit/kernels/scratch.hpp>
 #include <fit/simd/transpose.hpp>
 
 namespace fit {
@@ -16,17 +17,6 @@ struct Operand {
   const T* data;
   Index row, column;
 };
-
-/// Panels: the right-hand side of a product, in the order in which the micro-kernel reads it. Panel p holds the columns
-/// from p * panel_width on, row by row; the last one is filled up with zeros to a whole number of vectors.
-template <class T>
-inline constexpr Index panel_width = 2 * simd::width<T>;
-
-/// Columns that `columns` take up in panels.
-template <class T>
-constexpr Index padded_columns(Index columns) {
-  return (columns + simd::width<T> - 1) / simd::width<T> * simd::width<T>;
-}
 
 /// Packs rows first..last-1 of the panel that starts at `from`'s first column and has `columns` columns, at most
 /// panel_width. `panel` is the start of the panel, whose rows are padded_columns(columns) long.

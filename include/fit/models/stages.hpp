@@ -26,6 +26,9 @@ struct Layers {
   constexpr std::string_view view() const { return {text, length}; }
 };
 
+/// Parts of a model: of a stage, and what is before the first and behind the last.
+enum class Part { local, read, condition, global, write, stem, head };
+
 /// What a stage has.
 struct StagePlan {
   int local_blocks = 0, global_blocks = 0;

@@ -15,9 +15,6 @@
 namespace fit {
 inline namespace FIT_ABI {
 
-/// Parts of a stage.
-enum class Part { local, read, condition, global, write };
-
 /// Told of the tokens after every part of every stage: groups first .. first + count - 1 of batch * groups in all, data
 /// tokens [count, tokens, data_dim] after local and write, else latents [count, latents, latent_dim].
 template <class T>

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <fit/core/memory.hpp>
+#include <fit/simd/width.hpp>
 
 #include <cstddef>
 #include <limits>
@@ -17,16 +17,8 @@ namespace simd {
 template <class T>
 using Batch = xsimd::batch<T>;
 
-/// Elements in a register.
-template <class T>
-inline constexpr Index width = static_cast<Index>(Batch<T>::size);
-
-/// Vector registers of the architecture.
-#if defined(__AVX512F__) || defined(__aarch64__)
-inline constexpr int registers = 32;
-#else
-inline constexpr int registers = 16;
-#endif
+static_assert(width<float> == static_cast<Index>(Batch<float>::size),
+              "fit: xsimd's vectors are not as wide as the compiler's flags say");
 
 template <class T>
 inline Batch<T> load(const T* from) {

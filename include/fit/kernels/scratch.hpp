@@ -1,0 +1,151 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include <fit/kernels/dropout.hpp>
+#include <fit/kernels/mask.hpp>
+#include <fit/simd/width.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+namespace kernels {
+
+// How kernels cut their work, and what they take of a workspace for it: known before anything runs, and written here
+// once, for the kernels and for who asks what they will cost.
+
+/// The panels of a product's right-hand side: columns from p * panel_width on, row by row; the last one is filled up
+/// with zeros to a whole number of vectors.
+template <class T>
+inline constexpr Index panel_width = 2 * simd::width<T>;
+
+/// Columns that `columns` take up in panels.
+template <class T>
+constexpr Index padded_columns(Index columns) {
+  return (columns + simd::width<T> - 1) / simd::width<T> * simd::width<T>;
+}
+
+/// Rows of the largest tile: its sums, two vectors a row, fill the registers but for the operands.
+template <class T>
+inline constexpr int tile_rows = simd::registers == 32 ? 14 : 6;
+
+/// Elements that a product [rows, columns] takes to pack its right operand [depth, columns], whose strides are given.
+/// None where it is read where it is: few tiles would use a packed one again, and its rows lie close enough together
+/// not to fall on each other in the caches.
+template <class T>
+constexpr Index packed_size(Index rows, Index columns, Index depth, Index b_row, Index b_column) {
+  const bool direct =
+      b_column == 1 && columns % simd::width<T> == 0 && b_row <= 16 * simd::width<T> && rows <= 20 * tile_rows<T>;
+  return direct ? 0 : depth * padded_columns<T>(columns);
+}
+
+/// Rows that add_column_sums() sums before it adds their sum to that of the others, and the elements it takes.
+inline constexpr Index column_sums_block = 128;
+constexpr Index column_sums_size(Index rows, Index columns) {
+  return (rows + column_sums_block - 1) / column_sums_block * columns;
+}
+
+/// Rows whose share of the parameters' gradients layer_norm_backward() keeps apart.
+inline constexpr Index layer_norm_block = 64;
+
+/// Attention of many heads over many sequences. Queries, and what comes out, are [sequences, queries, heads *
+/// head_width], keys and values [sequences, keys, heads * head_width].
+struct AttentionShape {
+  Index sequences = 0, queries = 0, keys = 0, heads = 0, head_width = 0;
+  Mask mask = {};
+  Dropout dropout = {};  // on the weights, which are numbered as [sequences, heads, queries, keys]
+
+  constexpr Index width() const { return heads * head_width; }
+  /// Scores are q . k times this.
+  double scale() const { return 1.0 / std::sqrt(static_cast<double>(head_width)); }
+};
+
+namespace detail {
+
+/// Memory of one lane of the forward kernel.
+template <class T>
+struct AttentionScratch {
+  static constexpr Index key_block = 16 * simd::width<T>;
+
+  T *keys, *values, *scores, *queries, *mixed;
+
+  static constexpr Index size(const AttentionShape& shape) {
+    const Index head = padded_columns<T>(shape.head_width);
+    return shape.head_width * padded_columns<T>(shape.keys) + head * shape.keys +
+           tile_rows<T> * (key_block + 2 * head) + 5 * simd::width<T>;
+  }
+  AttentionScratch(T* memory, const AttentionShape& shape) {
+    const Index head = padded_columns<T>(shape.head_width);
+    keys = memory;
+    values = keys + shape.head_width * padded_columns<T>(shape.keys);
+    scores = values + head * shape.keys;
+    queries = scores + tile_rows<T> * key_block;
+    mixed = queries + tile_rows<T> * head;
+  }
+};
+
+/// Memory of one lane of the backward kernel: one head's operands as panels, one block of scores, and what is summed.
+template <class T>
+struct AttentionBackwardScratch {
+  static constexpr Index key_block = 8 * simd::width<T>, query_block = 4 * tile_rows<T>;
+
+  T* queries_scaled;                                        // [queries, head], as a left operand
+  T *keys_transposed, *values_transposed;                   // panels over keys, [head, keys]
+  T *queries, *keys, *gradient;                             // panels over head, [queries or keys, head]
+  T *weights, *scores;                                      // [query_block, key_block]
+  T *query_gradient, *key_gradient, *value_gradient, *dot;  // [queries, head], [key_block, head] twice, [queries]
+
+  static constexpr Index size(const AttentionShape& shape) { return AttentionBackwardScratch(nullptr, shape).size_; }
+  constexpr AttentionBackwardScratch(T* memory, const AttentionShape& shape) {
+    const Index head = padded_columns<T>(shape.head_width), keys_padded = padded_columns<T>(shape.keys);
+    const auto take = [&](Index count) {
+      T* part = memory ? memory + size_ : nullptr;
+      size_ += padded_columns<T>(count);
+      return part;
+    };
+    queries_scaled = take(shape.queries * head);
+    keys_transposed = take(shape.head_width * keys_padded);
+    values_transposed = take(shape.head_width * keys_padded);
+    queries = take(shape.queries * head);
+    keys = take(shape.keys * head);
+    gradient = take(shape.queries * head);
+    weights = take(query_block * key_block);
+    scores = take(query_block * key_block);
+    query_gradient = take(shape.queries * head);
+    key_gradient = take(key_block * head);
+    value_gradient = take(key_block * head);
+    dot = take(shape.queries);
+  }
+
+ private:
+  Index size_ = 0;
+};
+
+}  // namespace detail
+
+/// Pairs of a query and a key that it sees, over all sequences and heads.
+constexpr Index attention_pairs(const AttentionShape& s) {
+  return s.sequences * s.heads * s.mask.sum_of_visible_keys({.count = s.queries}, s.keys);
+}
+/// Pairs that attention() computes: whole tiles of queries over all that one of them sees.
+template <class T>
+constexpr Index attention_pairs_computed(const AttentionShape& s) {
+  constexpr Index tile = tile_rows<T>;
+  const Index whole = s.queries / tile, rest = s.queries % tile;
+  const Index of_rest = rest > 0 ? rest * s.mask.visible_keys(s.queries - 1, s.keys) : 0;
+  return s.sequences * s.heads *
+         (tile * s.mask.sum_of_visible_keys({.first = tile - 1, .step = tile, .count = whole}, s.keys) + of_rest);
+}
+/// Pairs that attention_backward() computes: whole blocks of keys over all queries behind the first that sees one.
+template <class T>
+constexpr Index attention_backward_pairs_computed(const AttentionShape& s) {
+  constexpr Index block = detail::AttentionBackwardScratch<T>::key_block;
+  const Index whole = s.keys / block, rest = s.keys % block;
+  const Index unseen = block * s.mask.sum_of_first_queries({.step = block, .count = whole}, s.queries) +
+                       rest * std::min(s.queries, s.mask.first_query(whole * block));
+  return s.sequences * s.heads * (s.queries * s.keys - unseen);
+}
+
+}  // namespace kernels
+}  // namespace FIT_ABI
+}  // namespace fit

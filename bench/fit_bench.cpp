@@ -47,7 +47,8 @@ double peak(int threads) {
   return entry->second;
 }
 
-/// Reports work done in floating-point operations, as a rate and as a share of the peak of this run.
+/// Reports work done in floating-point operations, counted as cost/meter.hpp says, as a rate and as a share of the peak
+/// of this run.
 void report(benchmark::State& state, double operations, int threads) {
   state.counters["GFLOP/s"] = benchmark::Counter(operations / 1e9, benchmark::Counter::kIsIterationInvariantRate);
   state.counters["of_peak"] =
@@ -125,7 +126,7 @@ void shapes(benchmark::internal::Benchmark* b) {
 BENCHMARK(Gemm)->Apply(shapes);
 BENCHMARK(GemmWeightGradient)->Apply(shapes);
 
-/// Sequences of queries and keys in 8 heads of 64; `chunk` 1 is causal, 0 no mask. A mask's work counts as if full.
+/// Sequences of queries and keys in 8 heads of 64; `causal` is 1 or 0. Only pairs that the mask leaves count.
 struct AttentionCase {
   fit::kernels::AttentionShape shape;
   std::vector<float> q, k, v, o, log_sum;
@@ -144,9 +145,7 @@ struct AttentionCase {
         log_sum(values(shape.sequences * shape.queries * shape.heads)) {}
 
   fit::kernels::AttentionTensors<float> tensors() { return {q.data(), k.data(), v.data(), o.data(), log_sum.data()}; }
-  double operations() const {
-    return 4.0 * static_cast<double>(shape.sequences * shape.queries * shape.keys * shape.width());
-  }
+  double operations() const { return static_cast<double>(fit::attention_flops(shape).total()); }
 };
 
 void Attention(benchmark::State& state) {
@@ -198,11 +197,6 @@ void LayerNorm(benchmark::State& state) {
 }
 BENCHMARK(LayerNorm)->ArgNames({"rows", "width", "threads"})->UseRealTime()->ArgsProduct({{4096}, {64, 512}, {1, 2}});
 
-/// Multiply-adds, two operations each, of a block forward on `tokens` tokens in sequences of `length`.
-double block_operations(Index tokens, Index length, Index width) {
-  return 2.0 * static_cast<double>(tokens * (12 * width * width + 2 * length * width));
-}
-
 template <bool training>
 void Block(benchmark::State& state) {
   constexpr Index width = 512, length = 256;
@@ -224,7 +218,17 @@ void Block(benchmark::State& state) {
     if (training) fit::nn::backward(block, x.data(), gradient, sequences, length, tape);
     benchmark::ClobberMemory();
   }
-  report(state, (training ? 3 : 1) * block_operations(sequences * length, length, width), executor.lanes());
+  const fit::EncoderConfig one{.layers = "(1)",
+                               .groups = static_cast<int>(sequences),
+                               .tokens = length,
+                               .channels = 1,
+                               .latents = 1,
+                               .data_dim = width,
+                               .latent_dim = width,
+                               .data_heads = 8,
+                               .latent_heads = 8};
+  const auto local = fit::cost_of(one, 1, {.training = training}).of(fit::Part::local);
+  report(state, static_cast<double>((local.forward + local.backward).total()), executor.lanes());
 }
 BENCHMARK_TEMPLATE(Block, false)
     ->Name("BlockForward")
@@ -257,44 +261,6 @@ constexpr fit::EncoderConfig wide{.layers = "(2)2(2)",
                                   .data_heads = 4,
                                   .latent_heads = 8};
 
-/// Operations of a cross-attention forward: in each sequence, `queries` attend to `keys` at a width of `width`.
-double cross_operations(Index sequences, Index queries, Index query_dim, Index keys, Index key_dim, Index width) {
-  return 4.0 * static_cast<double>(sequences * width * (queries * query_dim + keys * key_dim + queries * keys));
-}
-
-/// Operations of the blocks, read, write and condition of a forward pass for one example.
-template <class Config>
-double trunk_operations(const Config& c, Index condition_tokens) {
-  const fit::Plan plan = fit::plan_of(c.layers);
-  const Index tokens = Index{c.groups} * c.tokens, latents = Index{c.groups} * c.latents;
-  const Index cross = std::min(c.data_dim, c.latent_dim);
-  double total = 0;
-  for (std::size_t i = 0; i < plan.count; ++i) {
-    total += plan[i].local_blocks * block_operations(tokens, c.tokens, c.data_dim);
-    if (!plan[i].reads) continue;
-    total += plan[i].global_blocks * block_operations(latents, latents, c.latent_dim);
-    const int crossings = plan[i].writes ? 2 : 1;
-    total += crossings * cross_operations(c.groups, c.tokens, c.data_dim, c.latents, c.latent_dim, cross);
-    if (condition_tokens == 0) continue;
-    total += cross_operations(1, latents, c.latent_dim, condition_tokens, c.latent_dim, c.latent_dim);
-  }
-  return total;
-}
-
-/// Of an encoder forward, its stem included.
-double encoder_operations(const fit::EncoderConfig& c) {
-  return trunk_operations(c, 0) + 2.0 * c.groups * c.tokens * c.channels * c.data_dim;
-}
-
-/// Of a diffusion decoder forward with a condition of one vector: stem, output and previous latents' MLP included.
-double diffusion_operations(const fit::DiffusionConfig& c) {
-  const double tokens = 1.0 * c.groups * c.tokens, latents = 1.0 * c.groups * c.latents;
-  const double previous = c.self_conditioning == fit::SelfConditioning::latent
-                              ? 4.0 * latents * c.mlp_ratio * c.latent_dim * c.latent_dim
-                              : 0;
-  return trunk_operations(c, 2) + 2.0 * tokens * c.data_dim * (c.channels + c.output_channels) + previous;
-}
-
 template <fit::EncoderConfig config, bool training>
 void Encoder(benchmark::State& state) {
   const Index batch = state.range(0);
@@ -315,7 +281,8 @@ void Encoder(benchmark::State& state) {
     }
   }
   state.SetItemsProcessed(state.iterations() * batch);
-  report(state, (training ? 3 : 1) * static_cast<double>(batch) * encoder_operations(config), executor.lanes());
+  report(state, static_cast<double>(fit::cost<config>(batch, {.training = training}).flops().total()),
+         executor.lanes());
 }
 BENCHMARK_TEMPLATE(Encoder, small, false)
     ->Name("SmallEncoderForward")
@@ -390,7 +357,7 @@ void DenoisingStep(benchmark::State& state) {
         fit::sample(model, options, size, fit::TensorView<const float, 2>(batch.condition), noise, tape));
   }
   state.SetItemsProcessed(state.iterations() * size);
-  report(state, static_cast<double>(size) * diffusion_operations(denoiser), executor.lanes());
+  report(state, static_cast<double>(fit::cost<denoiser>(size).forward.total()), executor.lanes());
 }
 
 /// Loss and gradient, with a first pass for the previous latents of half the batch; no optimiser.
@@ -410,7 +377,8 @@ void DiffusionTrainingStep(benchmark::State& state) {
                                   fit::TensorView<const float, 2>(batch.condition), gradient, tape));
   }
   state.SetItemsProcessed(state.iterations() * size);
-  report(state, 3.5 * static_cast<double>(size) * diffusion_operations(denoiser), executor.lanes());
+  const auto cost = fit::cost<denoiser>(size, {.training = true});
+  report(state, static_cast<double>(cost.flops().total() + cost.forward.total() / 2), executor.lanes());
 }
 BENCHMARK(DenoisingStep)->ArgNames({"batch", "threads"})->UseRealTime()->ArgsProduct({{64}, {1, 2}});
 BENCHMARK(DiffusionTrainingStep)->ArgNames({"batch", "threads"})->UseRealTime()->ArgsProduct({{64}, {1, 2}});

@@ -2,6 +2,8 @@
 
 /// The whole library. Every header also stands alone.
 
+#include <fit/cost/cost.hpp>
+#include <fit/cost/summary.hpp>
 #include <fit/diffusion/loss.hpp>
 #include <fit/diffusion/noise_schedule.hpp>
 #include <fit/diffusion/sampler.hpp>

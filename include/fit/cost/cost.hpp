@@ -1,0 +1,266 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <limits>
+#include <string_view>
+#include <type_traits>
+
+#include <fit/cost/models.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// What is asked about.
+struct CostOptions {
+  bool training = false;         ///< a training step, or inference
+  TrainingOptions options = {};  ///< of the training step
+  int threads = 1;               ///< of the executor; attention's scratch grows with them
+  bool average = false;          ///< whether a moving average of the weights is kept
+};
+
+/// What a model costs, known before it runs: the FLOPs that its kernels count, and the bytes that its tape, gradient
+/// and optimiser take. Inputs, and gradients by outputs, are the caller's and do not count.
+struct Cost {
+  Index parameters = 0;
+  std::array<PartCost, 7> parts = {};  ///< by Part, all stages together; parts that a model has not are zero
+  Flops forward, backward;             ///< a training step does both
+
+  // Bytes.
+  Index weights = 0, gradients = 0;
+  Index optimiser = 0;    ///< two moments of AdamW and, where one is kept, the average
+  Index outputs = 0;      ///< what the model hands out
+  Index activations = 0;  ///< kept for the way back, when most is in use
+  Index scratch = 0;      ///< at the same moment
+  Index tape = 0;         ///< Tape::peak(): the last two and, in training, the outputs
+  Index peak = 0;         ///< all together
+
+  constexpr const PartCost& of(Part part) const { return parts[static_cast<std::size_t>(part)]; }
+  /// Of a forward pass and, in training, the way back.
+  constexpr Flops flops() const { return forward + backward; }
+};
+
+namespace detail {
+
+/// Throws Error for what no model can be. Returns whether its work is small enough to be counted.
+template <class Config>
+constexpr bool check_counts(const Config& config, Index batch, int threads) {
+  double tokens = 0, width = 0, blocks = 0;
+  const auto check = [](const char* name, Index value, Index least) {
+    require(value >= least, "a model with ", name, " = ", value, " has no cost: it must be at least ", least);
+  };
+  check("batch", batch, 1);
+  check("threads", threads, 1);
+  Config::visit(
+      [&](std::string_view name, const auto& field) {
+        if constexpr (std::is_same_v<decltype(field), const int&>) {
+          const bool optional = name.starts_with("extra") || name.starts_with("condition");
+          check(name.data(), field, optional ? 0 : 1);
+          if (name.ends_with("tokens")) tokens += field;
+          if (name.ends_with("dim") || name.ends_with("channels") || name == "vocabulary") width += field;
+        }
+      },
+      config);
+  const Plan plan = plan_of(config.layers);
+  require(plan.error == LayersError::none, "the layer string \"", config.layers.view(),
+          "\" is not one like \"(2)4(2)\"");
+  for (std::size_t i = 0; i < plan.count; ++i) blocks += 4 + plan[i].local_blocks + plan[i].global_blocks;
+  const double groups = config.groups, latents = config.latents, seen = tokens + groups * latents;
+  const double rows = static_cast<double>(batch) * groups * (tokens + latents);
+  return 16 * blocks * rows * width * (seen + (2 + config.mlp_ratio) * width) <
+         static_cast<double>(std::numeric_limits<Index>::max());
+}
+
+template <class Config>
+constexpr void check_costs(const Config& config, Index batch, int threads) {
+  require(check_counts(config, batch, threads), "the work of a batch of ", batch, " examples of ", config.groups,
+          " groups is too large to be counted");
+}
+
+/// The meter of a model's pass, and what comes to it in all. A diffusion decoder's training step has the gradient of
+/// the prediction alone, an autoregressive decoder's is its loss().
+template <class T, class Config>
+constexpr Meter<T> meter_of(const Config& config, Index batch, const CostOptions& options) {
+  check_costs(config, batch, options.threads);
+  Meter<T> meter(options.training, options.options, options.threads);
+  const auto model = metered::meter_model(config, batch);
+  model.describe_all(meter);
+  if (options.training) {
+    model.training_step(meter);
+  } else {
+    model.forward(meter);
+  }
+  return meter;
+}
+
+}  // namespace detail
+
+/// The cost of one call of a model of this configuration, whose counts may be chosen at run time. An encoder is trained
+/// from gradients of both outputs, a diffusion decoder from that of its prediction, an autoregressive decoder by its
+/// loss(). T is the type it computes in. Throws Error for counts that no model has.
+template <class T = float, class Config>
+constexpr Cost cost_of(const Config& config, Index batch, const CostOptions& options = {}) {
+  const detail::Meter<T> meter = detail::meter_of<T>(config, batch, options);
+  Cost cost;
+  for (std::size_t i = 0; i < meter.count(); ++i) {
+    const PartCost& part = meter.part(i);
+    PartCost& to = cost.parts[static_cast<std::size_t>(part.part)];
+    to.part = part.part;
+    to.blocks += part.blocks;
+    to.rows = part.rows;
+    to.width = part.width;
+    to.parameters += part.parameters;
+    to.forward += part.forward;
+    to.backward += part.backward;
+    to.kept += part.kept;
+    cost.parameters += part.parameters;
+    cost.forward += part.forward;
+    cost.backward += part.backward;
+  }
+  constexpr Index size = sizeof(T);
+  cost.weights = size * cost.parameters;
+  cost.gradients = options.training ? cost.weights : 0;
+  cost.optimiser = options.training ? cost.weights * (options.average ? 3 : 2) : 0;
+  cost.activations = meter.peak().records;
+  cost.scratch = meter.peak().scratch;
+  cost.tape = meter.peak().total();
+  cost.outputs =
+      options.training ? meter.peak().outputs : size * detail::metered::meter_model(config, batch).output_size();
+  cost.peak = cost.weights + cost.gradients + cost.optimiser + cost.activations + cost.scratch + cost.outputs;
+  return cost;
+}
+
+/// The same of a configuration that is a constant:
+///
+///     static_assert(fit::cost<config>(1).peak < 64 << 20);
+template <auto config, class T = float>
+constexpr Cost cost(Index batch, const CostOptions& options = {}) {
+  return cost_of<T>(config, batch, options);
+}
+
+/// FLOPs of attention alone, forward; its way back takes 2.5 times as many.
+template <class T = float>
+constexpr Flops attention_flops(const kernels::AttentionShape& shape) {
+  return {.attention = 4 * shape.head_width * kernels::attention_pairs(shape),
+          .executed = 4 * shape.head_width * kernels::attention_pairs_computed<T>(shape)};
+}
+
+/// What a step of sampling costs.
+struct SamplingCost {
+  Index evaluations = 1;  ///< of the denoiser
+  Flops flops;            ///< of all of them
+  Index tape = 0;         ///< Tape::peak(), bytes
+};
+
+/// The cost of one step of sample() for a batch: `guided` evaluates the denoiser with and without its condition, and a
+/// step of Heun's method does that twice.
+template <class T = float>
+constexpr SamplingCost sampling_cost_of(const DiffusionConfig& config, Index batch, bool guided = false,
+                                        bool heun = false, int threads = 1) {
+  detail::check_costs(config, batch, threads);
+  const detail::metered::DiffusionDecoder model(config, batch);
+  detail::Meter<T> meter(false, {}, threads);
+  const Index evaluations = (guided ? 2 : 1) * (heun ? 2 : 1);
+  for (Index i = 0; i < evaluations; ++i) {
+    model.outputs(meter);
+    model.forward(meter);
+  }
+  Flops flops;
+  for (std::size_t i = 0; i < meter.count(); ++i) flops += meter.part(i).forward;
+  return {evaluations, flops, meter.peak().total()};
+}
+
+/// What generation costs, for one sequence of its whole length, one id at a time.
+struct GenerationCost {
+  Index caches = 0;        ///< bytes, of one sequence
+  Flops flops;             ///< of all ids
+  Index weights_read = 0;  ///< bytes of parameters that every id goes through
+  double caches_read = 0;  ///< bytes of keys and values that an id sees, on average
+};
+
+template <class T = float>
+constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) {
+  namespace metered = detail::metered;
+  detail::check_costs(config, 1, 1);
+  const metered::AutoregressiveDecoder model(config, 1);
+  const metered::Trunk& trunk = model.trunk;
+  const Index ids = model.rows(), groups = config.groups, tokens = config.tokens, latents = config.latents;
+  const Index dim = config.data_dim, cross = trunk.c.cross_dim();
+  constexpr Index size = sizeof(T);
+  constexpr auto line = [](Index rows, Index width) {
+    constexpr Index unit = Index{alignment} / Index{sizeof(float)};
+    return (rows * width + unit - 1) / unit * unit;
+  };
+  const auto product = [](const metered::Linear& p, Index rows) { return 2 * rows * p.out * p.in; };
+  const auto mlp = [&](const metered::MLP& p, Index rows) {
+    return p.ratio > 0 ? product(p.fc1(), rows) + product(p.fc2(), rows) : 0;
+  };
+  GenerationCost cost;
+  const auto attention = [&](Index flops) {
+    cost.flops.attention += flops;
+    cost.flops.executed += flops;
+  };
+  Index weights = model.embedding() + (config.output_bias ? config.vocabulary : 0) + 2 * dim;
+  for (std::size_t i = 0; i < trunk.plan.count; ++i) {
+    const Index locals = trunk.plan[i].local_blocks, globals = trunk.plan[i].global_blocks;
+    const metered::Block local = trunk.local(), global = trunk.global();
+    const metered::Attention &read = trunk.read().attention, &write = trunk.write().attention;
+    // An id sees those of its group up to its own.
+    const Index seen = groups * (tokens * (tokens + 1) / 2);
+    cost.caches += locals * 2 * line(tokens, dim);
+    cost.flops.products += locals * (4 * product(local.attention().query(), ids) + mlp(local.mlp(), ids));
+    attention(locals * 4 * dim * seen);
+    cost.caches_read += static_cast<double>(locals * 2 * dim * seen);
+    weights += locals * local.parameters();
+    if (!trunk.plan[i].writes) continue;
+    cost.caches +=
+        line(tokens, dim) + 2 * line(latents, cross) + globals * 2 * line(groups * latents, config.latent_dim);
+    cost.flops.products += product(write.query(), ids) + product(write.output(), ids) + mlp(trunk.write().mlp(), ids);
+    attention(4 * cross * ids * latents);
+    cost.caches_read += static_cast<double>(2 * cross * ids * latents);
+    weights += trunk.write().query_norm().parameters() + write.query().parameters() + write.output().parameters() +
+               (trunk.write().mlp_ratio > 0 ? trunk.write().mlp().parameters() : 0);
+    // At the end of each group but the last; the write's keys and values also at the beginning, of zeros.
+    const Index ends = groups - 1, rows = ends * latents;
+    cost.flops.products += product(read.query(), rows) + 2 * product(read.key(), ends * tokens) +
+                           product(read.output(), rows) + mlp(trunk.read().mlp(), rows);
+    const Flops reading = attention_flops<T>(read.shape(ends, latents, tokens, {}));
+    cost.flops += reading;
+    cost.flops.products += globals * (4 * product(global.attention().query(), rows) + mlp(global.mlp(), rows));
+    attention(globals * 4 * config.latent_dim * latents * latents * (ends * (ends + 1) / 2));
+    cost.flops.products += 2 * product(write.key(), groups * latents);
+  }
+  cost.flops.products += 2 * ids * model.embedding();
+  cost.caches *= size;
+  cost.weights_read = size * weights;
+  cost.caches_read *= static_cast<double>(size) / static_cast<double>(ids);
+  return cost;
+}
+
+/// How many tokens a group should have: the divisor of `length` for which a training step of the configuration, with
+/// length / tokens groups, takes the fewest FLOPs. Throws Error for a length below one, and as cost_of().
+template <class T = float, class Config>
+constexpr int cheapest_tokens(Config config, Index length) {
+  require(length >= 1 && length <= std::numeric_limits<int>::max(),
+          "a length must be positive and fit into an int, unlike ", length);
+  Index best = 0, tokens_of_best = 1;
+  const auto try_tokens = [&](Index tokens) {
+    config.tokens = static_cast<int>(tokens);
+    config.groups = static_cast<int>(length / tokens);
+    if (!detail::check_counts(config, 1, 1)) return;
+    const Index flops = cost_of<T>(config, 1, {.training = true}).flops().total();
+    if (best == 0 || flops < best) {
+      best = flops;
+      tokens_of_best = tokens;
+    }
+  };
+  for (Index tokens = 1; tokens * tokens <= length; ++tokens) {
+    if (length % tokens != 0) continue;
+    try_tokens(tokens);
+    try_tokens(length / tokens);
+  }
+  return static_cast<int>(tokens_of_best);
+}
+
+}  // namespace FIT_ABI
+}  // namespace fit

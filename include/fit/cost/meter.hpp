@@ -1,0 +1,288 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <initializer_list>
+#include <utility>
+
+#include <fit/core/training_options.hpp>
+#include <fit/kernels/scratch.hpp>
+#include <fit/models/stages.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// Floating-point operations. A multiply-add is two; those of matrix products and of attention's scores and mixtures
+/// count, elementwise work does not. Attention's way back is 2.5 times its forward, as weights are made again.
+struct Flops {
+  Index products = 0;
+  Index attention = 0;  ///< of pairs of a query and a key that it sees
+  Index executed = 0;   ///< of all pairs that the kernels compute, the masked ones in their tiles among them
+
+  constexpr Index total() const { return products + attention; }
+  constexpr Flops& operator+=(const Flops& other) {
+    products += other.products;
+    attention += other.attention;
+    executed += other.executed;
+    return *this;
+  }
+  friend constexpr Flops operator+(Flops a, const Flops& b) { return a += b; }
+  friend constexpr Flops operator*(Index n, const Flops& a) {
+    return {n * a.products, n * a.attention, n * a.executed};
+  }
+  constexpr bool operator==(const Flops&) const = default;
+};
+
+/// What a part of a model costs: the stem, the head, or one part of one stage with all its blocks.
+struct PartCost {
+  Part part = Part::stem;
+  Index stage = 0;
+  Index blocks = 0;
+  Index rows = 0, width = 0;  ///< of what it changes, in a batch
+  Index parameters = 0;
+  Flops forward, backward;  ///< the way back with what is computed again for it
+  Index kept = 0;           ///< bytes left for the way back
+};
+
+namespace detail {
+
+/// A Tape and kernels that do nothing but count: the layers of layers.hpp take memory from it and compute with it as
+/// those of nn/ do. What many equal pieces do is counted from one of them.
+template <class T>
+class Meter {
+ public:
+  constexpr Meter(bool recording, const TrainingOptions& options, int threads)
+      : recording_(recording), options_(options), threads_(threads) {}
+
+  constexpr bool recording() const { return recording_; }
+  constexpr const TrainingOptions& options() const { return options_; }
+
+  /// Bytes in use at the worst moment.
+  struct Use {
+    Index records = 0, scratch = 0, outputs = 0;
+
+    constexpr Index total() const { return records + scratch + outputs; }
+  };
+  constexpr const Use& peak() const { return peak_; }
+
+  /// Work from now on belongs to this part.
+  constexpr PartCost& enter(Part part, Index stage = 0) {
+    for (part_ = 0; part_ < count_; ++part_) {
+      if (parts_[part_].part == part && parts_[part_].stage == stage) return parts_[part_];
+    }
+    ++count_;
+    parts_[part_].part = part;
+    parts_[part_].stage = stage;
+    return parts_[part_];
+  }
+  constexpr std::size_t count() const { return count_; }
+  constexpr const PartCost& part(std::size_t i) const { return parts_[i]; }
+  /// Whether work from now on is the way back's.
+  constexpr void set_backward(bool backward) { backward_ = backward; }
+
+  // As of Tape.
+
+  template <class Element = T>
+  static constexpr Index bytes(Index count) {
+    constexpr Index unit = alignment;
+    return (count * static_cast<Index>(sizeof(Element)) + unit - 1) / unit * unit;
+  }
+
+  template <class Element = T>
+  constexpr void allocate(Index count) {
+    grow(recording_ ? records_ : arena_, bytes<Element>(count));
+  }
+  template <class Element = T>
+  constexpr void scratch(Index count) {
+    grow(arena_, bytes<Element>(count));
+  }
+  template <class Element = T>
+  constexpr void output(Index count) {
+    grow(outputs_, bytes<Element>(count));
+  }
+  constexpr Index mark() const { return recording_ ? records_ : arena_; }
+  /// `record` is the size of the layer's record.
+  constexpr void finish(Index start, std::size_t record = 1) {
+    if (!recording_) {
+      arena_ = start;
+    } else {
+      starts_[depth_++] = start;
+      grow(records_, entry_bytes(record));
+    }
+  }
+  static constexpr Index entry_bytes(std::size_t record) {
+    constexpr std::size_t header = 2 * sizeof(void*) + 3 * sizeof(std::size_t);
+    return bytes<char>(static_cast<Index>((header + record + alignof(void*) - 1) / alignof(void*) * alignof(void*)));
+  }
+
+  /// Gives back records and scratch at its end.
+  class Frame {
+   public:
+    constexpr Frame(Meter& meter, Index records) : meter_(meter), records_(records), arena_(meter.arena_) {}
+    Frame(const Frame&) = delete;
+    Frame& operator=(const Frame&) = delete;
+    constexpr ~Frame() {
+      meter_.records_ = records_;
+      meter_.arena_ = arena_;
+      meter_.above_ = 0;
+    }
+
+   private:
+    Meter& meter_;
+    Index records_, arena_;
+  };
+  constexpr Frame pop() { return Frame(*this, starts_[--depth_]); }
+  constexpr Frame scope() { return Frame(*this, records_); }
+
+  /// Work of body() counts so many times.
+  template <class Body>
+  constexpr void times(Index count, Body&& body) {
+    times_ *= count;
+    body();
+    times_ /= count;
+  }
+  /// `count` equal pieces one after the other, each of them forward().
+  template <class Forward>
+  constexpr void repeat(Index count, Forward&& forward) {
+    if (count <= 0) return;
+    const std::size_t depth = depth_;
+    const Index start = records_;
+    if (recording_ && count > 1) {
+      quietly(forward);
+      records_ = start + (count - 1) * (records_ - start);
+      depth_ = depth;
+    }
+    times(count, forward);
+    depth_ = depth;
+  }
+  /// The way back through them.
+  template <class Forward, class Backward>
+  constexpr void repeat_backward(Index count, Forward&& forward, Backward&& backward) {
+    if (count <= 0) return;
+    const std::size_t depth = depth_;
+    const Index above = std::exchange(above_, 0), end = records_ - above;
+    records_ = end;
+    quietly(forward);
+    const Index each = records_ - end;
+    depth_ = depth;
+    records_ = end - each;
+    quietly(forward);
+    above_ = above;
+    records_ = end + above;
+    times(count, backward);
+    above_ = 0;
+    depth_ = depth;
+    records_ = end - count * each;
+  }
+  /// Says that so many more bytes of the records lie above the last of the pieces that now go back.
+  constexpr void add_above(Index bytes) { above_ += bytes; }
+
+  /// On a tape that records with `recompute`, keeps the tokens of these sizes and none of forward()'s records.
+  template <class Forward>
+  constexpr void forward_recomputed(Index data, Index latents, Forward&& forward) {
+    if (!recording_ || !options_.recompute) return forward();
+    const Index start = mark();
+    allocate(data);
+    allocate(latents);
+    const Index records = records_;
+    const std::size_t depth = depth_, part = part_;
+    const bool dropped = std::exchange(dropped_, true);
+    forward();
+    dropped_ = dropped;
+    part_ = part;
+    records_ = records;
+    depth_ = depth;
+    finish(start, 4 * sizeof(void*) + sizeof(Random));
+  }
+  template <class Forward, class Backward>
+  constexpr void backward_recomputed(Forward&& forward, Backward&& backward) {
+    if (!options_.recompute) return backward();
+    const Frame saved = pop();
+    above_ = 0;
+    forward();
+    backward();
+  }
+
+  // As of kernels.
+
+  struct Factors {
+    Index depth, b_row, b_column;
+  };
+  struct Product {
+    Index rows, columns;
+    Factors factors[3];
+    int count = 1;
+  };
+  constexpr void multiply(std::initializer_list<Product> products) {
+    const Frame frame = scope();
+    for (const Product& p : products) {
+      for (int f = 0; f < p.count; ++f) {
+        scratch(
+            kernels::packed_size<T>(p.rows, p.columns, p.factors[f].depth, p.factors[f].b_row, p.factors[f].b_column));
+        work({.products = 2 * p.rows * p.columns * p.factors[f].depth});
+      }
+    }
+  }
+  constexpr void attention(const kernels::AttentionShape& shape) {
+    const Frame frame = scope();
+    scratch(kernels::detail::AttentionScratch<T>::size(shape) * threads_);
+    work({.attention = 4 * shape.head_width * kernels::attention_pairs(shape),
+          .executed = 4 * shape.head_width * kernels::attention_pairs_computed<T>(shape)});
+  }
+  constexpr void attention_backward(const kernels::AttentionShape& shape) {
+    const Frame frame = scope();
+    scratch(kernels::detail::AttentionBackwardScratch<T>::size(shape) * threads_);
+    work({.attention = 10 * shape.head_width * kernels::attention_pairs(shape),
+          .executed = 10 * shape.head_width * kernels::attention_backward_pairs_computed<T>(shape)});
+  }
+  struct ColumnSum {
+    Index rows, columns;
+  };
+  constexpr void add_column_sums(std::initializer_list<ColumnSum> jobs) {
+    const Frame frame = scope();
+    Index room = 0;
+    for (const ColumnSum& job : jobs) room += kernels::column_sums_size(job.rows, job.columns);
+    scratch(room);
+  }
+  constexpr void layer_norm_backward(Index rows, Index width) {
+    const Frame frame = scope();
+    const Index blocks = (rows + kernels::layer_norm_block - 1) / kernels::layer_norm_block;
+    scratch(blocks * 2 * width);
+    scratch(2 * width);
+    add_column_sums({{blocks, 2 * width}});
+  }
+
+ private:
+  static constexpr std::size_t most_parts = 5 * Plan{}.stages.size() + 2;
+
+  constexpr void grow(Index& memory, Index by) {
+    memory += by;
+    if (&memory == &records_ && !quiet_ && !backward_ && !dropped_) parts_[part_].kept += times_ * by;
+    const Use now{records_, arena_, outputs_};
+    if (!quiet_ && now.total() > peak_.total()) peak_ = now;
+  }
+  constexpr void work(const Flops& flops) {
+    if (quiet_) return;
+    (backward_ ? parts_[part_].backward : parts_[part_].forward) += times_ * flops;
+  }
+  template <class Body>
+  constexpr void quietly(Body& body) {
+    const bool quiet = std::exchange(quiet_, true);
+    body();
+    quiet_ = quiet;
+  }
+  bool recording_, backward_ = false, quiet_ = false, dropped_ = false;
+  TrainingOptions options_;
+  int threads_;
+  Index records_ = 0, arena_ = 0, outputs_ = 0, above_ = 0, times_ = 1;
+  Use peak_;
+  std::array<Index, 64> starts_ = {};
+  std::size_t depth_ = 0, part_ = 0, count_ = 0;
+  std::array<PartCost, most_parts> parts_ = {};
+};
+
+}  // namespace detail
+
+}  // namespace FIT_ABI
+}  // namespace fit

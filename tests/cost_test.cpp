@@ -1,0 +1,464 @@
+#include "catch.hpp"
+
+#include <fit/fit.hpp>
+
+#include <array>
+#include <cmath>
+#include <sstream>
+#include <string>
+#include <vector>
+
+using fit::Index;
+
+namespace {
+
+using fit::detail::work_count;
+
+fit::Flops counted() { return {work_count.products, work_count.attention, work_count.executed}; }
+
+/// What body() makes the kernels count.
+template <class Body>
+fit::Flops count_of(Body&& body) {
+  const fit::Flops before = counted();
+  body();
+  const fit::Flops after = counted();
+  return {after.products - before.products, after.attention - before.attention, after.executed - before.executed};
+}
+
+template <class T, class... Sizes>
+auto filled(Sizes... sizes) {
+  fit::Tensor<T, static_cast<int>(sizeof...(Sizes))> tensor(Index{sizes}...);
+  fit::Random random(1);
+  for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] = static_cast<T>(random.normal());
+  return tensor;
+}
+
+struct Setting {
+  Index batch;
+  int threads;
+  fit::TrainingOptions options;
+};
+
+const Setting settings[] = {
+    {1, 1, {}},
+    {3, 2, {}},
+    {70, 1, {.drop_path = 0.1f, .drop_units = 0.1f, .drop_attention = 0.1f}},
+    {3, 1, {.recompute = true}},
+    {70, 2, {.drop_path = 0.2f, .recompute = true}},
+};
+
+void check(const fit::Cost& cost, const fit::Flops& flops, const fit::Tape& tape) {
+  CHECK(cost.flops().products == flops.products);
+  CHECK(cost.flops().attention == flops.attention);
+  CHECK(cost.flops().executed == flops.executed);
+  CHECK(cost.tape == static_cast<Index>(tape.peak()));
+  Index parameters = 0;
+  fit::Flops forward, backward;
+  for (const fit::PartCost& part : cost.parts) {
+    parameters += part.parameters;
+    forward += part.forward;
+    backward += part.backward;
+  }
+  CHECK(cost.parameters == parameters);
+  CHECK(cost.forward == forward);
+  CHECK(cost.backward == backward);
+}
+
+template <fit::EncoderConfig c, class T>
+void check_encoder() {
+  using Encoder = fit::Encoder<c, T>;
+  const Encoder encoder(fit::Random(1));
+  Encoder gradient;
+  for (const Setting& s : settings) {
+    CAPTURE(s.batch, s.threads, s.options.recompute);
+    fit::Executor executor(s.threads);
+    const auto input = filled<T>(s.batch, c.groups, c.tokens, c.channels);
+    const auto extra = filled<T>(s.batch, c.groups, c.extra_tokens, c.extra_channels);
+    typename Encoder::Inputs inputs{input};
+    if (Encoder::has_extra) inputs.extra = extra;
+    {
+      fit::Tape tape(executor);
+      const auto flops = count_of([&] { encoder(inputs, tape); });
+      check(fit::cost<c, T>(s.batch, {.threads = s.threads}), flops, tape);
+    }
+    fit::Tape tape(executor);
+    const auto flops = count_of([&] {
+      tape.record(s.options);
+      const auto output = encoder.forward(inputs, tape);
+      encoder.backward({output.data, output.latents}, gradient, tape);
+    });
+    const fit::CostOptions options{.training = true, .options = s.options, .threads = s.threads};
+    const auto cost = fit::cost<c, T>(s.batch, options);
+    check(cost, flops, tape);
+    CHECK(cost.parameters == fit::count_parameters(encoder));
+  }
+}
+
+constexpr fit::EncoderConfig causal{.layers = "(2)1(1)2(1)",
+                                    .groups = 6,
+                                    .tokens = 100,
+                                    .channels = 3,
+                                    .latents = 3,
+                                    .data_dim = 24,
+                                    .latent_dim = 40,
+                                    .data_heads = 2,
+                                    .latent_heads = 4,
+                                    .mask = fit::LatentMask::causal,
+                                    .extra_tokens = 2,
+                                    .extra_channels = 5};
+constexpr fit::EncoderConfig demo{.layers = "(2)2(2)2(2)",
+                                  .groups = 4,
+                                  .tokens = 49,
+                                  .channels = 1,
+                                  .latents = 8,
+                                  .data_dim = 64,
+                                  .latent_dim = 128,
+                                  .data_heads = 2,
+                                  .latent_heads = 4,
+                                  .data_positions = fit::Positions::sin_cos_2d,
+                                  .latent_positions = fit::Positions::sin_cos};
+constexpr fit::EncoderConfig plain{.layers = "(3)",
+                                   .groups = 5,
+                                   .tokens = 33,
+                                   .channels = 8,
+                                   .latents = 1,
+                                   .data_dim = 32,
+                                   .latent_dim = 8,
+                                   .data_heads = 4,
+                                   .latent_heads = 1};
+
+}  // namespace
+
+TEST_CASE("the cost of an encoder is what its tape takes and its kernels count", "[cost]") {
+  check_encoder<causal, float>();
+  check_encoder<demo, float>();
+  check_encoder<plain, double>();
+}
+
+namespace {
+
+template <fit::DiffusionConfig c>
+void check_diffusion() {
+  using Decoder = fit::DiffusionDecoder<c>;
+  const Decoder decoder(fit::Random(1));
+  Decoder gradient;
+  for (const Setting& s : settings) {
+    CAPTURE(s.batch, s.threads, s.options.recompute);
+    fit::Executor executor(s.threads);
+    const auto noisy = filled<float>(s.batch, c.groups, c.tokens, c.channels);
+    const auto previous = filled<float>(s.batch, c.groups, c.latents, c.latent_dim);
+    fit::Tensor<double, 1> gamma(s.batch);
+    gamma.setConstant(0.5);
+    typename Decoder::Inputs inputs{noisy, gamma};
+    const auto condition = [&] {
+      if constexpr (c.condition_tokens > 0)
+        return filled<float>(s.batch, c.condition_tokens, c.condition_channels);
+      else
+        return filled<float>(s.batch, c.condition_channels);
+    }();
+    if (Decoder::has_condition) inputs.condition = typename Decoder::ConditionView(condition);
+    if (Decoder::has_previous) inputs.previous_latents = previous;
+    {
+      fit::Tape tape(executor);
+      const auto flops = count_of([&] { decoder(inputs, tape); });
+      check(fit::cost<c>(s.batch, {.threads = s.threads}), flops, tape);
+    }
+    fit::Tape tape(executor);
+    const auto flops = count_of([&] {
+      tape.record(s.options);
+      const auto output = decoder.forward(inputs, tape);
+      decoder.backward({.prediction = output.prediction}, gradient, tape);
+    });
+    const auto cost = fit::cost<c>(s.batch, {.training = true, .options = s.options, .threads = s.threads});
+    check(cost, flops, tape);
+    CHECK(cost.parameters == fit::count_parameters(decoder));
+  }
+}
+
+constexpr fit::DiffusionConfig labelled{.layers = "(2)2(2)2(2)",
+                                        .groups = 4,
+                                        .tokens = 49,
+                                        .channels = 4,
+                                        .latents = 8,
+                                        .data_dim = 64,
+                                        .latent_dim = 128,
+                                        .data_heads = 2,
+                                        .latent_heads = 4,
+                                        .output_channels = 4,
+                                        .condition_channels = 10,
+                                        .self_conditioning = fit::SelfConditioning::latent};
+constexpr fit::DiffusionConfig bare{.layers = "(1)2(2)1",
+                                    .groups = 4,
+                                    .tokens = 9,
+                                    .channels = 4,
+                                    .latents = 8,
+                                    .data_dim = 32,
+                                    .latent_dim = 48,
+                                    .data_heads = 2,
+                                    .latent_heads = 4,
+                                    .mask = fit::LatentMask::causal,
+                                    .output_channels = 4,
+                                    .condition_channels = 6,
+                                    .condition_tokens = 3,
+                                    .local_attention = false,
+                                    .cross_mlp = true,
+                                    .cross_context_norm = false};
+constexpr fit::DiffusionConfig unconditional{.layers = "(2)",
+                                             .groups = 3,
+                                             .tokens = 9,
+                                             .channels = 2,
+                                             .latents = 2,
+                                             .data_dim = 16,
+                                             .latent_dim = 8,
+                                             .data_heads = 2,
+                                             .latent_heads = 2,
+                                             .output_channels = 2};
+
+template <fit::AutoregressiveConfig c>
+void check_autoregressive() {
+  using Decoder = fit::AutoregressiveDecoder<c>;
+  const Decoder decoder(fit::Random(1));
+  Decoder gradient;
+  for (const Setting& s : settings) {
+    CAPTURE(s.batch, s.threads, s.options.recompute);
+    fit::Executor executor(s.threads);
+    fit::Tensor<std::int32_t, 3> ids(s.batch, c.groups, c.tokens);
+    {
+      fit::Tape tape(executor);
+      const auto flops = count_of([&] { decoder(ids, tape); });
+      check(fit::cost<c>(s.batch, {.threads = s.threads}), flops, tape);
+    }
+    fit::Tape tape(executor);
+    const auto flops = count_of([&] { decoder.loss(ids, gradient, tape, s.options); });
+    const auto cost = fit::cost<c>(s.batch, {.training = true, .options = s.options, .threads = s.threads});
+    check(cost, flops, tape);
+    CHECK(cost.parameters == fit::count_parameters(decoder));
+  }
+  fit::Generator generator(decoder);
+  constexpr fit::GenerationCost cost = fit::generation_cost_of(c);
+  CHECK(cost.caches == static_cast<Index>(generator.cache_bytes()));
+  const auto flops = count_of([&] {
+    fit::Generator<Decoder> one(decoder);
+    while (!one.finished_all()) one.next({}, fit::Random(1));
+  });
+  CHECK(cost.flops.products == flops.products);
+  CHECK(cost.flops.attention == flops.attention);
+  CHECK(cost.flops.executed == flops.executed);
+}
+
+constexpr fit::AutoregressiveConfig letters{.layers = "(2)2(1)1(1)",
+                                            .groups = 7,
+                                            .tokens = 20,
+                                            .latents = 4,
+                                            .data_dim = 48,
+                                            .latent_dim = 64,
+                                            .data_heads = 4,
+                                            .latent_heads = 4,
+                                            .vocabulary = 100};
+constexpr fit::AutoregressiveConfig unshared{.layers = "(1)2(1)1",
+                                             .groups = 3,
+                                             .tokens = 33,
+                                             .latents = 18,
+                                             .data_dim = 16,
+                                             .latent_dim = 24,
+                                             .data_heads = 2,
+                                             .latent_heads = 4,
+                                             .data_positions = fit::Positions::sin_cos,
+                                             .latent_positions = fit::Positions::sin_cos,
+                                             .vocabulary = 3000,
+                                             .shared_embedding = false,
+                                             .output_bias = false,
+                                             .keep_unused_latents = true};
+
+}  // namespace
+
+TEST_CASE("the cost of a diffusion decoder is what its tape takes and its kernels count", "[cost]") {
+  check_diffusion<labelled>();
+  check_diffusion<bare>();
+  check_diffusion<unconditional>();
+}
+
+TEST_CASE("the cost of an autoregressive decoder is what its tape takes and its kernels count", "[cost]") {
+  check_autoregressive<letters>();
+  check_autoregressive<unshared>();
+}
+
+TEST_CASE("the cost of a step of sampling is what its tape takes and its kernels count", "[cost]") {
+  const fit::DiffusionDecoder<labelled> decoder(fit::Random(1));
+  const auto condition = filled<float>(3, labelled.condition_channels);
+  const fit::NoiseSchedule flow = fit::RectifiedFlow{};
+  for (const bool guided : {false, true}) {
+    for (const bool heun : {false, true}) {
+      fit::Executor executor(2);
+      fit::Tape tape(executor);
+      fit::SampleOptions options;
+      options.steps = 2;
+      options.method = heun ? fit::Sampler::heun : fit::Sampler::ddim;
+      options.schedule = flow;
+      options.prediction = fit::Prediction::velocity;
+      options.guidance = guided ? 1 : 0;
+      const auto flops = count_of([&] {
+        fit::sample(decoder, options, 3, fit::TensorView<const float, 2>(condition),
+                    fit::sample_noise<float>(fit::Random(1)), tape);
+      });
+      const auto cost = fit::sampling_cost_of(labelled, 3, guided, heun, 2);
+      CHECK(cost.tape == static_cast<Index>(tape.peak()));
+      // The last step of Heun's method is one of Euler's.
+      const auto last = fit::sampling_cost_of(labelled, 3, guided, false, 2);
+      CHECK(cost.flops + last.flops == flops);
+      CHECK(cost.evaluations == (guided ? 2 : 1) * (heun ? 2 : 1));
+    }
+  }
+}
+
+namespace {
+
+template <fit::AutoregressiveConfig c>
+void check_weights_read() {
+  const fit::AutoregressiveDecoder<c> decoder;
+  Index read = 0;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName& name, auto parameter) {
+        const std::string text = name.text();
+        const auto has = [&](const char* part) { return text.find(part) != std::string::npos; };
+        const bool in_stage = has(".local.") || (has(".write.") && !has("context") && !has("key") && !has("value"));
+        const bool embedding = has(c.shared_embedding ? "token_embedding" : "output_embedding");
+        if (in_stage || embedding || has("data_norm") || has("output_bias")) read += parameter.size;
+      },
+      decoder);
+  CHECK(fit::generation_cost_of(c).weights_read == read * Index{sizeof(float)});
+}
+
+}  // namespace
+
+TEST_CASE("the bytes that an id of generation reads are those of what it goes through", "[cost]") {
+  check_weights_read<letters>();
+  check_weights_read<unshared>();
+  // Two groups of two tokens, one layer of width 8 and four latents: an id sees one or two keys of its group, and the
+  // keys and values of four latents.
+  constexpr fit::AutoregressiveConfig tiny{.layers = "(1)1(0)",
+                                           .groups = 2,
+                                           .tokens = 2,
+                                           .latents = 4,
+                                           .data_dim = 8,
+                                           .latent_dim = 8,
+                                           .data_heads = 1,
+                                           .latent_heads = 1,
+                                           .vocabulary = 5};
+  CHECK(fit::generation_cost_of(tiny).caches_read == 2 * 8 * sizeof(float) * 1.5 + 2 * 8 * sizeof(float) * 4);
+}
+
+TEST_CASE("groups of the length's cube root, about, are the cheapest for one latent each", "[cost]") {
+  constexpr fit::EncoderConfig narrow{.layers = "(1)1(0)",
+                                      .groups = 1,
+                                      .tokens = 1,
+                                      .channels = 1,
+                                      .latents = 1,
+                                      .data_dim = 8,
+                                      .latent_dim = 8,
+                                      .data_heads = 1,
+                                      .latent_heads = 1};
+  const auto flops = [&](Index tokens, Index length) {
+    auto c = narrow;
+    c.tokens = static_cast<int>(tokens);
+    c.groups = static_cast<int>(length / tokens);
+    return fit::cost_of(c, 1, {.training = true}).flops().total();
+  };
+  for (const Index length : {Index{1} << 12, Index{1} << 15, Index{1} << 20, Index{3 * 5 * 7 * 11}, Index{97}}) {
+    const Index best = fit::cheapest_tokens(narrow, length);
+    CHECK(length % best == 0);
+    for (Index tokens = 1; tokens <= length; ++tokens) {
+      if (length % tokens == 0) CHECK(flops(best, length) <= flops(tokens, length));
+    }
+  }
+  constexpr int best = fit::cheapest_tokens(narrow, 1 << 12);
+  CHECK(best >= 8);
+  CHECK(best <= 64);
+  CHECK_THROWS_AS(fit::cheapest_tokens(narrow, 0), fit::Error);
+}
+
+TEST_CASE("a sum over a mask is that of its terms", "[cost]") {
+  using fit::kernels::Mask;
+  for (const Index chunk : {1, 2, 3, 7, 16, 100}) {
+    for (const Index offset : {0, 1, 9}) {
+      const Mask mask{chunk, offset};
+      for (Index keys = 0; keys < 40; keys += 3) {
+        for (const Index first : {0, 2, 13}) {
+          for (const Index step : {1, 3, 14}) {
+            Index visible = 0, unseen = 0;
+            for (Index i = 0; i < 30; ++i) {
+              visible += mask.visible_keys(first + i * step, keys);
+              unseen += std::min(keys, mask.first_query(first + i * step));
+            }
+            REQUIRE(mask.sum_of_visible_keys({first, step, 30}, keys) == visible);
+            if (offset == 0) REQUIRE(mask.sum_of_first_queries({first, step, 30}, keys) == unseen);
+          }
+        }
+      }
+    }
+  }
+  CHECK(Mask::none().sum_of_visible_keys({0, 1, 1000000}, 77) == 77000000);
+  CHECK(Mask::none().sum_of_first_queries({0, 8, 100}, 5) == 0);
+}
+
+TEST_CASE("what no model can be has no cost", "[cost]") {
+  const auto refused = [](fit::EncoderConfig c, const char* text, Index batch = 1, int threads = 1) {
+    CHECK_THROWS_WITH(fit::cost_of(c, batch, {.threads = threads}), Catch::Matchers::ContainsSubstring(text));
+  };
+  auto c = demo;
+  c.groups = 0;
+  refused(c, "groups = 0");
+  c = demo;
+  c.extra_tokens = -1;
+  refused(c, "extra_tokens = -1");
+  c = demo;
+  c.layers = "(2";
+  refused(c, "the layer string \"(2\"");
+  refused(demo, "batch = 0", 0);
+  refused(demo, "threads = 0", 1, 0);
+  c = demo;
+  c.layers = "(2)";
+  c.tokens = 2000000000;
+  refused(c, "too large", 100);
+}
+
+TEST_CASE("a summary has a line for every part, and they add up to the cost", "[cost]") {
+  const fit::CostOptions options{.training = true, .threads = 2};
+  const fit::Summary summary = fit::summary<labelled>(3, options);
+  const fit::Cost cost = fit::cost<labelled>(3, options);
+  CHECK(summary.title == "diffusion (2)2(2)2(2), batch 3, training step");
+  std::vector<std::string> names;
+  Index parameters = 0;
+  double share = 0;
+  for (const fit::SummaryLine& line : summary.lines) {
+    names.push_back(line.name);
+    parameters += line.parameters;
+    share += line.share;
+  }
+  CHECK(names == std::vector<std::string>{"stem", "stages.0.local x 2", "stages.0.read", "stages.0.condition",
+                                          "stages.0.global x 2", "stages.0.write", "stages.1.local x 2",
+                                          "stages.1.read", "stages.1.condition", "stages.1.global x 2",
+                                          "stages.1.write", "stages.2.local x 2", "head"});
+  CHECK(parameters == cost.parameters);
+  CHECK(std::abs(share - 1) < 1e-12);
+  CHECK(summary.lines[4].shape == std::array<Index, 4>{3, 4, 8, 128});
+  CHECK(summary.lines[4].flops + summary.lines[9].flops ==
+        cost.of(fit::Part::global).forward + cost.of(fit::Part::global).backward);
+
+  std::ostringstream text;
+  text << summary;
+  CHECK(text.str().find("stages.0.global x 2     [3, 4, 8, 128]              396544") != std::string::npos);
+  CHECK(text.str().find("peak ") != std::string::npos);
+}
+
+TEST_CASE("numbers of a summary have three digits", "[cost]") {
+  using fit::detail::short_text;
+  CHECK(short_text(0, "B") == "0 B");
+  CHECK(short_text(999, "B") == "999 B");
+  CHECK(short_text(1000, "B") == "1.00 kB");
+  CHECK(short_text(12345, "B") == "12.3 kB");
+  CHECK(short_text(999499, "B") == "999 kB");
+  CHECK(short_text(999501, "B") == "1.00 MB");
+  CHECK(short_text(9996, "FLOP") == "10.0 kFLOP");
+  CHECK(short_text(2.5e13, "FLOP") == "25.0 TFLOP");
+}

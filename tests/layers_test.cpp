@@ -236,8 +236,7 @@ struct StemAdaptor {
 template <int Width, int Heads, int Ratio>
 struct BlockAdaptor {
   template <class T>
-  using Layer =
-      std::conditional_t<(Heads > 0), fit::nn::Block<T, Width, Heads, Ratio>, fit::nn::MLPBlock<T, Width, Ratio>>;
+  using Layer = fit::nn::Block<T, Width, Heads, Ratio>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * Width; }

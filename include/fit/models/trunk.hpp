@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 #include <optional>
-#include <type_traits>
 #include <vector>
 
 #include <fit/models/arguments.hpp>
@@ -27,8 +26,7 @@ template <class T, TrunkConfig c>
 struct Stage {
   static constexpr nn::CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
   static constexpr nn::CrossOptions conditioning{c.cross_context_norm, 0};
-  using Local = std::conditional_t<c.local_attention, nn::Block<T, c.data_dim, c.data_heads, c.mlp_ratio>,
-                                   nn::MLPBlock<T, c.data_dim, c.mlp_ratio>>;
+  using Local = nn::Block<T, c.data_dim, c.local_attention ? c.data_heads : 0, c.mlp_ratio>;
   using Condition = nn::Cross<T, c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, conditioning>;
 
   std::vector<Local> local;

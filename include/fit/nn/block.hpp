@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <span>
 
 #include <fit/nn/attention.hpp>
@@ -10,11 +11,12 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace nn {
 
-/// A pre-norm transformer block, local or global: x += Attention(Norm(x), Norm(x)); x += MLP(Norm(x)).
+/// A pre-norm transformer block, local or global: x += Attention(Norm(x), Norm(x)), unless it has 0 heads, and
+/// x += MLP(Norm(x)).
 template <class T, int Width, int Heads, int Ratio>
 struct Block {
-  LayerNorm<T, Width> attention_norm;
-  Attention<T, Width, Width, Width, Heads> attention;
+  If<(Heads > 0), LayerNorm<T, Width>> attention_norm;
+  If<(Heads > 0), Attention<T, Width, Width, Width, std::max(1, Heads)>> attention;
   ResidualMLP<T, Width, Ratio> residual_mlp;
 
   static void visit(auto&& f, auto&... p) {
@@ -30,13 +32,15 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
              Tape& tape) {
   const auto start = tape.mark();
   const Index rows = sequences * length;
-  const PathScale<T> attention_path = draw_path<T>(sequences, length, tape);
-  T* normed = tape.allocate<T>(rows * Width);
-  forward<T>(p.attention_norm, x, normed, rows, tape);
-  forward<T>(p.attention, normed, normed, x, {sequences, length, length, mask}, attention_path,
-             draw_dropout(tape.options().drop_attention, tape), tape);
-  const PathScale<T> mlp_path = draw_path<T>(sequences, length, tape);
-  forward<T>(p.residual_mlp, x, rows, mlp_path, draw_dropout(tape.options().drop_units, tape), tape);
+  if constexpr (Heads > 0) {
+    const PathScale<T> path = draw_path<T>(sequences, length, tape);
+    T* normed = tape.allocate<T>(rows * Width);
+    forward<T>(p.attention_norm, x, normed, rows, tape);
+    forward<T>(p.attention, normed, normed, x, {sequences, length, length, mask}, path,
+               draw_dropout(tape.options().drop_attention, tape), tape);
+  }
+  const PathScale<T> path = draw_path<T>(sequences, length, tape);
+  forward<T>(p.residual_mlp, x, rows, path, draw_dropout(tape.options().drop_units, tape), tape);
   tape.finish(start);
 }
 
@@ -47,9 +51,11 @@ void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Wi
   const auto frame = tape.pop();
   const Index rows = sequences * length;
   backward<T>(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
-  T* normed = tape.scratch<T>(rows * Width);
-  backward<T>(p.attention, x_gradient, normed, nullptr, gradient.attention, {sequences, length, length}, tape);
-  backward<T>(p.attention_norm, normed, x_gradient, gradient.attention_norm, rows, tape);
+  if constexpr (Heads > 0) {
+    T* normed = tape.scratch<T>(rows * Width);
+    backward<T>(p.attention, x_gradient, normed, nullptr, gradient.attention, {sequences, length, length}, tape);
+    backward<T>(p.attention_norm, normed, x_gradient, gradient.attention_norm, rows, tape);
+  }
 }
 
 /// x [rows of each sequence in turn, Width] in place; keys and values of the rows join the caches.
@@ -62,29 +68,6 @@ void step(const Block<T, Width, Heads, Ratio>& p, T* x, std::span<const CachedRo
   forward<T>(p.attention_norm, x, normed, rows, tape);
   step<T>(p.attention, normed, x, sequences, mask, with, tape);
   forward<T>(p.residual_mlp, x, rows, {}, {}, tape, with);
-}
-
-/// A block without attention, used in the same way: x += MLP(Norm(x)).
-template <class T, int Width, int Ratio>
-struct MLPBlock {
-  ResidualMLP<T, Width, Ratio> residual_mlp;
-
-  static void visit(auto&& f, auto&... p) { ResidualMLP<T, Width, Ratio>::visit(f, p.residual_mlp...); }
-};
-
-template <class T, int Width, int Ratio>
-void forward(const MLPBlock<T, Width, Ratio>& p, T* x, Index sequences, Index length, const kernels::Mask&,
-             Tape& tape) {
-  const auto start = tape.mark();
-  const PathScale<T> path = draw_path<T>(sequences, length, tape);
-  forward<T>(p.residual_mlp, x, sequences * length, path, draw_dropout(tape.options().drop_units, tape), tape);
-  tape.finish(start);
-}
-template <class T, int Width, int Ratio>
-void backward(const MLPBlock<T, Width, Ratio>& p, T* x_gradient, MLPBlock<T, Width, Ratio>& gradient, Index sequences,
-              Index length, Tape& tape) {
-  const auto frame = tape.pop();
-  backward<T>(p.residual_mlp, x_gradient, gradient.residual_mlp, sequences * length, tape);
 }
 
 }  // namespace nn

@@ -223,11 +223,11 @@ struct StemAdaptor {
   Index outputs() const { return sizes.sequences * Tokens * Width; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::nn::forward(p, x[0], y, sizes.sequences, Tokens, tape);
+    fit::nn::forward(p, x[0], y, sizes.sequences, tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::nn::backward(p, dy, dx[0], gradient, sizes.sequences, Tokens, tape);
+    fit::nn::backward(p, dy, dx[0], gradient, sizes.sequences, tape);
   }
 };
 

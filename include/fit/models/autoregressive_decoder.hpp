@@ -41,8 +41,8 @@ class AutoregressiveDecoder {
 
   static void visit(auto&& f, auto&... p) {
     f("token_embedding", p.token_embedding_...);
-    DataPositions::visit(f, p.data_positions_...);
-    LatentPositions::visit(f, p.latent_positions_...);
+    f("data_positions", p.data_positions_.table...);
+    f("latent_positions", p.latent_positions_.table...);
     DecoderTrunk::visit(f, p.trunk_...);
     f("data_norm", p.data_norm_...);
     f("output_embedding", p.output_embedding_...);
@@ -109,7 +109,8 @@ class AutoregressiveDecoder {
   /// x [rows, data_dim] of ids [rows] that follow each other in a group, the first of them its token `slot`.
   void step_ids(const std::int32_t* ids, Index slot, T* x, Index rows, Tape& tape) const {
     nn::forward(token_embedding_, ids, x, rows, tape);
-    nn::step(data_positions_, x, slot, rows, config.tokens);
+    const T* added = data_positions_.values() + slot * config.data_dim;
+    for (Index i = 0; i < rows * config.data_dim; ++i) x[i] += added[i];
   }
   /// logits [rows, V] of x [rows, data_dim], normalised in place.
   void step_logits(T* x, T* logits, Index rows, const nn::StepKernels<T>& with, Tape& tape) const {
@@ -117,15 +118,15 @@ class AutoregressiveDecoder {
     with.multiply({logits_product(x, logits, rows)}, tape);
   }
   /// z [latents, latent_dim]: the latents that a group starts from.
-  void step_latents(Index group, T* z) const { nn::step(latent_positions_, z, group, config.groups, config.latents); }
+  void step_latents(Index group, T* z) const {
+    constexpr Index size = Index{config.latents} * config.latent_dim;
+    std::copy_n(latent_positions_.values() + group * size, size, z);
+  }
   const auto& trunk() const { return trunk_; }
 
  private:
   /// Rows whose logits are in memory together.
   static constexpr Index chunk = std::clamp<Index>((Index{1} << 20) / config.vocabulary, 64, 4096);
-  using DataPositions = nn::DataPositions<T, config.tokens, config.data_dim, config.data_positions>;
-  using LatentPositions =
-      nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
   using DecoderTrunk = detail::Trunk<T, detail::trunk_of(config)>;
   struct Record {
     Sizes sizes;
@@ -152,8 +153,8 @@ class AutoregressiveDecoder {
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
     T* normed = tape.allocate<T>(rows * config.data_dim);              // [B, groups, tokens, data_dim]
     nn::forward(token_embedding_, ids, x, rows, tape);
-    nn::forward(data_positions_, x, sizes.all_groups(), sizes.tokens, tape);
-    nn::forward(latent_positions_, z, sizes.batch, sizes.groups, sizes.latents, tape);
+    nn::forward(data_positions_, x, sizes.all_groups(), tape);
+    nn::copy_positions(latent_positions_, z, sizes.batch);
     trunk_.forward(x, z, {}, sizes, tape, trace);
     nn::forward<T>(data_norm_, x, normed, rows, tape);
     head(normed);
@@ -168,8 +169,8 @@ class AutoregressiveDecoder {
     T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
     nn::backward(data_norm_, normed_gradient, x, gradient.data_norm_, rows, tape);
     trunk_.backward(x, z, {}, gradient.trunk_, sizes, tape);
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, sizes.latents, tape);
-    nn::backward(data_positions_, x, gradient.data_positions_, sizes.all_groups(), sizes.tokens, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
+    nn::backward(data_positions_, x, gradient.data_positions_, sizes.all_groups(), tape);
     nn::backward<T>(token_embedding_, x, gradient.token_embedding_, rows, tape);
   }
 
@@ -244,8 +245,8 @@ class AutoregressiveDecoder {
   }
 
   nn::Embedding<T, config.vocabulary, config.data_dim> token_embedding_;
-  DataPositions data_positions_;
-  LatentPositions latent_positions_;
+  nn::DataPositions<T, config.tokens, config.data_dim, config.data_positions> data_positions_;
+  nn::LatentPositions<T, config.groups, config.latents, config.latent_dim, config.latent_positions> latent_positions_;
   DecoderTrunk trunk_;
   nn::LayerNorm<T, config.data_dim> data_norm_;
   If<!config.shared_embedding, nn::Embedding<T, config.vocabulary, config.data_dim>> output_embedding_;

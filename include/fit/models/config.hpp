@@ -217,13 +217,6 @@ constexpr TrunkConfig trunk_of(const Config& config) {
   return trunk;
 }
 
-/// The largest whole number whose square is at most n.
-constexpr int integer_root(int n) {
-  int root = 0;
-  while ((root + 1) * (root + 1) <= n) ++root;
-  return root;
-}
-
 /// Rules that the three models share.
 template <auto config>
 constexpr bool check_common() {
@@ -250,7 +243,7 @@ constexpr bool check_common() {
                     config.latent_dim % 2 == 0,
                 "fit: sin_cos latent positions need an even config.latent_dim");
   static_assert(config.data_positions != Positions::sin_cos_2d ||
-                    integer_root(config.tokens) * integer_root(config.tokens) == config.tokens,
+                    nn::integer_root(config.tokens) * nn::integer_root(config.tokens) == config.tokens,
                 "fit: sin_cos_2d data positions need a square number as config.tokens");
   static_assert(config.data_positions != Positions::sin_cos_2d || config.data_dim % 2 == 0 || config.tokens == 1,
                 "fit: sin_cos_2d data positions need an even config.data_dim");

@@ -72,7 +72,7 @@ class DiffusionDecoder {
 
   static void visit(auto&& f, auto&... p) {
     Stem::visit(f, p.stem_...);
-    LatentPositions::visit(f, p.latent_positions_...);
+    f("latent_positions", p.latent_positions_.table...);
     f("time_embedding", p.time_embedding_...);
     f("condition_projection", p.condition_projection_...);
     f("previous_latents", p.previous_...);
@@ -129,9 +129,8 @@ class DiffusionDecoder {
       nn::backward(previous_, previous, gradient.previous_, sizes.latent_rows(), tape);
       if (inputs.previous_latents) std::copy_n(previous, latent_size, inputs.previous_latents->data());
     }
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, sizes.latents, tape);
-    nn::backward<T>(stem_, x, inputs.noisy ? inputs.noisy->data() : nullptr, gradient.stem_, sizes.all_groups(),
-                    sizes.tokens, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
+    nn::backward<T>(stem_, x, inputs.noisy ? inputs.noisy->data() : nullptr, gradient.stem_, sizes.all_groups(), tape);
   }
 
   /// Throws Error for inputs of wrong shapes, or a gamma outside [0, 1]; else says what a pass over them goes over.
@@ -158,8 +157,6 @@ class DiffusionDecoder {
   static constexpr Index condition_count = 1 + own_tokens;  // the noise level's token comes first
   static constexpr detail::TrunkConfig trunk_config = detail::trunk_of(config);
   using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
-  using LatentPositions =
-      nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
   struct Record {
     Sizes sizes;
     const T* condition;
@@ -197,8 +194,8 @@ class DiffusionDecoder {
     const auto start = tape.mark();
     const Index latent_size = sizes.latent_rows() * config.latent_dim;
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);  // [B, groups, tokens, data_dim]
-    nn::forward(stem_, inputs.noisy.data(), x, sizes.all_groups(), sizes.tokens, tape);
-    nn::forward(latent_positions_, latents, sizes.batch, sizes.groups, sizes.latents, tape);
+    nn::forward(stem_, inputs.noisy.data(), x, sizes.all_groups(), tape);
+    nn::copy_positions(latent_positions_, latents, sizes.batch);
     if constexpr (has_previous) {
       T* previous = tape.allocate<T>(latent_size);  // [B, groups, latents, latent_dim]
       T* normed = tape.allocate<T>(latent_size);    // [B, groups, latents, latent_dim]
@@ -249,7 +246,7 @@ class DiffusionDecoder {
   }
 
   Stem stem_;
-  LatentPositions latent_positions_;
+  nn::LatentPositions<T, config.groups, config.latents, config.latent_dim, config.latent_positions> latent_positions_;
   nn::TimeEmbedding<T, config.latent_dim> time_embedding_;
   If<has_condition, nn::Linear<T, config.latent_dim, std::max(1, config.condition_channels)>> condition_projection_;
   If<has_previous, nn::ResidualMLP<T, config.latent_dim, config.mlp_ratio>> previous_;

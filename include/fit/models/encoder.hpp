@@ -59,7 +59,7 @@ class Encoder {
     Stem::visit(f, p.stem_...);
     f("extra_stem", p.extra_stem_...);
     f("extra_stem_norm", p.extra_stem_norm_...);
-    LatentPositions::visit(f, p.latent_positions_...);
+    f("latent_positions", p.latent_positions_.table...);
     detail::Trunk<T, trunk_config>::visit(f, p.trunk_...);
     f("data_norm", p.data_norm_...);
     f("latent_norm", p.latent_norm_...);
@@ -114,7 +114,7 @@ class Encoder {
     nn::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, sizes.data_rows(),
                  tape);
     trunk_.backward(x, z, {}, gradient.trunk_, sizes, tape);
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, sizes.latents, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
     T* data = x;
     if constexpr (has_extra) {
       const Index extra_rows = groups * config.extra_tokens;
@@ -126,16 +126,13 @@ class Encoder {
       nn::backward<T>(extra_stem_, between, inputs.extra ? inputs.extra->data() : nullptr, gradient.extra_stem_,
                       extra_rows, tape);
     }
-    nn::backward<T>(stem_, data, inputs.input ? inputs.input->data() : nullptr, gradient.stem_, groups, config.tokens,
-                    tape);
+    nn::backward<T>(stem_, data, inputs.input ? inputs.input->data() : nullptr, gradient.stem_, groups, tape);
   }
 
  private:
   static constexpr Index all_tokens = config.extra_tokens + config.tokens;
   static constexpr detail::TrunkConfig trunk_config = detail::trunk_of(config);
   using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
-  using LatentPositions =
-      nn::LatentPositions<T, config.groups * config.latents, config.latent_dim, config.latent_positions>;
 
   struct Record {
     Sizes sizes;
@@ -171,7 +168,7 @@ class Encoder {
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, N, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
     T* stem = has_extra ? tape.allocate<T>(groups * config.tokens * config.data_dim) : x;
-    nn::forward(stem_, inputs.input.data(), stem, groups, config.tokens, tape);
+    nn::forward(stem_, inputs.input.data(), stem, groups, tape);
     if constexpr (has_extra) {
       const Index extra_rows = groups * config.extra_tokens;
       T* extra = tape.allocate<T>(extra_rows * config.data_dim);
@@ -179,7 +176,7 @@ class Encoder {
       nn::forward<T>(extra_stem_norm_, extra, extra, extra_rows, tape);
       detail::join<T>(extra, config.extra_tokens * config.data_dim, stem, config.tokens * config.data_dim, x, groups);
     }
-    nn::forward(latent_positions_, z, sizes.batch, sizes.groups, sizes.latents, tape);
+    nn::copy_positions(latent_positions_, z, sizes.batch);
     trunk_.forward(x, z, {}, sizes, tape, trace);
     nn::forward<T>(data_norm_, x, data, sizes.data_rows(), tape);
     nn::forward<T>(latent_norm_, z, latents, sizes.latent_rows(), tape);
@@ -189,7 +186,7 @@ class Encoder {
   Stem stem_;
   If<has_extra, nn::Linear<T, config.data_dim, std::max(1, config.extra_channels)>> extra_stem_;
   If<has_extra, nn::LayerNorm<T, config.data_dim>> extra_stem_norm_;
-  LatentPositions latent_positions_;
+  nn::LatentPositions<T, config.groups, config.latents, config.latent_dim, config.latent_positions> latent_positions_;
   detail::Trunk<T, trunk_config> trunk_;
   nn::LayerNorm<T, config.data_dim> data_norm_;
   nn::LayerNorm<T, config.latent_dim> latent_norm_;

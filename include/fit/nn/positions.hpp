@@ -17,6 +17,18 @@ enum class Positions { learned, sin_cos, sin_cos_2d };
 
 namespace nn {
 
+/// The largest whole number whose square is at most n.
+constexpr int integer_root(int n) {
+  int root = 0;
+  while ((root + 1) * (root + 1) <= n) ++root;
+  return root;
+}
+
+/// Rows of the grid whose code `tokens` data tokens get.
+constexpr int grid_rows(int tokens, Positions kind) {
+  return kind == Positions::sin_cos_2d ? std::max(1, integer_root(tokens)) : 1;
+}
+
 /// The code of a coordinate in `width` numbers: angles coordinate / 10000^(2 floor(k/2) / width), the even k as sines,
 /// then the odd k as cosines. After Vaswani et al., arXiv 1706.03762, section 3.5, without their interleaving.
 inline void wave_code(double coordinate, Index width, double* code) {

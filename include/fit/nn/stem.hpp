@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/linear.hpp>
@@ -11,48 +10,54 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace nn {
 
-/// What tells the tokens of a group apart, the same in all groups: trained, for `Tokens` of them, or a code.
-template <class T, int Tokens, int Width, Positions kind>
-struct DataPositions {
-  If<kind == Positions::learned, Matrix<T, Tokens, Width>> data_positions;
+/// Positions [Rows, Columns, Width], the same for every run of so many tokens: trained, or the codes of a grid.
+template <class T, int Rows, int Columns, int Width, bool learned>
+struct PositionTable {
+  static constexpr Index size = Index{Rows} * Columns * Width;
 
-  static void visit(auto&& f, auto&... p) { f("data_positions", p.data_positions...); }
+  If<learned, Matrix<T, Rows * Columns, Width>> table;
 
-  /// [tokens, Width]
-  const T* values(Index tokens) const {
-    if constexpr (kind == Positions::learned) {
-      return data_positions.data();
+  const T* values() const {
+    if constexpr (learned) {
+      return table.data();
     } else {
-      const Index rows = kind == Positions::sin_cos_2d ? static_cast<Index>(std::sqrt(tokens)) : 1;
-      return position_codes<T>(rows, tokens / rows, Width);
+      return position_codes<T>(Rows, Columns, Width);
     }
   }
 };
 
-/// x [groups, tokens, Width] += positions
+/// What tells the tokens of a group apart.
 template <class T, int Tokens, int Width, Positions kind>
-void forward(const DataPositions<T, Tokens, Width, kind>& p, T* x, Index groups, Index tokens, Tape& tape) {
-  const T* added = p.values(tokens);
-  tape.executor().parallel_for(groups, [&](Index g, int) {
-    T* group = x + g * tokens * Width;
-    for (Index i = 0; i < tokens * Width; ++i) group[i] += added[i];
+using DataPositions =
+    PositionTable<T, grid_rows(Tokens, kind), Tokens / grid_rows(Tokens, kind), Width, kind == Positions::learned>;
+
+/// The latents that every example starts from.
+template <class T, int Groups, int Latents, int Width, Positions kind>
+using LatentPositions = PositionTable<T, Groups, Latents, Width, kind == Positions::learned>;
+
+/// x [runs, Rows, Columns, Width] += positions
+template <class T, int Rows, int Columns, int Width, bool learned>
+void forward(const PositionTable<T, Rows, Columns, Width, learned>& p, T* x, Index runs, Tape& tape) {
+  const T* added = p.values();
+  tape.executor().parallel_for(runs, [&](Index run, int) {
+    for (Index i = 0; i < p.size; ++i) x[run * p.size + i] += added[i];
   });
 }
 
-/// Adds to `gradient`; that of x passes.
-template <class T, int Tokens, int Width, Positions kind>
-void backward(const DataPositions<T, Tokens, Width, kind>&, const T* x_gradient,
-              DataPositions<T, Tokens, Width, kind>& gradient, Index groups, Index tokens, Tape& tape) {
-  if constexpr (kind == Positions::learned) {
-    kernels::add_column_sums<T>({{x_gradient, groups, tokens * Width, gradient.data_positions.data()}}, tape);
-  }
+/// z [runs, Rows, Columns, Width] = positions
+template <class T, int Rows, int Columns, int Width, bool learned>
+void copy_positions(const PositionTable<T, Rows, Columns, Width, learned>& p, T* z, Index runs) {
+  const T* values = p.values();
+  for (Index run = 0; run < runs; ++run) std::copy_n(values, p.size, z + run * p.size);
 }
 
-/// x [rows, Width] += the positions of tokens first .. first + rows - 1 of a group of `tokens`.
-template <class T, int Tokens, int Width, Positions kind>
-void step(const DataPositions<T, Tokens, Width, kind>& p, T* x, Index first, Index rows, Index tokens) {
-  const T* added = p.values(tokens) + first * Width;
-  for (Index i = 0; i < rows * Width; ++i) x[i] += added[i];
+/// Adds to `gradient`, of positions that were added or copied; that of x passes.
+template <class T, int Rows, int Columns, int Width, bool learned>
+void backward(const PositionTable<T, Rows, Columns, Width, learned>& p, const T* x_gradient,
+              PositionTable<T, Rows, Columns, Width, learned>& gradient, Index runs, Tape& tape) {
+  if constexpr (learned) {
+    kernels::add_column_sums<T>({{x_gradient, runs, p.size, gradient.table.data()}}, tape);
+  }
 }
 
 /// Data tokens from input tokens: Norm(Dense(input)) + positions.
@@ -65,73 +70,30 @@ struct DataStem {
   static void visit(auto&& f, auto&... p) {
     f("stem", p.stem...);
     f("stem_norm", p.stem_norm...);
-    DataPositions<T, Tokens, Width, kind>::visit(f, p.positions...);
+    f("data_positions", p.positions.table...);
   }
 };
 
-/// x [groups, tokens, Width] from input [groups, tokens, Channels].
+/// x [groups, Tokens, Width] from input [groups, Tokens, Channels].
 template <class T, int Tokens, int Channels, int Width, Positions kind>
-void forward(const DataStem<T, Tokens, Channels, Width, kind>& p, const T* input, T* x, Index groups, Index tokens,
-             Tape& tape) {
+void forward(const DataStem<T, Tokens, Channels, Width, kind>& p, const T* input, T* x, Index groups, Tape& tape) {
   const auto start = tape.mark();
-  forward(p.stem, input, x, groups * tokens, tape);
-  forward<T>(p.stem_norm, x, x, groups * tokens, tape);
-  forward(p.positions, x, groups, tokens, tape);
+  forward(p.stem, input, x, groups * Tokens, tape);
+  forward<T>(p.stem_norm, x, x, groups * Tokens, tape);
+  forward(p.positions, x, groups, tape);
   tape.finish(start);
 }
 
 /// Writes input_gradient, unless it is null, and adds to `gradient`.
 template <class T, int Tokens, int Channels, int Width, Positions kind>
 void backward(const DataStem<T, Tokens, Channels, Width, kind>& p, const T* x_gradient, T* input_gradient,
-              DataStem<T, Tokens, Channels, Width, kind>& gradient, Index groups, Index tokens, Tape& tape) {
+              DataStem<T, Tokens, Channels, Width, kind>& gradient, Index groups, Tape& tape) {
   const auto frame = tape.pop();
-  backward(p.positions, x_gradient, gradient.positions, groups, tokens, tape);
-  T* between = tape.scratch<T>(groups * tokens * Width);
-  std::fill_n(between, groups * tokens * Width, T(0));
-  backward(p.stem_norm, x_gradient, between, gradient.stem_norm, groups * tokens, tape);
-  backward<T>(p.stem, between, input_gradient, gradient.stem, groups * tokens, tape);
-}
-
-/// The latents that every example starts from, which are their positions: trained, `Rows` of them, or the code of
-/// group and slot.
-template <class T, int Rows, int Width, Positions kind>
-struct LatentPositions {
-  If<kind == Positions::learned, Matrix<T, Rows, Width>> latent_positions;
-
-  static void visit(auto&& f, auto&... p) { f("latent_positions", p.latent_positions...); }
-
-  /// [groups, latents, Width]
-  const T* values(Index groups, Index latents) const {
-    if constexpr (kind == Positions::learned) {
-      return latent_positions.data();
-    } else {
-      return position_codes<T>(groups, latents, Width);
-    }
-  }
-};
-
-/// z [batch, groups, latents, Width]
-template <class T, int Rows, int Width, Positions kind>
-void forward(const LatentPositions<T, Rows, Width, kind>& p, T* z, Index batch, Index groups, Index latents, Tape&) {
-  const Index size = groups * latents * Width;
-  const T* start = p.values(groups, latents);
-  for (Index b = 0; b < batch; ++b) std::copy_n(start, size, z + b * size);
-}
-
-/// Adds to `gradient`.
-template <class T, int Rows, int Width, Positions kind>
-void backward(const LatentPositions<T, Rows, Width, kind>&, const T* z_gradient,
-              LatentPositions<T, Rows, Width, kind>& gradient, Index batch, Index groups, Index latents, Tape& tape) {
-  if constexpr (kind == Positions::learned) {
-    kernels::add_column_sums<T>({{z_gradient, batch, groups * latents * Width, gradient.latent_positions.data()}},
-                                tape);
-  }
-}
-
-/// z [latents, Width], those of one of `groups` groups.
-template <class T, int Rows, int Width, Positions kind>
-void step(const LatentPositions<T, Rows, Width, kind>& p, T* z, Index group, Index groups, Index latents) {
-  std::copy_n(p.values(groups, latents) + group * latents * Width, latents * Width, z);
+  backward(p.positions, x_gradient, gradient.positions, groups, tape);
+  T* between = tape.scratch<T>(groups * Tokens * Width);
+  std::fill_n(between, groups * Tokens * Width, T(0));
+  backward(p.stem_norm, x_gradient, between, gradient.stem_norm, groups * Tokens, tape);
+  backward<T>(p.stem, between, input_gradient, gradient.stem, groups * Tokens, tape);
 }
 
 }  // namespace nn

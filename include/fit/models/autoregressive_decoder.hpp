@@ -176,47 +176,28 @@ class AutoregressiveDecoder {
 
   /// The product that gives logits [rows, V] of normalised tokens [rows, data_dim].
   kernels::Product<T> logits_product(const T* normed, T* logits, Index rows) const {
-    constexpr Index width = config.data_dim;
-    return {.rows = rows,
-            .columns = config.vocabulary,
-            .factors = {{kernels::plain(normed, width), kernels::transposed(output_weight(), width), width}},
-            .c = logits,
-            .c_row = config.vocabulary,
-            .finish = {.bias = output_bias()}};
+    const T* bias = nullptr;
+    if constexpr (config.output_bias) bias = output_bias_.data();
+    return nn::output_product(output_table(*this), bias, normed, logits, rows);
   }
 
-  const T* output_weight() const {
-    if constexpr (!config.shared_embedding) return output_embedding_.weight.data();
-    return token_embedding_.weight.data();
-  }
-  const T* output_bias() const {
-    if constexpr (config.output_bias) return output_bias_.data();
-    return nullptr;
+  /// The table whose rows give the logits, of a decoder or its gradient.
+  static auto& output_table(auto& decoder) {
+    if constexpr (config.shared_embedding) {
+      return decoder.token_embedding_.weight;
+    } else {
+      return decoder.output_embedding_.weight;
+    }
   }
 
   /// Writes normed_gradient, and adds to the gradients of the embedding and the bias.
   void backward_logits(const T* logits_gradient, const T* normed, T* normed_gradient, AutoregressiveDecoder& gradient,
                        Index rows, Tape& tape) const {
-    constexpr Index width = config.data_dim, vocabulary = config.vocabulary;
-    T* weight_gradient = gradient.token_embedding_.weight.data();
-    if constexpr (!config.shared_embedding) weight_gradient = gradient.output_embedding_.weight.data();
-    kernels::multiply<T>(
-        {{.rows = rows,
-          .columns = width,
-          .factors = {{kernels::plain(logits_gradient, vocabulary), kernels::plain(output_weight(), width),
-                       vocabulary}},
-          .c = normed_gradient,
-          .c_row = width},
-         {.rows = vocabulary,
-          .columns = width,
-          .factors = {{kernels::transposed(logits_gradient, vocabulary), kernels::plain(normed, width), rows}},
-          .c = weight_gradient,
-          .c_row = width,
-          .finish = {.accumulate = true}}},
-        tape);
+    kernels::multiply({nn::input_product(output_table(*this), logits_gradient, normed_gradient, rows),
+                       nn::weight_product(output_table(gradient), normed, logits_gradient, rows)},
+                      tape);
     if constexpr (config.output_bias) {
-      kernels::add_column_sums({kernels::ColumnSum<T>{logits_gradient, rows, vocabulary, gradient.output_bias_.data()}},
-                               tape);
+      kernels::add_column_sums<T>({{logits_gradient, rows, config.vocabulary, gradient.output_bias_.data()}}, tape);
     }
   }
 

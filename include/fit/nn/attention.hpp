@@ -86,23 +86,23 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T
   T* q = tape.scratch<T>(rows * Width);
   T* k = tape.scratch<T>(context_rows * Width);
   T* v = tape.scratch<T>(context_rows * Width);
-  kernels::multiply({input_product(p.output, branch, mixed, rows),
-                     weight_product<T>(gradient.output, saved->tensors.o, branch, rows)},
+  kernels::multiply({input_product(p.output.weight, branch, mixed, rows),
+                     weight_product<T>(gradient.output.weight, saved->tensors.o, branch, rows)},
                     tape);
   kernels::attention_backward<T>(saved->shape, saved->tensors, {mixed, q, k, v}, tape);
-  auto to_input = input_product<T>(p.query, q, input_gradient, rows);
-  const auto to_query = weight_product<T>(gradient.query, saved->input, q, rows);
-  const auto to_key = weight_product<T>(gradient.key, saved->context, k, context_rows);
-  const auto to_value = weight_product<T>(gradient.value, saved->context, v, context_rows);
+  auto to_input = input_product<T>(p.query.weight, q, input_gradient, rows);
+  const auto to_query = weight_product<T>(gradient.query.weight, saved->input, q, rows);
+  const auto to_key = weight_product<T>(gradient.key.weight, saved->context, k, context_rows);
+  const auto to_value = weight_product<T>(gradient.value.weight, saved->context, v, context_rows);
   // Tensors without rows may share an address.
   if (QueryDim == ContextDim && rows == context_rows && saved->input == saved->context) {
-    to_input.factors[1] = input_factors<T>(p.key, k);
-    to_input.factors[2] = input_factors<T>(p.value, v);
+    to_input.factors[1] = input_factors<T>(p.key.weight, k);
+    to_input.factors[2] = input_factors<T>(p.value.weight, v);
     to_input.count = 3;
     kernels::multiply({to_input, to_query, to_key, to_value}, tape);
   } else {
-    auto to_context = input_product<T>(p.key, k, context_gradient, context_rows);
-    to_context.factors[1] = input_factors<T>(p.value, v);
+    auto to_context = input_product<T>(p.key.weight, k, context_gradient, context_rows);
+    to_context.factors[1] = input_factors<T>(p.value.weight, v);
     to_context.count = 2;
     kernels::multiply({to_input, to_context, to_query, to_key, to_value}, tape);
   }

@@ -20,36 +20,41 @@ struct Linear {
   }
 };
 
-/// The product y [rows, Out] = x [rows, In] weight^T + bias, to be computed with others by kernels::multiply.
+/// The product y [rows, Out] = x [rows, In] weight^T + bias, or no bias, to be computed with others by
+/// kernels::multiply.
 template <class T, int Out, int In>
-kernels::Product<T> output_product(const Linear<T, Out, In>& p, const T* x, T* y, Index rows) {
+kernels::Product<T> output_product(const Matrix<T, Out, In>& weight, const T* bias, const T* x, T* y, Index rows) {
   return {.rows = rows,
           .columns = Out,
-          .factors = {{kernels::plain(x, In), kernels::transposed(p.weight.data(), In), In}},
+          .factors = {{kernels::plain(x, In), kernels::transposed(weight.data(), In), In}},
           .c = y,
           .c_row = Out,
-          .finish = {.bias = p.bias.data()}};
+          .finish = {.bias = bias}};
+}
+template <class T, int Out, int In>
+kernels::Product<T> output_product(const Linear<T, Out, In>& p, const T* x, T* y, Index rows) {
+  return output_product(p.weight, p.bias.data(), x, y, rows);
 }
 
 /// One summand of an input gradient: y_gradient [rows, Out] weight.
 template <class T, int Out, int In>
-kernels::Factors<T> input_factors(const Linear<T, Out, In>& p, const T* y_gradient) {
-  return {kernels::plain(y_gradient, Out), kernels::plain(p.weight.data(), In), Out};
+kernels::Factors<T> input_factors(const Matrix<T, Out, In>& weight, const T* y_gradient) {
+  return {kernels::plain(y_gradient, Out), kernels::plain(weight.data(), In), Out};
 }
 
 /// The product x_gradient [rows, In] = y_gradient [rows, Out] weight.
 template <class T, int Out, int In>
-kernels::Product<T> input_product(const Linear<T, Out, In>& p, const T* y_gradient, T* x_gradient, Index rows) {
-  return {.rows = rows, .columns = In, .factors = {input_factors(p, y_gradient)}, .c = x_gradient, .c_row = In};
+kernels::Product<T> input_product(const Matrix<T, Out, In>& weight, const T* y_gradient, T* x_gradient, Index rows) {
+  return {.rows = rows, .columns = In, .factors = {input_factors(weight, y_gradient)}, .c = x_gradient, .c_row = In};
 }
 
-/// The product gradient.weight += y_gradient^T [Out, rows] x [rows, In].
+/// The product weight_gradient += y_gradient^T [Out, rows] x [rows, In].
 template <class T, int Out, int In>
-kernels::Product<T> weight_product(Linear<T, Out, In>& gradient, const T* x, const T* y_gradient, Index rows) {
+kernels::Product<T> weight_product(Matrix<T, Out, In>& weight_gradient, const T* x, const T* y_gradient, Index rows) {
   return {.rows = Out,
           .columns = In,
           .factors = {{kernels::transposed(y_gradient, Out), kernels::plain(x, In), rows}},
-          .c = gradient.weight.data(),
+          .c = weight_gradient.data(),
           .c_row = In,
           .finish = {.accumulate = true}};
 }
@@ -82,9 +87,9 @@ template <class T, int Out, int In>
 void backward(const Linear<T, Out, In>& p, const T* y_gradient, T* x_gradient, Linear<T, Out, In>& gradient, Index rows,
               Tape& tape) {
   const auto saved = tape.pop<detail::LinearRecord<T>>();
-  const auto weight = weight_product(gradient, saved->x, y_gradient, rows);
+  const auto weight = weight_product(gradient.weight, saved->x, y_gradient, rows);
   if (x_gradient) {
-    kernels::multiply({input_product(p, y_gradient, x_gradient, rows), weight}, tape);
+    kernels::multiply({input_product(p.weight, y_gradient, x_gradient, rows), weight}, tape);
   } else {
     kernels::multiply({weight}, tape);
   }

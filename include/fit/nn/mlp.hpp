@@ -54,13 +54,13 @@ void backward(const MLP<T, Width, Ratio>& p, const T* residual_gradient, T* inpu
   const auto saved = tape.pop<detail::MLPRecord<T>>();
   const T* branch = branch_gradient(saved->path, residual_gradient, rows, Index{Width}, tape);
   T* hidden = tape.scratch<T>(rows * Width * Ratio);
-  auto through = input_product(p.fc2, branch, hidden, rows);
+  auto through = input_product(p.fc2.weight, branch, hidden, rows);
   through.activation = kernels::Activation::gelu_backward;
   through.before = saved->before;
   through.dropout = saved->dropout;
-  kernels::multiply({through, weight_product(gradient.fc2, saved->activated, branch, rows)}, tape);
-  kernels::multiply({input_product<T>(p.fc1, hidden, input_gradient, rows),
-                     weight_product<T>(gradient.fc1, saved->input, hidden, rows)},
+  kernels::multiply({through, weight_product(gradient.fc2.weight, saved->activated, branch, rows)}, tape);
+  kernels::multiply({input_product<T>(p.fc1.weight, hidden, input_gradient, rows),
+                     weight_product<T>(gradient.fc1.weight, saved->input, hidden, rows)},
                     tape);
   kernels::add_column_sums({bias_sum<T>(gradient.fc1, hidden, rows), bias_sum(gradient.fc2, branch, rows)}, tape);
 }

@@ -64,11 +64,11 @@ void backward(const TimeEmbedding<T, Width>& p, const T* tokens_gradient, TimeEm
               Index count, Tape& tape) {
   const auto saved = tape.pop<detail::TimeEmbeddingRecord<T>>();
   T* hidden = tape.scratch<T>(count * Width);
-  kernels::multiply({input_product(p.fc2, tokens_gradient, hidden, count),
-                     weight_product(gradient.fc2, saved->activated, tokens_gradient, count)},
+  kernels::multiply({input_product(p.fc2.weight, tokens_gradient, hidden, count),
+                     weight_product(gradient.fc2.weight, saved->activated, tokens_gradient, count)},
                     tape);
   kernels::silu_backward(saved->hidden, hidden, count * Width);
-  kernels::multiply({weight_product<T>(gradient.fc1, saved->code, hidden, count)}, tape);
+  kernels::multiply({weight_product<T>(gradient.fc1.weight, saved->code, hidden, count)}, tape);
   kernels::add_column_sums({bias_sum<T>(gradient.fc1, hidden, count), bias_sum(gradient.fc2, tokens_gradient, count)},
                            tape);
 }

@@ -38,8 +38,9 @@ void check_rows(Index rows, Index columns, Index depth, bool bias, bool accumula
   std::vector<T> first;
   for (const int threads : {1, 2, 3}) {
     fit::Executor executor(threads);
+    fit::Workspace workspace(executor);
     auto y = before, other = before;
-    kernels::multiply_few_rows<T>({product_of(y), product_of(other)}, executor);
+    kernels::multiply_few_rows<T>({product_of(y), product_of(other)}, workspace);
     CHECK(y == other);
     if (threads == 1) first = y;
     CHECK(y == first);
@@ -56,12 +57,13 @@ void check_rows(Index rows, Index columns, Index depth, bool bias, bool accumula
   }
   // A row has the same bits by itself.
   fit::Executor executor(1);
+  fit::Workspace workspace(executor);
   for (Index r = 0; r < rows; ++r) {
     std::vector<T> alone(before.begin() + r * columns, before.begin() + (r + 1) * columns);
     auto product = product_of(alone);
     product.rows = 1;
     product.factors[0].a.data += r * depth;
-    kernels::multiply_few_rows<T>({product}, executor);
+    kernels::multiply_few_rows<T>({product}, workspace);
     CHECK(std::equal(alone.begin(), alone.end(), first.begin() + r * columns));
   }
 }
@@ -139,6 +141,7 @@ TEST_CASE("products of few rows, at sizes around the vector width", "[cached_ker
 TEST_CASE("products that are not of few rows' kind are refused", "[cached_kernels]") {
   std::vector<float> x(64, 1.0f), weight(64, 1.0f), y(64, 7.0f);
   fit::Executor executor(2);
+  fit::Workspace workspace(executor);
   const auto refused = [&](auto&& change, const std::string& what) {
     kernels::Product<float> right{
         .rows = 2,
@@ -150,7 +153,7 @@ TEST_CASE("products that are not of few rows' kind are refused", "[cached_kernel
     auto wrong = right;
     change(wrong);
     CHECK(test::error_of([&] {
-            kernels::multiply_few_rows({right, wrong}, executor);
+            kernels::multiply_few_rows({right, wrong}, workspace);
           }) ==
           "multiply_few_rows computes products of one pair of factors, the left one plain and the right one "
           "transposed, with bias and GELU; it was given " +

@@ -646,7 +646,7 @@ double distance(const Values& a, const Values& b) {
 template <int Width, int Heads>
 void check_block_steps(Index sequences, Index length, Index together, const fit::nn::StepKernels<double>& with) {
   INFO(sequences << " x " << length << ", " << together << " at a time, few rows "
-                 << (with.multiply == fit::nn::multiply_few<double>));
+                 << (with.multiply == fit::kernels::multiply_few_rows<double>));
   using Block = fit::nn::Block<double, Width, Heads, 2>;
   const auto block = stirred<Block>();
   const Values x = numbers(sequences * length * Width, 3);
@@ -674,7 +674,7 @@ void check_block_steps(Index sequences, Index length, Index together, const fit:
 
 template <fit::nn::CrossOptions options>
 void check_cross_steps(bool few) {
-  const fit::nn::ProductKernel<double> kernel = few ? fit::nn::multiply_few<double> : fit::nn::multiply_many<double>;
+  const auto kernel = few ? fit::kernels::multiply_few_rows<double> : fit::nn::StepKernels<double>{}.multiply;
   INFO("context norm " << options.context_norm << ", MLP ratio " << options.mlp_ratio << ", few rows " << few);
   constexpr Index queries = 5, keys = 11, width = 12;
   const auto cross = stirred<fit::nn::Cross<double, 10, 7, width, 3, options>>();
@@ -706,7 +706,7 @@ void check_cross_steps(bool few) {
 
 TEST_CASE("a step is forward for new rows", "[layers]") {
   for (const bool few : {false, true}) {
-    const fit::nn::ProductKernel<double> kernel = few ? fit::nn::multiply_few<double> : fit::nn::multiply_many<double>;
+    const auto kernel = few ? fit::kernels::multiply_few_rows<double> : fit::nn::StepKernels<double>{}.multiply;
     check_block_steps<12, 3>(1, 40, 7, {.multiply = kernel});
     check_block_steps<12, 3>(3, 20, 20, {.multiply = kernel});
     check_block_steps<9, 1>(2, 5, 1, {.multiply = kernel, .single_queries = true});

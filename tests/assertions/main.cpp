@@ -94,7 +94,7 @@ void check_products() {
   must_fail("p.rows >= 0", [&] {
     auto wrong = product();
     wrong.rows = -1;
-    kernels::multiply_few_rows({wrong}, executor);
+    kernels::multiply_few_rows({wrong}, workspace);
   });
   constexpr Index many = 1000;
   must_fail("tile.rows >= 1", [] { kernels::multiply_tile<float>({many, 8, 16, {a, 16, 1}, b, 16, c, 8}, {}); });

@@ -59,7 +59,7 @@ class CachedDecoder {
   static constexpr AutoregressiveConfig config = Decoder::config;
   static constexpr Plan plan = plan_of(config.layers);
   static constexpr Index data_dim = config.data_dim, latents = config.latents;
-  static constexpr nn::ProductKernel<T> few = nn::multiply_few<T>, many = nn::multiply_many<T>;
+  static constexpr nn::ProductKernel<T> few = kernels::multiply_few_rows<T>, many = kernels::multiply<T>;
   static constexpr nn::StepKernels<T> latent_kernels{.multiply = latents <= 16 ? few : many};
 
   /// Consecutive positions of a sequence that go through the model together.

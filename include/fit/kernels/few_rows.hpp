@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include <fit/core/executor.hpp>
 #include <fit/kernels/gemm.hpp>
 
 namespace fit {
@@ -61,10 +60,8 @@ void few_rows_tile(const Product<T>& product, Index row, Index column) {
 template <class T>
 void require_few_rows(const Product<T>& p) {
   const auto refuse_unless = [](bool condition, const char* what) {
-    require(condition,
-            "multiply_few_rows computes products of one pair of factors, the left one plain and the right "
-            "one transposed, with bias and GELU; it was given ",
-            what);
+    require(condition, "multiply_few_rows computes products of one pair of factors, the left one plain and the right ",
+            "one transposed, with bias and GELU; it was given ", what);
   };
   refuse_unless(p.count == 1, "several pairs");
   refuse_unless(p.factors[0].a.column == 1, "a left factor that is transposed");
@@ -82,7 +79,7 @@ void require_few_rows(const Product<T>& p) {
 /// sequences of a batch do not see each other, nor on the threads; they differ from multiply()'s in rounding. Throws
 /// Error for any other product.
 template <class T>
-void multiply_few_rows(std::initializer_list<Product<T>> products, Executor& executor) {
+void multiply_few_rows(std::initializer_list<Product<T>> products, Workspace& workspace) {
   for (const Product<T>& product : products) {
     detail::require_few_rows(product);
     detail::check(product);
@@ -96,7 +93,7 @@ void multiply_few_rows(std::initializer_list<Product<T>> products, Executor& exe
   };
   Index tasks = 0;
   for (const Product<T>& product : products) tasks += pieces_of(product);
-  executor.parallel_for(tasks, [&](Index task, int) {
+  workspace.executor().parallel_for(tasks, [&](Index task, int) {
     for (const Product<T>& product : products) {
       if (task >= pieces_of(product)) {
         task -= pieces_of(product);

@@ -66,21 +66,12 @@ Index rows_of(std::span<const CachedRows<T>> sequences) {
 template <class T>
 using ProductKernel = void (*)(std::initializer_list<kernels::Product<T>>, Workspace&);
 
-template <class T>
-void multiply_many(std::initializer_list<kernels::Product<T>> products, Workspace& workspace) {
-  kernels::multiply(products, workspace);
-}
-template <class T>
-void multiply_few(std::initializer_list<kernels::Product<T>> products, Workspace& workspace) {
-  kernels::multiply_few_rows(products, workspace.executor());
-}
-
 /// Which kernels a step runs on, or forward at inference. They sum in different orders, so the choice must hang on
 /// nothing that differs between two runs of which the same bits are expected. Pointers, so that only who names a kernel
 /// compiles it.
 template <class T>
 struct StepKernels {
-  ProductKernel<T> multiply = multiply_many<T>;
+  ProductKernel<T> multiply = kernels::multiply<T>;
   bool single_queries = false;  // attention by cached_attention(), of one row of each sequence
 };
 

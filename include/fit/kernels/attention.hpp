@@ -39,10 +39,12 @@ void check(const AttentionShape& s, const AttentionTensors<T>& t) {
   FIT_ASSERT(heads * s.queries * s.keys == 0 || (t.o != t.k && t.o != t.v));
 }
 
-/// One head's [rows, head_width] inside [sequences, rows, width].
+/// The part of one head.
 template <class T>
-T* head_of(T* data, const AttentionShape& shape, Index rows, Index sequence, Index head) {
-  return data + sequence * rows * shape.width() + head * shape.head_width;
+AttentionTensors<T> head_of(const AttentionTensors<T>& t, const AttentionShape& shape, Index head) {
+  const Index to_queries = shape.offset(head, shape.queries), to_keys = shape.offset(head, shape.keys);
+  T* log_sum = t.log_sum ? t.log_sum + head * shape.queries : nullptr;
+  return {t.q + to_queries, t.k + to_keys, t.v + to_keys, t.o + to_queries, log_sum};
 }
 
 /// Packs [depth, columns] with either stride as panels, whole.
@@ -103,19 +105,11 @@ void for_heads(Index tasks, const AttentionShape& shape, Executor& executor, Bod
   });
 }
 
-/// What belongs to the queries of one head; rows of q and o are shape.width() apart.
+/// Rows first .. first + rows - 1, one tile, of one head, its part of the tensors, whose keys and values are packed:
+/// online softmax (Milakov and Gimelshein, arXiv 1805.02867) over blocks of keys in base 2.
 template <class T>
-struct HeadQueries {
-  const T* q;
-  T *o, *log_sum;            // log_sum [queries], or none
-  std::uint64_t row_number;  // of the first one, for the drop-out
-};
-
-/// Rows first .. first + rows - 1, one tile, of one head, whose keys and values are packed: online softmax (Milakov and
-/// Gimelshein, arXiv 1805.02867) over blocks of keys in base 2.
-template <class T>
-void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, const HeadQueries<T>& of, Index first,
-                 Index rows) {
+void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, const AttentionTensors<T>& of,
+                 Index of_head, Index first, Index rows) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>, block = AttentionScratch<T>::key_block;
   const Index width = shape.width(), head = shape.head_width, padded_head = padded_columns<T>(head);
@@ -160,7 +154,7 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, con
       total[i] = total[i] * fade + simd::sum(sum);
       peak[i] = now;
       if (shape.dropout) {
-        const std::uint64_t row = of.row_number + static_cast<std::uint64_t>(first + i);
+        const auto row = static_cast<std::uint64_t>(of_head * shape.queries + first + i);
         shape.dropout.apply(scores, count,
                             row * static_cast<std::uint64_t>(shape.keys) + static_cast<std::uint64_t>(key));
       }
@@ -194,21 +188,16 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
   const Index blocks = (shape.queries + query_block - 1) / query_block;
   detail::for_heads(shape.sequences * shape.heads * blocks, shape, workspace.executor(), [&](Index task, int lane) {
-    const Index block = task % blocks, head = task / blocks % shape.heads, sequence = task / blocks / shape.heads;
+    const Index block = task % blocks, head = task / blocks;
     const detail::AttentionScratch<T> at(memory + lane * scratch, shape);
     const Index first = block * query_block, last = std::min(first + query_block, shape.queries);
     const Index end = shape.mask.visible_keys(last - 1, shape.keys);
-    const T* keys = detail::head_of(tensors.k, shape, shape.keys, sequence, head);
-    const T* values = detail::head_of(tensors.v, shape, shape.keys, sequence, head);
-    detail::pack(Operand<T>{keys, 1, shape.width()}, shape.head_width,
+    const AttentionTensors<T> of = detail::head_of(tensors, shape, head);
+    detail::pack(Operand<T>{of.k, 1, shape.width()}, shape.head_width,
                  std::min(shape.keys, (end + panel_width<T> - 1) / panel_width<T> * panel_width<T>), at.keys);
-    detail::pack(Operand<T>{values, shape.width(), 1}, shape.keys, shape.head_width, at.values);
-    const Index row = (sequence * shape.heads + head) * shape.queries;
-    const detail::HeadQueries<T> of{detail::head_of(tensors.q, shape, shape.queries, sequence, head),
-                                    detail::head_of(tensors.o, shape, shape.queries, sequence, head),
-                                    tensors.log_sum ? tensors.log_sum + row : nullptr, static_cast<std::uint64_t>(row)};
+    detail::pack(Operand<T>{of.v, shape.width(), 1}, shape.keys, shape.head_width, at.values);
     for (Index i = first; i < last; i += tile_rows<T>) {
-      detail::attend_tile(shape, at, of, i, std::min<Index>(tile_rows<T>, last - i));
+      detail::attend_tile(shape, at, of, head, i, std::min<Index>(tile_rows<T>, last - i));
     }
   });
 }

@@ -20,12 +20,12 @@ struct AttentionGradients {
 
 namespace detail {
 
-/// One head's pointers, rows shape.width() apart.
+/// One head, one of all [sequences, heads], and its part of the tensors.
 template <class T>
 struct AttentionHead {
-  const T *q, *k, *v, *o, *o_gradient, *log_sum;
-  T *q_gradient, *k_gradient, *v_gradient;
-  std::uint64_t row_number;
+  Index number;
+  AttentionTensors<T> of;
+  AttentionGradients<T> gradients;
 };
 
 /// Weights and score gradients of rows first..first+rows-1 against keys key..key+count-1, into at.weights, at.scores.
@@ -49,7 +49,7 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
                    .c = at.weights + i * block + j,
                    .c_row = block};
       multiply_tile(tile, {});
-      tile.a = {head.o_gradient + (first + i) * width, width, 1};
+      tile.a = {head.gradients.o + (first + i) * width, width, 1};
       tile.b = at.values_transposed + (key + j) * depth;
       tile.c = at.scores + i * block + j;
       multiply_tile(tile, {});
@@ -61,7 +61,7 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
     FIT_COUNT(attention, 10 * depth * seen);
     FIT_COUNT(executed, 10 * depth * count);
     std::fill(weights + seen, weights + padded, -std::numeric_limits<T>::infinity());
-    const Batch log_sum(head.log_sum[first + i]), dot(at.dot[first + i]);
+    const Batch log_sum(head.of.log_sum[first + i]), dot(at.dot[first + i]);
     for (Index j = 0; j < padded; j += w) simd::store(weights + j, simd::exp2(simd::load(weights + j) - log_sum));
     if (!shape.dropout) {
       for (Index j = 0; j < padded; j += w) {
@@ -70,7 +70,7 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
       continue;
     }
     const std::uint64_t element =
-        (head.row_number + static_cast<std::uint64_t>(first + i)) * static_cast<std::uint64_t>(shape.keys) +
+        static_cast<std::uint64_t>(head.number * shape.queries + first + i) * static_cast<std::uint64_t>(shape.keys) +
         static_cast<std::uint64_t>(key);
     shape.dropout.apply(scores, count, element);
     for (Index j = 0; j < padded; j += w) {
@@ -82,24 +82,25 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
 
 template <class T>
 void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head) {
+  const auto& [number, of, gradients] = head;
   constexpr Index key_block = AttentionBackwardScratch<T>::key_block,
                   query_block = AttentionBackwardScratch<T>::query_block;
   const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
   const T scale = static_cast<T>(shape.scale());
-  scale_rows(shape.queries, depth, head.q, width, static_cast<T>(shape.scale() * std::numbers::log2e),
-             at.queries_scaled, row);
-  pack(Operand<T>{head.k, 1, width}, depth, shape.keys, at.keys_transposed);
-  pack(Operand<T>{head.v, 1, width}, depth, shape.keys, at.values_transposed);
-  pack(Operand<T>{head.q, width, 1}, shape.queries, depth, at.queries);
-  pack(Operand<T>{head.k, width, 1}, shape.keys, depth, at.keys);
-  pack(Operand<T>{head.o_gradient, width, 1}, shape.queries, depth, at.gradient);
+  scale_rows(shape.queries, depth, of.q, width, static_cast<T>(shape.scale() * std::numbers::log2e), at.queries_scaled,
+             row);
+  pack(Operand<T>{of.k, 1, width}, depth, shape.keys, at.keys_transposed);
+  pack(Operand<T>{of.v, 1, width}, depth, shape.keys, at.values_transposed);
+  pack(Operand<T>{of.q, width, 1}, shape.queries, depth, at.queries);
+  pack(Operand<T>{of.k, width, 1}, shape.keys, depth, at.keys);
+  pack(Operand<T>{gradients.o, width, 1}, shape.queries, depth, at.gradient);
   std::fill_n(at.query_gradient, shape.queries * row, T(0));
   // The gradient of a softmax needs sum_j weight_j gradient_j, which is the output times its gradient.
   for (Index i = 0; i < shape.queries; ++i) {
     simd::Batch<T> dot(T(0));
     for (Index j = 0; j < depth; j += simd::width<T>) {
-      dot = simd::fma(simd::load_part(head.o + i * width + j, depth - j),
-                      simd::load_part(head.o_gradient + i * width + j, depth - j), dot);
+      dot = simd::fma(simd::load_part(of.o + i * width + j, depth - j),
+                      simd::load_part(gradients.o + i * width + j, depth - j), dot);
     }
     at.dot[i] = simd::sum(dot);
   }
@@ -119,10 +120,10 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
       multiply_panels<T>(rows, row, {at.scores, key_block, 1}, {at.keys, shape.keys, key, count},
                          at.query_gradient + first * row, true);
     }
-    scale_rows(count, depth, at.key_gradient, row, scale, head.k_gradient + key * width, width);
-    scale_rows(count, depth, at.value_gradient, row, T(1), head.v_gradient + key * width, width);
+    scale_rows(count, depth, at.key_gradient, row, scale, gradients.k + key * width, width);
+    scale_rows(count, depth, at.value_gradient, row, T(1), gradients.v + key * width, width);
   }
-  scale_rows(shape.queries, depth, at.query_gradient, row, scale, head.q_gradient, width);
+  scale_rows(shape.queries, depth, at.query_gradient, row, scale, gradients.q, width);
 }
 
 }  // namespace detail
@@ -140,16 +141,13 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
   const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
-  detail::for_heads(heads, shape, workspace.executor(), [&](Index task, int lane) {
-    const Index head = task % shape.heads, sequence = task / shape.heads;
-    const auto of_queries = [&](auto* data) { return detail::head_of(data, shape, shape.queries, sequence, head); };
-    const auto of_keys = [&](auto* data) { return detail::head_of(data, shape, shape.keys, sequence, head); };
-    const Index row = task * shape.queries;
-    detail::attend_backward(
-        shape, detail::AttentionBackwardScratch<T>(memory + lane * scratch, shape),
-        detail::AttentionHead<T>{of_queries(tensors.q), of_keys(tensors.k), of_keys(tensors.v), of_queries(tensors.o),
-                                 of_queries(gradients.o), tensors.log_sum + row, of_queries(gradients.q),
-                                 of_keys(gradients.k), of_keys(gradients.v), static_cast<std::uint64_t>(row)});
+  detail::for_heads(heads, shape, workspace.executor(), [&](Index head, int lane) {
+    const Index to_queries = shape.offset(head, shape.queries), to_keys = shape.offset(head, shape.keys);
+    detail::attend_backward<T>(
+        shape, {memory + lane * scratch, shape},
+        {head,
+         detail::head_of(tensors, shape, head),
+         {gradients.o + to_queries, gradients.q + to_queries, gradients.k + to_keys, gradients.v + to_keys}});
   });
 }
 

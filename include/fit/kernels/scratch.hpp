@@ -56,6 +56,10 @@ struct AttentionShape {
   Dropout dropout = {};  // on the weights, which are numbered as [sequences, heads, queries, keys]
 
   constexpr Index width() const { return heads * head_width; }
+  /// Where a head, one of all [sequences, heads], begins in [sequences, rows, width]; its rows are width() apart.
+  constexpr Index offset(Index head, Index rows) const {
+    return head / heads * rows * width() + head % heads * head_width;
+  }
   /// Scores are q . k times this.
   double scale() const { return 1.0 / std::sqrt(static_cast<double>(head_width)); }
 };

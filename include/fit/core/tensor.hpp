@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <concepts>
 #include <cstddef>
 #include <iterator>
@@ -180,6 +181,25 @@ template <class T, int Rank>
 void owner(const Tensor<T, Rank>&);
 template <class T, int Rank, int Options>
 void owner(const Eigen::Tensor<T, Rank, Options>&);
+
+/// Throws Error unless a tensor, called `name`, has the expected shape, and elements where it should; a negative size,
+/// called the batch, accepts any that is not.
+template <class X, class... Name>
+void require_shape(const X& tensor, const std::array<Index, X::Dimensions::count>& expected, const Name&... name) {
+  bool equal = true, empty = false;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const Index size = tensor.dimensions()[i];
+    equal = equal && (expected[i] < 0 ? size >= 0 : size == expected[i]);
+    empty = empty || size == 0;
+  }
+  if (equal && (empty || tensor.data())) return;  // no text, no allocation
+  std::string wanted = "[";
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    wanted += (i > 0 ? ", " : "") + (expected[i] < 0 ? std::string("batch") : std::to_string(expected[i]));
+  }
+  throw Error(concatenate(name..., " must have the shape ", wanted, "], not ", shape_text(tensor.dimensions()),
+                          equal ? " of no elements at all: it is a view of null" : ""));
+}
 
 /// Whether X is a tensor, or derived from one, and no view.
 template <class X>

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <optional>
 #include <type_traits>
@@ -83,9 +82,9 @@ class DiffusionLoss {
              Tape& tape, const TrainingOptions& options, Random random) {
     constexpr DiffusionConfig c = Model::config;
     const Index batch = x0.dimension(0);
-    detail::require_shape("x0", x0, std::array<Index, 4>{-1, c.groups, c.tokens, c.channels});
-    detail::require_shape("eps", eps, std::array<Index, 4>{batch, c.groups, c.tokens, c.channels});
-    detail::require_shape("t", t, std::array<Index, 1>{batch});
+    detail::require_shape(x0, {-1, c.groups, c.tokens, c.channels}, "x0");
+    detail::require_shape(eps, {batch, c.groups, c.tokens, c.channels}, "eps");
+    detail::require_shape(t, {batch}, "t");
     reserve(batch);
     for (Index b = 0; b < batch; ++b) gamma_(b) = noise_level(objective_.schedule, t(b));
     typename Model::Inputs inputs{noisy_, gamma_, condition, {}};

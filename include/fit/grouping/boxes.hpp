@@ -50,15 +50,6 @@ std::array<Index, rank_of<X>> shape_of(const X& x) {
   return shape;
 }
 
-template <class X, std::size_t Rank>
-void require_shape(std::string_view function, std::string_view what, const X& x,
-                   const std::array<Index, Rank>& expected) {
-  const auto found = shape_of(x);
-  if (found == expected) return;  // no text, no allocation
-  throw Error(
-      concatenate(function, ": ", what, " must have the shape ", shape_text(expected), ", not ", shape_text(found)));
-}
-
 /// What messages call the function and the sizes.
 struct BoxNames {
   std::string_view function, whole, box, patch;
@@ -98,7 +89,7 @@ struct Boxes {
   template <class X, int Rank>
   void group(const X& whole, const TensorView<ScalarOf<X>, Rank>& groups, bool snake = false) const {
     const Index channels = whole.dimension(rank_of<X> - 1);
-    require_shape(function, "the output", groups, shape_of_groups<Rank>(whole));
+    require_shape(groups, shape_of_groups<Rank>(whole), function, ": the output");
     for_each_row(whole.dimension(0), channels, snake,
                  [&](Index at, Index grouped) { copy_row(groups.data() + grouped, whole.data() + at, channels); });
   }
@@ -114,7 +105,7 @@ struct Boxes {
   void ungroup(std::string_view what, const X& groups, const TensorView<ScalarOf<X>, Rank>& whole,
                bool snake = false) const {
     const auto shape = shape_of_whole<Rank>(what, groups);
-    require_shape(function, "the output", whole, shape);
+    require_shape(whole, shape, function, ": the output");
     for_each_row(shape.front(), shape.back(), snake,
                  [&](Index at, Index grouped) { copy_row(whole.data() + at, groups.data() + grouped, shape.back()); });
   }
@@ -141,7 +132,7 @@ struct Boxes {
             pixels(), " pixels of a patch");
     shape[shape.size() - 2] = tokens();
     if constexpr (rank_of<X> == 4) shape[1] = groups();
-    require_shape(function, what, x, shape);
+    require_shape(x, shape, function, ": ", what);
     const Index batch = shape[0], channels = values / pixels();
     if constexpr (Rank == 5) return std::array<Index, 5>{batch, size[0], size[1], size[2], channels};
     if constexpr (Rank == 4) return std::array<Index, 4>{batch, size[1], size[2], channels};

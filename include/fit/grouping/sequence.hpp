@@ -47,7 +47,7 @@ auto ungrouped_shape(const X& x) {
 /// same without a copy. Throws Error when the runs do not divide the sequence or the output has another shape.
 template <detail::TensorFrom<2> X>
 void group_sequence(const X& x, Index tokens, TensorView<detail::ScalarOf<X>, detail::grouped_rank<X>> groups) {
-  detail::require_shape("group_sequence", "the output", groups, detail::grouped_shape(x, tokens));
+  detail::require_shape(groups, detail::grouped_shape(x, tokens), "group_sequence: the output");
   detail::copy_elements(x, groups);
 }
 
@@ -62,7 +62,7 @@ Tensor<detail::ScalarOf<X>, detail::grouped_rank<X>> group_sequence(const X& x, 
 /// The inverse: groups [B, T, n, ...] -> [B, T * n, ...]. Throws Error when the output has another shape.
 template <detail::TensorFrom<3> X>
 void ungroup_sequence(const X& groups, TensorView<detail::ScalarOf<X>, detail::ungrouped_rank<X>> x) {
-  detail::require_shape("ungroup_sequence", "the output", x, detail::ungrouped_shape(groups));
+  detail::require_shape(x, detail::ungrouped_shape(groups), "ungroup_sequence: the output");
   detail::copy_elements(groups, x);
 }
 

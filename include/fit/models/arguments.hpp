@@ -1,10 +1,7 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <limits>
-#include <string>
-#include <type_traits>
 
 #include <fit/core/tape.hpp>
 #include <fit/core/tensor.hpp>
@@ -18,26 +15,6 @@ namespace detail {
 inline Tape& inference_tape() {
   thread_local Tape tape;
   return tape;
-}
-
-/// Throws Error unless a tensor has the expected shape, and elements where it should; a negative size, called the
-/// batch, accepts any that is not.
-template <class T, int Rank>
-void require_shape(const char* name, const TensorView<T, Rank>& tensor,
-                   const std::type_identity_t<std::array<Index, static_cast<std::size_t>(Rank)>>& expected) {
-  bool equal = true, empty = false;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    const Index size = tensor.dimension(i);
-    equal = equal && (expected[i] < 0 ? size >= 0 : size == expected[i]);
-    empty = empty || size == 0;
-  }
-  if (equal && (empty || tensor.data())) return;
-  std::string wanted = "[";
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    wanted += (i > 0 ? ", " : "") + (expected[i] < 0 ? std::string("batch") : std::to_string(expected[i]));
-  }
-  throw Error(concatenate(name, " must have the shape ", wanted, "], not ", shape_text(tensor.dimensions()),
-                          equal ? " of no elements at all: it is a view of null" : ""));
 }
 
 /// Throws Error for a batch whose largest tensors, of this many elements for each example, could not be counted.

@@ -77,8 +77,8 @@ class AutoregressiveDecoder {
   void backward(TensorView<const T, 4> logits_gradient, AutoregressiveDecoder& gradient, Tape& tape) const {
     const auto& record = tape.peek<Record>();
     const Index rows = record.sizes.data_rows();
-    detail::require_shape("the gradient of the logits", logits_gradient,
-                          {record.sizes.batch, config.groups, config.tokens, config.vocabulary});
+    detail::require_shape(logits_gradient, {record.sizes.batch, config.groups, config.tokens, config.vocabulary},
+                          "the gradient of the logits");
     T* normed_gradient = tape.output<T>(rows * config.data_dim);
     backward_logits(logits_gradient.data(), record.normed, normed_gradient, gradient, rows, tape);
     backward_trunk(normed_gradient, gradient, tape);
@@ -134,7 +134,7 @@ class AutoregressiveDecoder {
   };
 
   static Sizes check(const char* name, const Ids& ids) {
-    detail::require_shape(name, ids, {-1, config.groups, config.tokens});
+    detail::require_shape(ids, {-1, config.groups, config.tokens}, name);
     const Index batch = ids.dimension(0);
     detail::require_batch(batch, detail::largest_tensor<config>(config.tokens));
     for (Index i = 0; i < ids.size(); ++i) {

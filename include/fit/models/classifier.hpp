@@ -63,7 +63,7 @@ class Classifier {
   /// Throws Error when its shape is not that of the forward pass, or when none was recorded.
   void backward(TensorView<const T, 2> logits_gradient, Classifier& gradient, Tape& tape) const {
     const Index batch = tape.peek<Record>().batch;
-    detail::require_shape("the gradient of the logits", logits_gradient, {batch, classes});
+    detail::require_shape(logits_gradient, {batch, classes}, "the gradient of the logits");
     const auto saved = tape.pop<Record>();
     T* pooled = tape.scratch<T>(batch * width);
     nn::backward(head, logits_gradient.data(), pooled, gradient.head, batch, tape);

@@ -135,19 +135,19 @@ class DiffusionDecoder {
 
   /// Throws Error for inputs of wrong shapes, or a gamma outside [0, 1]; else says what a pass over them goes over.
   static Sizes check(const Inputs& inputs) {
-    detail::require_shape("the decoder's noisy input", inputs.noisy, data_shape(-1, config.channels));
+    detail::require_shape(inputs.noisy, data_shape(-1, config.channels), "the decoder's noisy input");
     const Index batch = inputs.noisy.dimension(0);
     detail::require_batch(batch, detail::largest_tensor<config>(config.tokens));
-    detail::require_shape("gamma", inputs.gamma, {batch});
+    detail::require_shape(inputs.gamma, {batch}, "gamma");
     for (Index i = 0; i < batch; ++i) {
       require(inputs.gamma(i) >= 0 && inputs.gamma(i) <= 1, "gamma must be in [0, 1], not ", inputs.gamma(i));
     }
     require(inputs.condition.has_value() == has_condition,
             has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
-    if (inputs.condition) detail::require_shape("the condition", *inputs.condition, condition_shape(batch));
+    if (inputs.condition) detail::require_shape(*inputs.condition, condition_shape(batch), "the condition");
     require(has_previous || !inputs.previous_latents, "this decoder takes no previous latents");
     if (inputs.previous_latents) {
-      detail::require_shape("the previous latents", *inputs.previous_latents, latents_shape(batch));
+      detail::require_shape(*inputs.previous_latents, latents_shape(batch), "the previous latents");
     }
     return {batch, config.groups, config.tokens, config.latents};
   }
@@ -178,7 +178,7 @@ class DiffusionDecoder {
 
   static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {
     const auto check_one = [](const char* name, const auto& gradient, const auto& shape) {
-      if (gradient) detail::require_shape(name, *gradient, shape);
+      if (gradient) detail::require_shape(*gradient, shape, name);
     };
     require(has_condition || !inputs.condition, "this decoder takes no condition");
     require(has_previous || !inputs.previous_latents, "this decoder takes no previous latents");

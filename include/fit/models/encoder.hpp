@@ -139,21 +139,21 @@ class Encoder {
   };
 
   static Sizes check(const Inputs& inputs) {
-    detail::require_shape("the encoder's input", inputs.input, {-1, config.groups, config.tokens, config.channels});
+    detail::require_shape(inputs.input, {-1, config.groups, config.tokens, config.channels}, "the encoder's input");
     const Index batch = inputs.input.dimension(0);
     detail::require_batch(batch, detail::largest_tensor<config>(all_tokens));
     require(inputs.extra.has_value() == has_extra,
             has_extra ? "this encoder needs extra tokens" : "this encoder takes no extra tokens");
     if (inputs.extra) {
-      detail::require_shape("the encoder's extra tokens", *inputs.extra,
-                            {batch, config.groups, config.extra_tokens, config.extra_channels});
+      detail::require_shape(*inputs.extra, {batch, config.groups, config.extra_tokens, config.extra_channels},
+                            "the encoder's extra tokens");
     }
     return {batch, config.groups, all_tokens, config.latents};
   }
 
   static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {
     const auto check_one = [&](const char* name, const auto& gradient, Index tokens, Index width) {
-      if (gradient) detail::require_shape(name, *gradient, {batch, config.groups, tokens, width});
+      if (gradient) detail::require_shape(*gradient, {batch, config.groups, tokens, width}, name);
     };
     require(has_extra || !inputs.extra, "this encoder takes no extra tokens");
     check_one("the gradient of the data", outputs.data, all_tokens, config.data_dim);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <string>
-#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -179,40 +178,23 @@ struct TrunkConfig {
 
   constexpr int cross_dim() const { return std::min(data_dim, latent_dim); }
   constexpr int cross_heads() const { return std::min(data_heads, latent_heads); }
-
-  static constexpr void visit(auto&& f, auto&... c) {
-    f("layers", c.layers...);
-    f("data_dim", c.data_dim...);
-    f("latent_dim", c.latent_dim...);
-    f("data_heads", c.data_heads...);
-    f("latent_heads", c.latent_heads...);
-    f("mlp_ratio", c.mlp_ratio...);
-    f("mask", c.mask...);
-    f("local_attention", c.local_attention...);
-    f("cross_mlp", c.cross_mlp...);
-    f("cross_context_norm", c.cross_context_norm...);
-  }
 };
 
-/// The trunk's fields from a model's fields of the same names; what the model has not keeps its default.
+/// What a model has no field for keeps its default.
 template <class Config>
-constexpr TrunkConfig trunk_of(const Config& config) {
-  TrunkConfig trunk;
-  TrunkConfig::visit(
-      [&](std::string_view name, auto& field) {
-        Config::visit(
-            [&](std::string_view own, const auto& value) {
-              if constexpr (std::is_same_v<decltype(value), const std::remove_reference_t<decltype(field)>&>) {
-                if (own == name) field = value;
-              }
-            },
-            config);
-      },
-      trunk);
-  trunk.conditioned = std::is_same_v<Config, DiffusionConfig>;
+constexpr TrunkConfig trunk_of(const Config& c) {
+  TrunkConfig trunk{c.layers, c.data_dim, c.latent_dim, c.data_heads, c.latent_heads, c.mlp_ratio};
   if constexpr (std::is_same_v<Config, AutoregressiveConfig>) {
-    trunk.autoregressive = true;
     trunk.mask = LatentMask::causal;
+    trunk.autoregressive = true;
+  } else {
+    trunk.mask = c.mask;
+  }
+  if constexpr (std::is_same_v<Config, DiffusionConfig>) {
+    trunk.local_attention = c.local_attention;
+    trunk.cross_mlp = c.cross_mlp;
+    trunk.cross_context_norm = c.cross_context_norm;
+    trunk.conditioned = true;
   }
   return trunk;
 }

@@ -29,12 +29,8 @@ double cross_entropy(const Logits& logits, TensorView<const std::int32_t, 1> tar
   const Index rows = from.dimension(0), classes = from.dimension(1);
   require(targets.dimension(0) == rows, "cross entropy needs a target for each of ", rows, " rows, not ",
           targets.dimension(0));
-  if (gradient && (gradient->dimension(0) != rows || gradient->dimension(1) != classes)) {
-    throw Error(concatenate("the gradient of a cross entropy must have the shape ", shape_text(from.dimensions()),
-                            ", not ", shape_text(gradient->dimensions())));
-  }
-  require(rows == 0 || (targets.data() && (classes == 0 || (from.data() && (!gradient || gradient->data())))),
-          "a cross entropy is given a view of null");
+  if (gradient) detail::require_shape(*gradient, {rows, classes}, "the gradient of a cross entropy");
+  require(rows == 0 || (targets.data() && (classes == 0 || from.data())), "a cross entropy is given a view of null");
   for (Index i = 0; i < rows; ++i) {
     require(targets(i) >= 0 && targets(i) < classes, "target ", i, " must be in 0 .. ", classes - 1, ", not ",
             targets(i));

@@ -7,7 +7,7 @@
 
 namespace {
 
-using fit::detail::Estimates, fit::Index, fit::NoiseShares, fit::Prediction, fit::Range;
+using fit::detail::estimates_of, fit::Index, fit::NoiseShares, fit::Prediction, fit::Range;
 
 constexpr Prediction kinds[] = {Prediction::eps, Prediction::x0, Prediction::v, Prediction::velocity};
 
@@ -16,14 +16,15 @@ constexpr Prediction kinds[] = {Prediction::eps, Prediction::x0, Prediction::v, 
 TEST_CASE("estimates divide by 1e-5 where less is left", "[prediction]") {
   for (const double left : {0.0, 1e-9, 1e-5}) {
     INFO(left);
-    const Estimates signal(Prediction::eps, {left, 1, left}), noise(Prediction::x0, {1, left, 1});
+    const auto signal = estimates_of(Prediction::eps, {left, 1, left});
+    const auto noise = estimates_of(Prediction::x0, {1, left, 1});
     CHECK(signal.x0_of_x == 1 / 1e-5);
     CHECK(signal.x0_of_p == -1 / 1e-5);
     CHECK(noise.eps_of_x == 1 / 1e-5);
     CHECK(noise.eps_of_p == -1 / 1e-5);
   }
-  CHECK(Estimates(Prediction::eps, {2e-5, 1, 0}).x0_of_x == 1 / 2e-5);
-  CHECK(Estimates(Prediction::x0, {1, 2e-5, 1}).eps_of_x == 1 / 2e-5);
+  CHECK(estimates_of(Prediction::eps, {2e-5, 1, 0}).x0_of_x == 1 / 2e-5);
+  CHECK(estimates_of(Prediction::x0, {1, 2e-5, 1}).eps_of_x == 1 / 2e-5);
 }
 
 TEMPLATE_TEST_CASE("clipped estimates are finite at both ends of time", "[prediction]", float, double) {
@@ -37,7 +38,7 @@ TEMPLATE_TEST_CASE("clipped estimates are finite at both ends of time", "[predic
         std::vector<TestType> x0(x.size()), eps(x.size());
         fit::detail::estimate(prediction.data(), x.data(), x0.data(), eps.data(), count, kind, shares, range,
                               consistent);
-        const Estimates e(kind, shares);
+        const auto e = estimates_of(kind, shares);
         for (std::size_t i = 0; i < x.size(); ++i) {
           const auto at = static_cast<double>(x[i]), p = static_cast<double>(prediction[i]);
           const double clean = std::clamp(e.x0_of_x * at + e.x0_of_p * p, range.low, range.high);

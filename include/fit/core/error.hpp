@@ -41,20 +41,10 @@ class MessagePart {
   }
 
   void append_to(std::string& text) const {
-    switch (kind_) {
-      case Kind::text:
-        text += text_;
-        break;
-      case Kind::whole:
-        text += std::to_string(whole_);
-        break;
-      case Kind::natural:
-        text += std::to_string(natural_);
-        break;
-      case Kind::real:
-        text += std::to_string(real_);
-        break;
-    }
+    if (kind_ == Kind::text) text += text_;
+    if (kind_ == Kind::whole) text += std::to_string(whole_);
+    if (kind_ == Kind::natural) text += std::to_string(natural_);
+    if (kind_ == Kind::real) text += std::to_string(real_);
   }
 
  private:

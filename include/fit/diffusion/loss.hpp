@@ -164,7 +164,7 @@ class DiffusionLoss {
     const auto& clip = objective_.x0_clip;
     const bool on_x0 = objective_.loss_on == LossOn::x0, on_eps = objective_.loss_on == LossOn::eps;
     for_pieces(t, tape, [&](Index b, const NoiseShares& shares, Index begin, Index end) {
-      const detail::Estimates e(objective_.prediction, shares);
+      const detail::Estimates e = detail::estimates_of(objective_.prediction, shares);
       double total = 0;
       for (Index first = begin; first < end; first += part) {
         const Index length = std::min(part, end - first);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <tuple>
 
 #include <fit/core/error.hpp>
 #include <fit/core/memory.hpp>
@@ -38,35 +37,30 @@ inline constexpr double least_share = 1e-5;
 
 /// x0 = x0_of_x x + x0_of_p p and eps = eps_of_x x + eps_of_p p, for what the network predicts, p, at x.
 struct Estimates {
-  double x0_of_x = 0, x0_of_p = 0, eps_of_x = 0, eps_of_p = 0;
-
-  Estimates(Prediction kind, const NoiseShares& s) {
-    const double keep = std::max(s.keep, least_share), lose = std::max(s.lose, least_share);
-    switch (kind) {
-      case Prediction::eps:
-        std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(1 / keep, -s.lose / keep, 0.0, 1.0);
-        break;
-      case Prediction::x0:
-        std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(0.0, 1.0, 1 / lose, -s.keep / lose);
-        break;
-      case Prediction::v:
-        std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(s.keep, -s.lose, s.lose, s.keep);
-        break;
-      case Prediction::velocity: {
-        const double sum = s.keep + s.lose;
-        std::tie(x0_of_x, x0_of_p, eps_of_x, eps_of_p) = std::tuple(1 / sum, -s.lose / sum, 1 / sum, s.keep / sum);
-        break;
-      }
-    }
-  }
+  double x0_of_x, x0_of_p, eps_of_x, eps_of_p;
 };
+
+inline Estimates estimates_of(Prediction kind, const NoiseShares& s) {
+  const double keep = std::max(s.keep, least_share), lose = std::max(s.lose, least_share), sum = s.keep + s.lose;
+  switch (kind) {
+    case Prediction::eps:
+      return {1 / keep, -s.lose / keep, 0, 1};
+    case Prediction::x0:
+      return {0, 1, 1 / lose, -s.keep / lose};
+    case Prediction::v:
+      return {s.keep, -s.lose, s.lose, s.keep};
+    case Prediction::velocity:
+      break;
+  }
+  return {1 / sum, -s.lose / sum, 1 / sum, s.keep / sum};
+}
 
 /// Estimates of x0, cut to a range, and of eps from what the network predicts at x, `count` elements of one example.
 /// With a range, eps follows from the x0 that was cut if `consistent` or if the network predicts x0.
 template <class T>
 void estimate(const T* prediction, const T* x, T* x0, T* eps, Index count, Prediction kind, const NoiseShares& shares,
               const std::optional<Range>& clip, bool consistent) {
-  const Estimates e(kind, shares);
+  const Estimates e = estimates_of(kind, shares);
   const T x0_of_x = static_cast<T>(e.x0_of_x), x0_of_p = static_cast<T>(e.x0_of_p);
   const T eps_of_x = static_cast<T>(e.eps_of_x), eps_of_p = static_cast<T>(e.eps_of_p);
   const T keep = static_cast<T>(shares.keep);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <functional>
 #include <limits>
 #include <map>
@@ -43,16 +44,8 @@ constexpr DType dtype_of() {
   using enum DType;
   if (std::is_same_v<T, bool>) return BOOL;
   if (std::is_floating_point_v<T>) return sizeof(T) == 4 ? F32 : F64;
-  switch (sizeof(T)) {
-    case 1:
-      return std::is_signed_v<T> ? I8 : U8;
-    case 2:
-      return std::is_signed_v<T> ? I16 : U16;
-    case 4:
-      return std::is_signed_v<T> ? I32 : U32;
-    default:
-      return std::is_signed_v<T> ? I64 : U64;
-  }
+  constexpr DType of_size[2][4] = {{U8, U16, U32, U64}, {I8, I16, I32, I64}};
+  return of_size[std::is_signed_v<T> ? 1 : 0][std::bit_width(sizeof(T)) - 1];
 }
 
 /// One tensor of a safetensors file: bytes begin .. end-1 of the file's data, row-major.
@@ -138,19 +131,12 @@ class HeaderReader {
   }
 
   bool start_object(std::size_t) {
-    switch (at_) {
-      case Place::start:
-        at_ = Place::names;
-        return true;
-      case Place::name:
-        at_ = name_ == metadata_name ? Place::metadata : Place::fields;
-        info_ = {};
-        offsets_.clear();
-        has_dtype_ = has_shape_ = has_offsets_ = false;
-        return true;
-      default:
-        return refuse("an object");
-    }
+    if (at_ != Place::start && at_ != Place::name) return refuse("an object");
+    at_ = at_ == Place::start ? Place::names : name_ == metadata_name ? Place::metadata : Place::fields;
+    info_ = {};
+    offsets_.clear();
+    has_dtype_ = has_shape_ = has_offsets_ = false;
+    return true;
   }
 
   bool key(std::string& text) {

@@ -273,6 +273,8 @@ TEST_CASE("groupings that do not fit are refused", "[grouping]") {
   says([&] { fit::group_sequence(sequence, 0); }, "the tokens of a group must be positive, not 0");
   says([&] { fit::group_sequence(sequence, 5, groups); },
        "group_sequence: the output must have the shape [2, 3, 5, 4], not [1, 4, 42, 4]");
+  const fit::TensorView<float, 4> null(nullptr, 2, 3, 5, 4);
+  says([&] { fit::group_sequence(sequence, 5, null); }, "not [2, 3, 5, 4] of no elements at all: it is a view of null");
   fit::Tensor<float, 3> flat(2, 16, 4);
   says([&] { fit::ungroup_sequence(fit::group_sequence(sequence, 5), flat); },
        "ungroup_sequence: the output must have");

@@ -63,36 +63,14 @@ constexpr fit::AutoregressiveConfig plain_config{.layers = "(6)",
                                                  .latent_positions = fit::Positions::sin_cos,
                                                  .vocabulary = 256};
 
-/// Bytes of parameters whose names contain a part.
-template <class Layer>
-double bytes_of(const Layer& layer, const char* part = "") {
+/// Bytes of weights and caches that `count` ids from a position on have to touch, ends of groups dealt to their ids.
+double bytes_of_ids(const fit::AutoregressiveConfig& c, Index position, Index count) {
   double bytes = 0;
-  fit::for_each_parameter(
-      [&](const fit::ParameterName& name, auto p) {
-        if (name.text().find(part) != std::string::npos) bytes += 4.0 * static_cast<double>(p.size);
-      },
-      layer);
-  return bytes;
-}
-
-/// Bytes of weights and caches that an id at about this position has to touch, the end of a group dealt to its ids.
-template <class Decoder>
-double bytes_of_token(const Decoder& decoder, double position) {
-  constexpr fit::AutoregressiveConfig c = Decoder::config;
-  const bool grouped = c.groups > 1;
-  const double seen = grouped ? c.tokens / 2.0 : position, earlier = position / c.tokens * c.latents;
-  double each = 4.0 * c.vocabulary * c.data_dim, once = 0;
-  const fit::Plan plan = fit::plan_of(c.layers);
-  for (std::size_t i = 0; i < plan.count; ++i) {
-    const auto& stages = decoder.trunk().stages();
-    each += bytes_of(stages[i].local) + plan[i].local_blocks * 8 * seen * c.data_dim;
-    if (!plan[i].writes) continue;
-    each += bytes_of(stages[i].write, "query") + bytes_of(stages[i].write, "output") + 8.0 * c.latents * c.data_dim;
-    once += bytes_of(stages[i].read) + 4.0 * c.tokens * c.data_dim + bytes_of(stages[i].write, "key") +
-            bytes_of(stages[i].write, "value") + bytes_of(stages[i].global) +
-            plan[i].global_blocks * 8 * earlier * c.latent_dim;
+  for (Index i = position; i < position + count; ++i) {
+    const fit::GenerationReads reads = fit::generation_reads_of(c, i);
+    bytes += static_cast<double>(reads.weights + reads.caches) + static_cast<double>(reads.group_end) / c.tokens;
   }
-  return each + once / c.tokens;
+  return bytes;
 }
 
 /// Ids drawn one by one, the greedy way, from a position on.
@@ -117,10 +95,9 @@ void Generation(benchmark::State& state) {
   }
   generator.restore(std::move(sequences));
   for (auto _ : state) benchmark::DoNotOptimize(generator.next({.temperature = 0}, fit::Random(1)));
-  const double middle = static_cast<double>(position) + static_cast<double>(state.iterations()) / 2;
   state.SetItemsProcessed(state.iterations());
-  state.counters["of_bandwidth"] = benchmark::Counter(bytes_of_token(decoder, middle) / bandwidth(threads),
-                                                      benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["of_bandwidth"] = benchmark::Counter(
+      bytes_of_ids(config, position, state.iterations()) / bandwidth(threads), benchmark::Counter::kIsRate);
   state.counters["GB/s"] = bandwidth(threads) / 1e9;
 }
 

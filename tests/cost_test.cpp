@@ -326,7 +326,7 @@ void check_weights_read() {
         if (in_stage || embedding || has("data_norm") || has("output_bias")) read += parameter.size;
       },
       decoder);
-  CHECK(fit::generation_cost_of(c).weights_read == read * Index{sizeof(float)});
+  CHECK(fit::generation_reads_of(c, 0).weights == read * Index{sizeof(float)});
 }
 
 }  // namespace
@@ -345,7 +345,16 @@ TEST_CASE("the bytes that an id of generation reads are those of what it goes th
                                            .data_heads = 1,
                                            .latent_heads = 1,
                                            .vocabulary = 5};
-  CHECK(fit::generation_cost_of(tiny).caches_read == 2 * 8 * sizeof(float) * 1.5 + 2 * 8 * sizeof(float) * 4);
+  for (const Index position : {0, 1, 2, 3}) {
+    const fit::GenerationReads reads = fit::generation_reads_of(tiny, position);
+    CHECK(reads.caches == 2 * 8 * 4 * (position % 2 + 1) + 2 * 8 * 4 * 4);
+    // Tokens, read, the write's norm, keys and values, one global block, and the latents of the groups so far.
+    const Index attention = 4 * (8 * 8 + 8), norm = 2 * 8, mlp = 8 * 32 + 32 + 32 * 8 + 8;
+    CHECK(reads.group_end == 4 * (2 * 8 + (attention + 2 * norm) + (norm + 2 * (8 * 8 + 8)) +
+                                  (attention + 2 * norm + mlp) + 2 * 8 * 4 * (position / 2 + 1)));
+  }
+  CHECK_THROWS_AS(fit::generation_reads_of(tiny, 4), fit::Error);
+  CHECK_THROWS_AS(fit::generation_reads_of(tiny, -1), fit::Error);
 }
 
 TEST_CASE("groups of the length's cube root, about, are the cheapest for one latent each", "[cost]") {

@@ -172,12 +172,11 @@ constexpr SamplingCost sampling_cost_of(const DiffusionConfig& config, Index bat
 
 /// What generation costs, for one sequence of its whole length, one id at a time.
 struct GenerationCost {
-  Index caches = 0;        ///< bytes, of one sequence
-  Flops flops;             ///< of all ids
-  Index weights_read = 0;  ///< bytes of parameters that every id goes through
-  double caches_read = 0;  ///< bytes of keys and values that an id sees, on average
+  Index caches = 0;  ///< bytes, of one sequence
+  Flops flops;       ///< of all ids
 };
 
+/// Throws Error as cost_of().
 template <class T = float>
 constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) {
   namespace metered = detail::metered;
@@ -200,7 +199,6 @@ constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) 
     cost.flops.attention += flops;
     cost.flops.executed += flops;
   };
-  Index weights = model.embedding() + (config.output_bias ? config.vocabulary : 0) + 2 * dim;
   for (std::size_t i = 0; i < trunk.plan.count; ++i) {
     const Index locals = trunk.plan[i].local_blocks, globals = trunk.plan[i].global_blocks;
     const metered::Block local = trunk.local(), global = trunk.global();
@@ -210,16 +208,11 @@ constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) 
     cost.caches += locals * 2 * line(tokens, dim);
     cost.flops.products += locals * (4 * product(local.attention().query(), ids) + mlp(local.mlp(), ids));
     attention(locals * 4 * dim * seen);
-    cost.caches_read += static_cast<double>(locals * 2 * dim * seen);
-    weights += locals * local.parameters();
     if (!trunk.plan[i].writes) continue;
     cost.caches +=
         line(tokens, dim) + 2 * line(latents, cross) + globals * 2 * line(groups * latents, config.latent_dim);
     cost.flops.products += product(write.query(), ids) + product(write.output(), ids) + mlp(trunk.write().mlp(), ids);
     attention(4 * cross * ids * latents);
-    cost.caches_read += static_cast<double>(2 * cross * ids * latents);
-    weights += trunk.write().query_norm().parameters() + write.query().parameters() + write.output().parameters() +
-               (trunk.write().mlp_ratio > 0 ? trunk.write().mlp().parameters() : 0);
     // At the end of each group but the last; the write's keys and values also at the beginning, of zeros.
     const Index ends = groups - 1, rows = ends * latents;
     cost.flops.products += product(read.query(), rows) + 2 * product(read.key(), ends * tokens) +
@@ -232,9 +225,42 @@ constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) 
   }
   cost.flops.products += 2 * ids * model.embedding();
   cost.caches *= size;
-  cost.weights_read = size * weights;
-  cost.caches_read *= static_cast<double>(size) / static_cast<double>(ids);
   return cost;
+}
+
+/// Bytes that generation reads for one id, at the least.
+struct GenerationReads {
+  Index weights = 0;    ///< of the parameters that an id goes through
+  Index caches = 0;     ///< keys and values that it sees
+  Index group_end = 0;  ///< parameters, tokens, keys and values that the latents of its group go through at its end
+};
+
+/// What the id at a position reads, counted from 0. Throws Error for one outside the sequence, and as cost_of().
+template <class T = float>
+constexpr GenerationReads generation_reads_of(const AutoregressiveConfig& config, Index position) {
+  detail::check_costs(config, 1, 1);
+  const detail::metered::AutoregressiveDecoder model(config, 1);
+  const detail::metered::Trunk& trunk = model.trunk;
+  require(position >= 0 && position < model.rows(), "a position must be in 0 .. ", model.rows() - 1, ", not ",
+          position);
+  const Index group = position / config.tokens, slot = position % config.tokens;
+  GenerationReads reads;
+  reads.weights = model.embedding() + (config.output_bias ? config.vocabulary : 0) + model.data_norm().parameters();
+  for (std::size_t i = 0; i < trunk.plan.count; ++i) {
+    const Index locals = trunk.plan[i].local_blocks, globals = trunk.plan[i].global_blocks;
+    reads.weights += locals * trunk.local().parameters();
+    reads.caches += locals * 2 * config.data_dim * (slot + 1);
+    if (!trunk.plan[i].writes) continue;
+    const detail::metered::Cross write = trunk.write();
+    const Index of_latents =
+        2 * write.attention.key().parameters() + (write.context_norm ? write.norm_of_context().parameters() : 0);
+    reads.weights += write.parameters() - of_latents;
+    reads.caches += 2 * trunk.c.cross_dim() * config.latents;
+    reads.group_end += trunk.read().parameters() + config.tokens * Index{config.data_dim} + of_latents +
+                       globals * (trunk.global().parameters() + 2 * config.latent_dim * config.latents * (group + 1));
+  }
+  constexpr Index size = sizeof(T);
+  return {size * reads.weights, size * reads.caches, size * reads.group_end};
 }
 
 /// How many tokens a group should have: the divisor of `length` for which a training step of the configuration, with

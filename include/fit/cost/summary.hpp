@@ -117,7 +117,9 @@ inline std::ostream& operator<<(std::ostream& out, const Summary& summary) {
          concatenate(l.parameters), flops_text(l.flops), share, bytes(l.kept));
   }
   const Cost& c = summary.cost;
-  line("all", "", concatenate(c.parameters), flops_text(c.flops()), "", "");
+  Index kept = 0;
+  for (const SummaryLine& l : summary.lines) kept += l.kept;
+  line("all", "", concatenate(c.parameters), flops_text(c.flops()), "100 %", bytes(kept));
   out << "memory: weights " << bytes(c.weights) << ", gradients " << bytes(c.gradients) << ", optimiser "
       << bytes(c.optimiser) << ", outputs " << bytes(c.outputs) << ", activations " << bytes(c.activations)
       << ", scratch " << bytes(c.scratch) << ", peak " << bytes(c.peak) << '\n';

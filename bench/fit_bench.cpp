@@ -214,7 +214,7 @@ void Block(benchmark::State& state) {
     } else {
       tape.clear();
     }
-    fit::nn::forward(block, x.data(), sequences, length, fit::kernels::Mask::none(), tape);
+    fit::nn::forward(block, x.data(), sequences, length, fit::kernels::Mask::none(), {fit::Random(1)}, tape);
     if (training) fit::nn::backward(block, x.data(), gradient, sequences, length, tape);
     benchmark::ClobberMemory();
   }

@@ -75,6 +75,21 @@ TEST_CASE("outputs, gradients and trained weights have the same bits for any num
   CHECK(same_bits(train(borrowed, options, 3, 70), expected));
 }
 
+TEST_CASE("what an example's drop-outs drop does not depend on the batch and its chunks", "[encoder]") {
+  const Encoder encoder(fit::Random(3));
+  const auto input = random_input(800);  // several chunks of groups, and of examples
+  fit::Tape tape;
+  const auto run = [&](Index batch) {
+    tape.record({.drop_path = 0.3f, .drop_units = 0.2f, .drop_attention = 0.2f}, fit::Random(9));
+    const fit::TensorView<const float, 4> part(input.data(), batch, Index{config.groups}, Index{config.tokens},
+                                               Index{config.channels});
+    const auto output = encoder.forward(Encoder::Inputs{part}, tape);
+    const Index each = output.latents.size() / batch;
+    return std::vector<float>(output.latents.data(), output.latents.data() + 3 * each);
+  };
+  CHECK(run(800) == run(3));
+}
+
 TEST_CASE("recompute changes memory and no bit, drop-outs included", "[encoder]") {
   fit::Executor executor(2);
   fit::TrainingOptions options{.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f};

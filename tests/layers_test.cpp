@@ -84,6 +84,10 @@ fit::nn::PathScale<T> path(const Sizes& sizes, const Tape& tape) {
   if (tape.options().drop_path == 0) return {};
   return {scales, sizes.queries};
 }
+fit::kernels::Dropout dropout(float rate, const Tape& tape) {
+  fit::nn::Draws draws{tape.random().fork(1)};
+  return fit::nn::draw_dropout(rate, draws, 0, tape);
+}
 
 template <int Width, int Ratio>
 struct MLPAdaptor {
@@ -96,8 +100,7 @@ struct MLPAdaptor {
   Index outputs() const { return rows() * Width; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::nn::forward(p, x[0], y, rows(), path<T>(sizes, tape), fit::nn::draw_dropout(tape.options().drop_units, tape),
-                     tape);
+    fit::nn::forward(p, x[0], y, rows(), path<T>(sizes, tape), dropout(tape.options().drop_units, tape), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
@@ -115,8 +118,7 @@ struct SelfAttentionAdaptor {
   std::vector<Input> inputs() const { return {{outputs(), Way::written}, {outputs(), Way::passed}}; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::nn::forward(p, x[0], x[0], y, sizes, path<T>(sizes, tape),
-                     fit::nn::draw_dropout(tape.options().drop_attention, tape), tape);
+    fit::nn::forward(p, x[0], x[0], y, sizes, path<T>(sizes, tape), dropout(tape.options().drop_attention, tape), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
@@ -137,8 +139,7 @@ struct AttentionAdaptor {
   }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>& x, T* y, Tape& tape) const {
-    fit::nn::forward(p, x[0], x[1], y, sizes, path<T>(sizes, tape),
-                     fit::nn::draw_dropout(tape.options().drop_attention, tape), tape);
+    fit::nn::forward(p, x[0], x[1], y, sizes, path<T>(sizes, tape), dropout(tape.options().drop_attention, tape), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T* dy, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
@@ -157,7 +158,7 @@ struct ResidualMLPAdaptor {
   Index outputs() const { return rows() * Width; }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
-    fit::nn::forward(p, y, rows(), path<T>(sizes, tape), fit::nn::draw_dropout(tape.options().drop_units, tape), tape);
+    fit::nn::forward(p, y, rows(), path<T>(sizes, tape), dropout(tape.options().drop_units, tape), tape);
   }
   template <class T>
   void backward(const Layer<T>& p, const T*, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
@@ -244,7 +245,7 @@ struct BlockAdaptor {
   template <class T>
   auto runs(const Layer<T>& p, Tape& tape) const {
     return [&](const fit::nn::Tokens<T>& tokens) {
-      fit::nn::forward(p, tokens.data, sizes.sequences, sizes.queries, sizes.mask, tape);
+      fit::nn::forward(p, tokens.data, sizes.sequences, sizes.queries, sizes.mask, {tape.random()}, tape);
     };
   }
   template <class T>
@@ -653,7 +654,7 @@ void check_block_steps(Index sequences, Index length, Index together, const fit:
   Values expected = x, found = x, keys(x.size()), values(x.size());
   fit::Executor executor(2);
   Tape tape(executor);
-  fit::nn::forward(block, expected.data(), sequences, length, Mask::causal(), tape);
+  fit::nn::forward(block, expected.data(), sequences, length, Mask::causal(), {tape.random()}, tape);
   const auto row = [&](Index s, Index first) { return (s * length + first) * Width; };
   for (Index first = 0; first < length; first += together) {
     const Index rows = std::min(together, length - first);
@@ -879,7 +880,7 @@ TEST_CASE("a block drops the branches of whole sequences", "[layers]") {
     Tape tape;
     Values y = x;
     tape.record(options, Random(3));
-    fit::nn::forward(block, y.data(), sequences, 3, Mask::none(), tape);
+    fit::nn::forward(block, y.data(), sequences, 3, Mask::none(), {tape.random()}, tape);
     return y;
   };
   const Values y = run({.drop_path = 0.5f}), whole = run({});

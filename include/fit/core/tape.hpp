@@ -74,7 +74,7 @@ class Tape {
   Arena& arena() { return workspace_.arena(); }
   bool recording() const { return state_.recording; }
   const TrainingOptions& options() const { return state_.options; }
-  Random& random() { return state_.random; }
+  const Random& random() const { return state_.random; }
 
   /// Memory that lasts until the layer's forward ends or, when recording, until its backward ends.
   template <class T>

@@ -193,7 +193,7 @@ class Meter {
     part_ = part;
     records_ = records;
     depth_ = depth;
-    finish(start, 4 * sizeof(void*) + sizeof(Random));
+    finish(start, 4 * sizeof(void*));
   }
   template <class Forward, class Backward>
   constexpr void backward_recomputed(Forward&& forward, Backward&& backward) {

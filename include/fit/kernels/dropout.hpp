@@ -15,6 +15,7 @@ namespace kernels {
 struct Dropout {
   std::uint64_t key = 0;
   float rate = 0;
+  std::uint64_t offset = 0;  ///< added to the elements' numbers: where what a kernel sees begins in the whole
 
   explicit operator bool() const { return rate > 0; }
 
@@ -23,6 +24,7 @@ struct Dropout {
   void apply(T* values, Index count, std::uint64_t first) const {
     FIT_ASSERT(rate >= 0 && rate < 1);
     FIT_ASSERT(count == 0 || (count > 0 && values));
+    first += offset;
     while (count > 0) {
       const std::uint64_t left = (std::uint64_t{1} << 32) - (first & 0xffffffffu);
       const Index part = left < static_cast<std::uint64_t>(count) ? static_cast<Index>(left) : count;

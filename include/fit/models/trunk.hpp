@@ -193,6 +193,11 @@ class Trunk {
     return {nullptr, 0, z + examples.first * latents, examples.count * latents};
   }
 
+  /// Random numbers of a block's drop-outs: its own, and the same for a sequence in whatever chunk it comes.
+  static nn::Draws draws(Part part, std::size_t stage, std::size_t block, const Chunk& chunk, const Tape& tape) {
+    return {tape.random().fork(static_cast<Index>(part), stage, block), chunk.first};
+  }
+
   /// What groups do by themselves on their way from one stage's global blocks to the next one's.
   void forward_groups(const Pass& pass, const Chunk& groups, const nn::Tokens<T>& tokens) const {
     const auto& [i, sizes, condition, before, tape, trace] = pass;
@@ -205,7 +210,9 @@ class Trunk {
       pass.tell(i - 1, Part::write, groups.first, groups.count, x);
     }
     const auto mask = c.autoregressive ? kernels::Mask::causal() : kernels::Mask::none();
-    for (const auto& block : stage.local) nn::forward(block, x, groups.count, sizes.tokens, mask, tape);
+    for (std::size_t j = 0; j < stage.local.size(); ++j) {
+      nn::forward(stage.local[j], x, groups.count, sizes.tokens, mask, draws(Part::local, i, j, groups, tape), tape);
+    }
     pass.tell(i, Part::local, groups.first, groups.count, x);
     if (stage.read) {
       nn::forward<T>(*stage.read, z, x, {groups.count, sizes.latents, sizes.tokens}, tape);
@@ -244,7 +251,10 @@ class Trunk {
       tell(Part::condition);
     }
     const auto mask = c.mask == LatentMask::causal ? kernels::Mask::chunk_causal(sizes.latents) : kernels::Mask::none();
-    for (const auto& block : stages_[i].global) nn::forward(block, z, examples.count, length, mask, tape);
+    for (std::size_t j = 0; j < stages_[i].global.size(); ++j) {
+      nn::forward(stages_[i].global[j], z, examples.count, length, mask, draws(Part::global, i, j, examples, tape),
+                  tape);
+    }
     tell(Part::global);
   }
 

@@ -29,18 +29,19 @@ struct Block {
 /// x [sequences, length, Width] in place; each sequence by itself, under the mask.
 template <class T, int Width, int Heads, int Ratio>
 void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Index length, const kernels::Mask& mask,
-             Tape& tape) {
+             Draws draws, Tape& tape) {
   const auto start = tape.mark();
   const Index rows = sequences * length;
   if constexpr (Heads > 0) {
-    const PathScale<T> path = draw_path<T>(sequences, length, tape);
+    const PathScale<T> path = draw_path<T>(sequences, length, draws, tape);
     T* normed = tape.allocate<T>(rows * Width);
     forward<T>(p.attention_norm, x, normed, rows, tape);
     forward<T>(p.attention, normed, normed, x, {sequences, length, length, mask}, path,
-               draw_dropout(tape.options().drop_attention, tape), tape);
+               draw_dropout(tape.options().drop_attention, draws, Heads * length * length, tape), tape);
   }
-  const PathScale<T> path = draw_path<T>(sequences, length, tape);
-  forward<T>(p.residual_mlp, x, rows, path, draw_dropout(tape.options().drop_units, tape), tape);
+  const PathScale<T> path = draw_path<T>(sequences, length, draws, tape);
+  forward<T>(p.residual_mlp, x, rows, path,
+             draw_dropout(tape.options().drop_units, draws, length * Width * Ratio, tape), tape);
   tape.finish(start);
 }
 

@@ -22,7 +22,6 @@ namespace detail {
 template <class T>
 struct RecomputeRecord {
   Tokens<T> input;
-  Random random;
 };
 
 }  // namespace detail
@@ -39,20 +38,18 @@ void forward_recomputed(const Tokens<T>& tokens, Tape& tape, Forward&& forward) 
     return to;
   };
   const detail::RecomputeRecord<T> record{{copy(tokens.data, tokens.data_size), tokens.data_size,
-                                           copy(tokens.latents, tokens.latents_size), tokens.latents_size},
-                                          tape.random()};
+                                           copy(tokens.latents, tokens.latents_size), tokens.latents_size}};
   const auto checkpoint = tape.checkpoint();
   forward(tokens);
   tape.rewind(checkpoint);
   tape.finish(start, record);
 }
 
-/// The way back: runs `backward()`, after `forward` once more where its records were dropped, random numbers included.
+/// The way back: runs `backward()`, after `forward` once more where its records were dropped.
 template <class T, class Forward, class Backward>
 void backward_recomputed(Tape& tape, Forward&& forward, Backward&& backward) {
   if (!tape.options().recompute) return backward();
   const auto saved = tape.pop<detail::RecomputeRecord<T>>();
-  tape.random() = saved->random;
   forward(saved->input);
   backward();
 }

@@ -9,10 +9,17 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace nn {
 
-/// The drop-out of the next layer that has one.
-inline kernels::Dropout draw_dropout(float rate, Tape& tape) {
+/// Where a block's drop-outs come from: random numbers of its own, and the number of its first sequence among all those
+/// of the pass, so that what is dropped does not depend on how these are cut in chunks.
+struct Draws {
+  Random random;
+  Index first = 0;
+};
+
+/// The next drop-out, of so many elements a sequence.
+inline kernels::Dropout draw_dropout(float rate, Draws& draws, Index elements, const Tape& tape) {
   if (!tape.recording() || rate == 0) return {};
-  return {tape.random().bits(), rate};
+  return {draws.random.bits(), rate, static_cast<std::uint64_t>(draws.first * elements)};
 }
 
 /// How a branch joins its residual: whole sequences of it are dropped and the others scaled by 1 / keep, or all are
@@ -25,8 +32,8 @@ struct PathScale {
 
 /// Draws which of `sequences` keep their branch, when the tape records with drop_path; the numbers live on the tape.
 template <class T>
-PathScale<T> draw_path(Index sequences, Index length, Tape& tape) {
-  const kernels::Dropout dropout = draw_dropout(tape.options().drop_path, tape);
+PathScale<T> draw_path(Index sequences, Index length, Draws& draws, Tape& tape) {
+  const kernels::Dropout dropout = draw_dropout(tape.options().drop_path, draws, 1, tape);
   if (!dropout) return {};
   T* scale = tape.allocate<T>(sequences);
   std::fill_n(scale, sequences, T(1));

@@ -74,8 +74,8 @@ void check(const std::string& name) {
   const double expected = test::read<double>(golden.file, "output.loss").at(0);
   CHECK(std::abs(decoder.loss(targets, tape) - expected) < Bounds<T>::output * expected);
 
-  for (const bool recompute : {false, true}) {
-    INFO("recompute " << recompute);
+  for (const fit::Recompute recompute : test::recomputes) {
+    INFO("recompute " << static_cast<int>(recompute));
     fit::AutoregressiveDecoder<config, T> gradient, loss_gradient;
     tape.record({.recompute = recompute});
     const auto recorded = decoder.forward(ids, tape);

@@ -34,7 +34,7 @@ fit::Tensor<std::int32_t, 3> random_ids(Index batch, std::uint64_t seed) {
 bool equal(const Decoder& a, const Decoder& b) { return test::same_bits(test::values_of(a), test::values_of(b)); }
 
 /// Some steps of training from where a state is.
-void train(fit::TrainingState<Decoder>& state, Index steps, int threads, bool recompute) {
+void train(fit::TrainingState<Decoder>& state, Index steps, int threads, fit::Recompute recompute) {
   fit::Executor executor(threads);
   fit::Tape tape(executor);
   Decoder gradient;
@@ -61,24 +61,26 @@ fit::TrainingState<Decoder> fresh() {
 TEST_CASE("training has the same bits for any number of threads, with recompute and after a resume",
           "[autoregressive]") {
   auto expected = fresh();
-  train(expected, 4, 1, false);
+  train(expected, 4, 1, fit::Recompute::none);
   for (const int threads : {2, 3}) {
     auto state = fresh();
-    train(state, 4, threads, false);
+    train(state, 4, threads, fit::Recompute::none);
     CHECK(equal(state.model, expected.model));
     CHECK(equal(state.average, expected.average));
   }
-  auto recomputed = fresh();
-  train(recomputed, 4, 2, true);
-  CHECK(equal(recomputed.model, expected.model));
+  for (const fit::Recompute recompute : test::recomputes) {
+    auto recomputed = fresh();
+    train(recomputed, 4, 2, recompute);
+    CHECK(equal(recomputed.model, expected.model));
+  }
 
   const test::TemporaryFolder folder;
   auto first = fresh(), resumed = fresh();
-  train(first, 2, 2, false);
+  train(first, 2, 2, fit::Recompute::none);
   fit::save(folder / "state.safetensors", first);
   resumed.model = Decoder();
   fit::load(folder / "state.safetensors", resumed);
-  train(resumed, 2, 2, false);
+  train(resumed, 2, 2, fit::Recompute::none);
   CHECK(equal(resumed.model, expected.model));
   CHECK(equal(resumed.average, expected.average));
 }

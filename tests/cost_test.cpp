@@ -43,8 +43,11 @@ const Setting settings[] = {
     {1, 1, {}},
     {3, 2, {}},
     {70, 1, {.drop_path = 0.1f, .drop_units = 0.1f, .drop_attention = 0.1f}},
-    {3, 1, {.recompute = true}},
-    {70, 2, {.drop_path = 0.2f, .recompute = true}},
+    {3, 1, {.recompute = fit::Recompute::stage}},
+    {70, 2, {.drop_path = 0.2f, .recompute = fit::Recompute::stage}},
+    {70, 1, {.drop_path = 0.2f, .recompute = fit::Recompute::stream}},
+    {3, 2, {.recompute = fit::Recompute::stream, .keep_data_every = 1}},
+    {90, 2, {.recompute = fit::Recompute::stream, .keep_data_every = 2}},
 };
 
 void check(const fit::Cost& cost, const fit::Flops& flops, const fit::Tape& tape) {
@@ -70,7 +73,7 @@ void check_encoder() {
   const Encoder encoder(fit::Random(1));
   Encoder gradient;
   for (const Setting& s : settings) {
-    CAPTURE(s.batch, s.threads, s.options.recompute);
+    CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
     fit::Executor executor(s.threads);
     const auto input = filled<T>(s.batch, c.groups, c.tokens, c.channels);
     const auto extra = filled<T>(s.batch, c.groups, c.extra_tokens, c.extra_channels);
@@ -143,7 +146,7 @@ void check_diffusion() {
   const Decoder decoder(fit::Random(1));
   Decoder gradient;
   for (const Setting& s : settings) {
-    CAPTURE(s.batch, s.threads, s.options.recompute);
+    CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
     fit::Executor executor(s.threads);
     const auto noisy = filled<float>(s.batch, c.groups, c.tokens, c.channels);
     const auto previous = filled<float>(s.batch, c.groups, c.latents, c.latent_dim);
@@ -220,7 +223,7 @@ void check_autoregressive() {
   const Decoder decoder(fit::Random(1));
   Decoder gradient;
   for (const Setting& s : settings) {
-    CAPTURE(s.batch, s.threads, s.options.recompute);
+    CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
     fit::Executor executor(s.threads);
     fit::Tensor<std::int32_t, 3> ids(s.batch, c.groups, c.tokens);
     {

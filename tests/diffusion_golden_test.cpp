@@ -107,8 +107,8 @@ void check(const std::string& name) {
   CHECK(golden.error("output.latents", output.latents.data(), output.latents.size(), 0) < Bounds<T>::output);
   CHECK(trace_check.complete());
 
-  for (const bool recompute : {false, true}) {
-    INFO("recompute " << recompute);
+  for (const fit::Recompute recompute : test::recomputes) {
+    INFO("recompute " << static_cast<int>(recompute));
     tape.record({.recompute = recompute});
     const auto views = decoder.forward(inputs, tape);
     CHECK(test::max_error(views.prediction.data(), output.prediction.data(), output.prediction.size()) == 0);

@@ -89,8 +89,8 @@ void check(const std::string& name) {
   CHECK(golden.error("output.latents", output.latents.data(), output.latents.size(), 0) < Bounds<T>::output);
   CHECK(traced.complete());
 
-  for (const bool recompute : {false, true}) {
-    INFO("recompute " << recompute);
+  for (const fit::Recompute recompute : test::recomputes) {
+    INFO("recompute " << static_cast<int>(recompute));
     tape.record({.recompute = recompute});
     const auto views = encoder.forward(given, tape);
     CHECK(test::max_error(views.data.data(), output.data.data(), output.data.size()) == 0);

@@ -86,7 +86,7 @@ fit::nn::PathScale<T> path(const Sizes& sizes, const Tape& tape) {
 }
 fit::kernels::Dropout dropout(float rate, const Tape& tape) {
   fit::nn::Draws draws{tape.random().fork(1)};
-  return fit::nn::draw_dropout(rate, draws, 0, tape);
+  return fit::nn::draw_dropout(rate, draws, 0);
 }
 
 template <int Width, int Ratio>
@@ -244,18 +244,17 @@ struct BlockAdaptor {
   std::vector<Input> inputs() const { return {{outputs(), Way::in_place}}; }
   template <class T>
   auto runs(const Layer<T>& p, Tape& tape) const {
-    return [&](const fit::nn::Tokens<T>& tokens) {
-      fit::nn::forward(p, tokens.data, sizes.sequences, sizes.queries, sizes.mask, {tape.random()}, tape);
-    };
+    return [&](T* x) { fit::nn::forward(p, x, sizes.sequences, sizes.queries, sizes.mask, {tape.random()}, tape); };
   }
   template <class T>
   void forward(const Layer<T>& p, const Pointers<const T>&, T* y, Tape& tape) const {
-    fit::nn::forward_recomputed(fit::nn::Tokens<T>{y, outputs()}, tape, runs<T>(p, tape));
+    fit::nn::forward_recomputed(y, outputs(), tape.options().recompute != fit::Recompute::none, tape, runs<T>(p, tape));
   }
   template <class T>
   void backward(const Layer<T>& p, const T*, const Pointers<T>& dx, Layer<T>& gradient, Tape& tape) const {
-    fit::nn::backward_recomputed<T>(
-        tape, runs<T>(p, tape), [&] { fit::nn::backward(p, dx[0], gradient, sizes.sequences, sizes.queries, tape); });
+    fit::nn::backward_recomputed<T>(tape.options().recompute != fit::Recompute::none, tape, runs<T>(p, tape), [&] {
+      fit::nn::backward(p, dx[0], gradient, sizes.sequences, sizes.queries, tape);
+    });
   }
 };
 
@@ -502,7 +501,8 @@ void check_contract(const Adaptor& adaptor, const TrainingOptions& options = {})
   const Sizes& sizes = adaptor.sizes;
   INFO("sequences " << sizes.sequences << ", queries " << sizes.queries << ", keys " << sizes.keys << ", chunk "
                     << sizes.mask.chunk << ", drop path " << options.drop_path << ", units " << options.drop_units
-                    << ", attention " << options.drop_attention << ", recompute " << options.recompute);
+                    << ", attention " << options.drop_attention << ", recompute "
+                    << static_cast<int>(options.recompute));
   fit::Executor one(1), three(3);
   Tape tape(one), other(three);
   Data data = noise(adaptor, 1, 0.4);
@@ -611,7 +611,7 @@ void check_contract(const Adaptor& adaptor, const TrainingOptions& options = {})
 
 constexpr TrainingOptions everything{.drop_path = 0.4f, .drop_units = 0.3f, .drop_attention = 0.2f};
 constexpr TrainingOptions everything_twice{
-    .drop_path = 0.4f, .drop_units = 0.3f, .drop_attention = 0.2f, .recompute = true};
+    .drop_path = 0.4f, .drop_units = 0.3f, .drop_attention = 0.2f, .recompute = fit::Recompute::stage};
 
 template <fit::nn::CrossOptions options>
 void check_cross() {
@@ -827,7 +827,7 @@ TEST_CASE("attention to a context", "[layers]") {
 TEST_CASE("blocks", "[layers]") {
   for (const Mask mask : {Mask::none(), Mask::causal(), Mask::chunk_causal(3)}) {
     for (const TrainingOptions& options :
-         {TrainingOptions{}, TrainingOptions{.recompute = true}, TrainingOptions{.drop_path = 0.4f},
+         {TrainingOptions{}, TrainingOptions{.recompute = fit::Recompute::stage}, TrainingOptions{.drop_path = 0.4f},
           TrainingOptions{.drop_units = 0.3f}, TrainingOptions{.drop_attention = 0.3f}, everything, everything_twice}) {
       check_contract(BlockAdaptor<12, 3, 2>{{3, 8, 8, mask}}, options);
     }
@@ -839,9 +839,9 @@ TEST_CASE("blocks", "[layers]") {
 
 TEST_CASE("blocks without attention", "[layers]") {
   constexpr TrainingOptions both{.drop_path = 0.4f, .drop_units = 0.3f},
-      both_twice{.drop_path = 0.4f, .drop_units = 0.3f, .recompute = true};
+      both_twice{.drop_path = 0.4f, .drop_units = 0.3f, .recompute = fit::Recompute::stage};
   for (const TrainingOptions& options :
-       {TrainingOptions{}, TrainingOptions{.recompute = true}, TrainingOptions{.drop_path = 0.4f},
+       {TrainingOptions{}, TrainingOptions{.recompute = fit::Recompute::stage}, TrainingOptions{.drop_path = 0.4f},
         TrainingOptions{.drop_units = 0.3f}, both, both_twice}) {
     check_contract(BlockAdaptor<12, 0, 2>{{3, 8}}, options);
   }

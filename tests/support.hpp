@@ -3,6 +3,7 @@
 #include <fit/core/error.hpp>
 #include <fit/core/parameter.hpp>
 #include <fit/core/random.hpp>
+#include <fit/core/training_options.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -18,6 +19,8 @@
 namespace test {
 
 using fit::Index;
+
+inline constexpr fit::Recompute recomputes[] = {fit::Recompute::none, fit::Recompute::stage, fit::Recompute::stream};
 
 /// `count` normal numbers, the same ones for the same seed.
 template <class T>

@@ -37,6 +37,7 @@ class Tape {
                                      {"drop_attention", options.drop_attention}}) {
       require(rate >= 0 && rate < 1, name, " must be in [0, 1), not ", rate);
     }
+    require(options.keep_data_every >= 0, "keep_data_every must not be negative, but is ", options.keep_data_every);
     clear();
     state_ = {.options = options, .random = random, .recording = true};
   }
@@ -50,6 +51,19 @@ class Tape {
     state_ = {};
   }
 
+  /// While it lives, layers run as they do in training, drop-outs included, and leave records or none.
+  class Recording {
+   public:
+    Recording(Tape& tape, bool recording) : tape_(tape), recording_(std::exchange(tape.state_.recording, recording)) {}
+    Recording(const Recording&) = delete;
+    Recording& operator=(const Recording&) = delete;
+    ~Recording() { tape_.state_.recording = recording_; }
+
+   private:
+    Tape& tape_;
+    bool recording_;
+  };
+
   /// While it lives, layers run at inference, whatever the tape does; afterwards the tape is as it was before.
   class Inference {
    public:
@@ -57,15 +71,17 @@ class Tape {
         : tape_(tape),
           scratch_(tape.arena()),
           outputs_(tape.outputs_),
-          recording_(std::exchange(tape.state_.recording, false)) {}
+          recording_(tape, false),
+          options_(std::exchange(tape.state_.options, {})) {}
     Inference(const Inference&) = delete;
     Inference& operator=(const Inference&) = delete;
-    ~Inference() { tape_.state_.recording = recording_; }
+    ~Inference() { tape_.state_.options = options_; }
 
    private:
     Tape& tape_;
     Arena::Scope scratch_, outputs_;
-    bool recording_;
+    Recording recording_;
+    TrainingOptions options_;
   };
 
   /// The threads and the scratch memory; kernels give back what they take of it.
@@ -151,17 +167,6 @@ class Tape {
     const char* tag;
     Arena::Mark start;
   };
-  /// All that the pass has recorded so far, and how to forget what has come since.
-  struct Checkpoint {
-    Arena::Mark mark;
-    const Header* last;
-  };
-  Checkpoint checkpoint() const { return {records_.mark(), state_.last}; }
-  void rewind(const Checkpoint& checkpoint) {
-    records_.rewind(checkpoint.mark);
-    state_.last = checkpoint.last;
-  }
-
   /// Bytes held, and the most that were ever in use at once.
   std::size_t capacity() const { return records_.capacity() + workspace_.arena().capacity() + outputs_.capacity(); }
   std::size_t peak() const { return usage_.peak; }

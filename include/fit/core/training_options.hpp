@@ -5,6 +5,13 @@
 namespace fit {
 inline namespace FIT_ABI {
 
+/// What a training pass keeps for the way back, and what it computes again there. Chen et al., arXiv 1604.06174.
+enum class Recompute {
+  none,   ///< all records
+  stage,  ///< data tokens and latents at the start of every stage: one more forward pass
+  stream  ///< latents alone, at every stage and global block: what leads a group to a stage runs again for each stage
+};
+
 /// What differs between training and inference; rates are probabilities in [0, 1).
 struct TrainingOptions {
   /// Residual branches of local and global blocks, per sequence. Huang et al., arXiv 1603.09382.
@@ -13,8 +20,9 @@ struct TrainingOptions {
   float drop_units = 0;
   /// Their attention weights.
   float drop_attention = 0;
-  /// Keep only what enters each stage and compute the rest again on the way back. Chen et al., arXiv 1604.06174.
-  bool recompute = false;
+  Recompute recompute = Recompute::none;
+  /// Streaming also keeps the data tokens at the start of every so many stages, to begin there; 0 for none.
+  int keep_data_every = 0;
 };
 
 }  // namespace FIT_ABI

@@ -142,6 +142,13 @@ class Meter {
     body();
     times_ /= count;
   }
+  /// Scratch of body() is given back when it ends.
+  template <class Body>
+  constexpr void in_scope(Body&& body) {
+    const Index start = arena_;
+    body();
+    arena_ = start;
+  }
   /// `count` equal pieces one after the other, each of them forward().
   template <class Forward>
   constexpr void repeat(Index count, Forward&& forward) {
@@ -171,37 +178,46 @@ class Meter {
     above_ = above;
     records_ = end + above;
     times(count, backward);
-    above_ = 0;
     depth_ = depth;
+    if (each == 0) return;  // nothing was recorded, so nothing was given back
+    above_ = 0;
     records_ = end - count * each;
   }
   /// Says that so many more bytes of the records lie above the last of the pieces that now go back.
   constexpr void add_above(Index bytes) { above_ += bytes; }
+  /// What add_above() has said and no piece has taken yet, for pieces that record themselves again above all of it.
+  constexpr Index take_above() { return std::exchange(above_, 0); }
 
-  /// On a tape that records with `recompute`, keeps the tokens of these sizes and none of forward()'s records.
+  /// As of nn/recompute.hpp.
   template <class Forward>
-  constexpr void forward_recomputed(Index data, Index latents, Forward&& forward) {
-    if (!recording_ || !options_.recompute) return forward();
+  constexpr void forward_recomputed(Index size, bool again, Forward&& forward) {
+    if (!recording_ || !again) return forward();
     const Index start = mark();
-    allocate(data);
-    allocate(latents);
-    const Index records = records_;
-    const std::size_t depth = depth_, part = part_;
-    const bool dropped = std::exchange(dropped_, true);
-    forward();
-    dropped_ = dropped;
-    part_ = part;
-    records_ = records;
-    depth_ = depth;
-    finish(start, 4 * sizeof(void*));
+    allocate(size);
+    record(false, forward);
+    finish(start, sizeof(void*));
   }
   template <class Forward, class Backward>
-  constexpr void backward_recomputed(Forward&& forward, Backward&& backward) {
-    if (!options_.recompute) return backward();
+  constexpr void backward_recomputed(bool again, Forward&& forward, Backward&& backward) {
+    if (!again) return backward();
     const Frame saved = pop();
     above_ = 0;
     forward();
     backward();
+  }
+  /// Runs body() recording or not, as Tape::Recording.
+  template <class Body>
+  constexpr void record(bool recording, Body&& body) {
+    const bool before = std::exchange(recording_, recording);
+    body();
+    recording_ = before;
+  }
+  /// The same, of records that are gone when it ends: they do not count as kept.
+  template <class Body>
+  constexpr void record_briefly(bool recording, Body&& body) {
+    const bool before = std::exchange(brief_, true);
+    record(recording, body);
+    brief_ = before;
   }
 
   // As of kernels.
@@ -258,7 +274,7 @@ class Meter {
 
   constexpr void grow(Index& memory, Index by) {
     memory += by;
-    if (&memory == &records_ && !quiet_ && !backward_ && !dropped_) parts_[part_].kept += times_ * by;
+    if (&memory == &records_ && !quiet_ && !backward_ && !brief_) parts_[part_].kept += times_ * by;
     const Use now{records_, arena_, outputs_};
     if (!quiet_ && now.total() > peak_.total()) peak_ = now;
   }
@@ -272,7 +288,7 @@ class Meter {
     body();
     quiet_ = quiet;
   }
-  bool recording_, backward_ = false, quiet_ = false, dropped_ = false;
+  bool recording_, backward_ = false, quiet_ = false, brief_ = false;
   TrainingOptions options_;
   int threads_;
   Index records_ = 0, arena_ = 0, outputs_ = 0, above_ = 0, times_ = 1;

@@ -67,7 +67,6 @@ struct Encoder {
   constexpr Linear extra_stem() const { return {c.data_dim, c.extra_channels}; }
   constexpr LayerNorm data_norm() const { return {c.data_dim}; }
   constexpr LayerNorm latent_norm() const { return {c.latent_dim}; }
-  constexpr Index extra_rows() const { return sizes.all_groups() * c.extra_tokens; }
 
   template <class T>
   constexpr void describe_all(Meter<T>& meter) const {
@@ -84,45 +83,59 @@ struct Encoder {
     meter.output(sizes.latent_rows() * c.latent_dim);
   }
   template <class T>
-  constexpr void forward(Meter<T>& meter) const {
-    const Index start = meter.mark(), own_rows = sizes.all_groups() * c.tokens;
-    meter.enter(Part::stem);
-    meter.allocate(sizes.data_rows() * c.data_dim);      // x
-    meter.allocate(sizes.latent_rows() * c.latent_dim);  // z
-    if (c.extra_tokens > 0) meter.allocate(own_rows * c.data_dim);
-    metered::forward(stem(), own_rows, meter);
+  constexpr void start(Index groups, Meter<T>& meter) const {
+    const Index start = meter.mark(), rows = groups * c.extra_tokens, own_rows = groups * c.tokens;
     if (c.extra_tokens > 0) {
-      meter.allocate(extra_rows() * c.data_dim);
-      metered::forward(extra_stem(), extra_rows(), meter);
-      metered::forward(data_norm(), extra_rows(), meter);
+      meter.allocate(own_rows * c.data_dim);  // own
+      meter.allocate(rows * c.data_dim);      // more
     }
-    metered::forward(trunk, 0, sizes, meter);
+    metered::forward(stem(), own_rows, meter);
+    if (c.extra_tokens == 0) return;
+    metered::forward(extra_stem(), rows, meter);
+    metered::forward(data_norm(), rows, meter);
+    meter.finish(start);
+  }
+  template <class T>
+  constexpr void start_backward(Index groups, Meter<T>& meter) const {
+    if (c.extra_tokens == 0) return metered::backward(stem(), groups, c.tokens, meter);
+    const auto frame = meter.pop();
+    const Index rows = groups * c.extra_tokens;
+    meter.scratch(rows * c.data_dim);               // more
+    meter.scratch(rows * c.data_dim);               // between
+    meter.scratch(groups * c.tokens * c.data_dim);  // own
+    metered::backward(data_norm(), rows, meter);
+    metered::backward(extra_stem(), false, rows, meter);
+    metered::backward(stem(), groups, c.tokens, meter);
+  }
+  template <class T>
+  constexpr void end(Index groups, bool, Meter<T>& meter) const {
+    metered::forward(data_norm(), groups * sizes.tokens, meter);
+  }
+  template <class T>
+  constexpr void end_backward(Index groups, Meter<T>& meter) const {
+    metered::backward(data_norm(), groups * sizes.tokens, meter);
+  }
+  template <class T>
+  constexpr void forward(Meter<T>& meter) const {
+    const Index start = meter.mark();
+    meter.enter(Part::stem);
+    if (meter.recording()) meter.allocate(sizes.data_rows() * c.data_dim);  // x
+    metered::forward(trunk, *this, 0, sizes, meter);
     meter.enter(Part::head);
-    metered::forward(data_norm(), sizes.data_rows(), meter);
     metered::forward(latent_norm(), sizes.latent_rows(), meter);
-    meter.finish(start, sizeof(Sizes));
+    meter.finish(start, sizeof(Sizes) + 9 * sizeof(void*));
   }
   template <class T>
   constexpr void backward(Meter<T>& meter) const {
     const auto frame = meter.pop();
     meter.enter(Part::head);
-    meter.scratch(sizes.data_rows() * c.data_dim);      // x
     meter.scratch(sizes.latent_rows() * c.latent_dim);  // z
     metered::backward(latent_norm(), sizes.latent_rows(), meter);
-    metered::backward(data_norm(), sizes.data_rows(), meter);
-    metered::backward(trunk, 0, sizes, meter);
+    metered::backward(trunk, *this, 0, sizes, meter);
     meter.enter(Part::stem);
     if (c.latent_positions == Positions::learned) {
       meter.add_column_sums({{sizes.batch, sizes.groups * sizes.latents * c.latent_dim}});
     }
-    if (c.extra_tokens > 0) {
-      meter.scratch(extra_rows() * c.data_dim);                   // first
-      meter.scratch(extra_rows() * c.data_dim);                   // between
-      meter.scratch(sizes.all_groups() * c.tokens * c.data_dim);  // data
-      metered::backward(data_norm(), extra_rows(), meter);
-      metered::backward(extra_stem(), false, extra_rows(), meter);
-    }
-    metered::backward(stem(), sizes.all_groups(), c.tokens, meter);
   }
   template <class T>
   constexpr void training_step(Meter<T>& meter) const {
@@ -199,11 +212,35 @@ struct DiffusionDecoder {
     meter.output(latent_size());
   }
   template <class T>
+  constexpr void start(Index groups, Meter<T>& meter) const {
+    metered::forward(stem(), groups * c.tokens, meter);
+  }
+  template <class T>
+  constexpr void start_backward(Index groups, Meter<T>& meter) const {
+    metered::backward(stem(), groups, c.tokens, meter);
+  }
+  template <class T>
+  constexpr void end(Index groups, bool again, Meter<T>& meter) const {
+    const Index start = meter.mark(), rows = groups * c.tokens;
+    meter.allocate(rows * c.data_dim);  // normed
+    if (again) meter.allocate(rows * c.output_channels);
+    metered::forward(data_norm(), rows, meter);
+    metered::forward(output(), rows, meter);
+    meter.finish(start);
+  }
+  template <class T>
+  constexpr void end_backward(Index groups, Meter<T>& meter) const {
+    const auto frame = meter.pop();
+    const Index rows = groups * c.tokens;
+    meter.scratch(rows * c.data_dim);  // normed
+    metered::backward(output(), true, rows, meter);
+    metered::backward(data_norm(), rows, meter);
+  }
+  template <class T>
   constexpr void forward(Meter<T>& meter) const {
     const Index start = meter.mark();
     meter.enter(Part::stem);
     meter.allocate(sizes.data_rows() * c.data_dim);  // x
-    metered::forward(stem(), sizes.data_rows(), meter);
     if (has_previous()) {
       meter.allocate(latent_size());  // previous
       meter.allocate(latent_size());  // normed
@@ -217,26 +254,17 @@ struct DiffusionDecoder {
       metered::forward(projection(), sizes.batch * own_tokens(), meter);
       meter.allocate(sizes.batch * condition() * c.latent_dim);  // all
     }
-    metered::forward(trunk, condition(), sizes, meter);
-    meter.enter(Part::head);
-    meter.allocate(sizes.data_rows() * c.data_dim);  // normed
-    metered::forward(data_norm(), sizes.data_rows(), meter);
-    metered::forward(output(), sizes.data_rows(), meter);
-    meter.finish(start, sizeof(Sizes) + sizeof(void*));
+    metered::forward(trunk, *this, condition(), sizes, meter);
+    meter.finish(start, sizeof(Sizes) + 8 * sizeof(void*));
   }
   template <class T>
   constexpr void backward(Meter<T>& meter) const {
     const auto frame = meter.pop();
-    const Index normed = Meter<T>::template bytes<T>(sizes.data_rows() * c.data_dim);
-    meter.enter(Part::head);
-    meter.scratch(sizes.data_rows() * c.data_dim);            // x
+    meter.enter(Part::stem);
     meter.scratch(latent_size());                             // z
-    meter.scratch(sizes.data_rows() * c.data_dim);            // normed
     meter.scratch(sizes.batch * condition() * c.latent_dim);  // condition
-    metered::backward(output(), true, sizes.data_rows(), meter);
-    metered::backward(data_norm(), sizes.data_rows(), meter);
-    meter.add_above(normed);
-    metered::backward(trunk, condition(), sizes, meter);
+    meter.add_above(Meter<T>::entry_bytes(sizeof(Sizes) + 8 * sizeof(void*)));
+    metered::backward(trunk, *this, condition(), sizes, meter);
     meter.enter(Part::stem);
     meter.scratch(sizes.batch * c.latent_dim);                 // time
     meter.scratch(sizes.batch * own_tokens() * c.latent_dim);  // own
@@ -250,7 +278,6 @@ struct DiffusionDecoder {
     if (c.latent_positions == Positions::learned) {
       meter.add_column_sums({{sizes.batch, sizes.groups * sizes.latents * c.latent_dim}});
     }
-    metered::backward(stem(), sizes.all_groups(), sizes.tokens, meter);
   }
   template <class T>
   constexpr void training_step(Meter<T>& meter) const {
@@ -286,72 +313,94 @@ struct AutoregressiveDecoder {
   }
   constexpr Index output_size() const { return rows() * c.vocabulary; }
   template <class T>
-  constexpr void outputs(Meter<T>& meter) const {
-    meter.output(output_size());
-  }
-  template <class T>
   constexpr typename Meter<T>::Product logits(Index count) const {
     return {count, c.vocabulary, {{c.data_dim, 1, c.data_dim}}};
   }
-  template <class T, class Head>
-  constexpr void run(Meter<T>& meter, Head&& head) const {
+  template <class T>
+  constexpr void start(Index, Meter<T>& meter) const {
+    meter.finish(meter.mark(), sizeof(void*));
+  }
+  template <class T>
+  constexpr void start_backward(Index groups, Meter<T>& meter) const {
+    if (c.data_positions == Positions::learned) meter.add_column_sums({{groups, sizes.tokens * c.data_dim}});
+    const auto embedding = meter.pop();
+  }
+  template <class T>
+  constexpr void end(Index groups, bool again, Meter<T>& meter) const {
+    if (with_loss) {
+      if (!again) end_loss(groups * c.tokens, meter);
+      return;
+    }
+    const Index start = meter.mark(), count = groups * c.tokens;
+    meter.allocate(count * c.data_dim);  // normed
+    metered::forward(data_norm(), count, meter);
+    meter.multiply({logits<T>(count)});
+    meter.finish(start, sizeof(void*));
+  }
+  template <class T>
+  constexpr void end_backward(Index, Meter<T>&) const {}
+  template <class T>
+  constexpr void forward(Meter<T>& meter) const {
     const Index start = meter.mark();
     meter.enter(Part::stem);
     meter.allocate(rows() * c.data_dim);                 // x
     meter.allocate(sizes.latent_rows() * c.latent_dim);  // z
-    meter.allocate(rows() * c.data_dim);                 // normed
-    meter.finish(meter.mark(), sizeof(void*));           // the embedding's
-    metered::forward(trunk, 0, sizes, meter);
-    meter.enter(Part::head);
-    metered::forward(data_norm(), rows(), meter);
-    head();
-    meter.finish(start, sizeof(Sizes) + sizeof(void*));
-  }
-  template <class T>
-  constexpr void forward(Meter<T>& meter) const {
-    run(meter, [&] { meter.multiply({logits<T>(rows())}); });
+    metered::forward(trunk, *this, 0, sizes, meter);
+    meter.finish(start, sizeof(Sizes) + 9 * sizeof(void*));
   }
   /// AutoregressiveDecoder::loss().
   template <class T>
   constexpr void training_step(Meter<T>& meter) const {
-    const Index chunk = std::min(rows(), std::clamp<Index>((Index{1} << 20) / c.vocabulary, 64, 4096));
-    meter.output(rows() * c.data_dim);            // normed_gradient
+    AutoregressiveDecoder losing = *this;
+    losing.with_loss = true;
     meter.template output<std::int32_t>(rows());  // inputs
-    run(meter, [&] {
-      const auto scope = meter.scope();
-      meter.scratch(chunk * c.vocabulary);  // logits
-      meter.scratch(chunk);                 // losses
-      for (const auto& [times, count] : {std::pair{rows() / chunk, chunk}, std::pair{Index{1}, rows() % chunk}}) {
-        if (count > 0) meter.times(times, [&, count = count] { head_forward_and_back(count, meter); });
-      }
-    });
+    losing.forward(meter);
     meter.set_backward(true);
     const auto saved = meter.pop();
-    meter.enter(Part::head);
-    meter.scratch(rows() * c.data_dim);                 // x
+    meter.enter(Part::stem);
     meter.scratch(sizes.latent_rows() * c.latent_dim);  // z
-    metered::backward(data_norm(), rows(), meter);
-    metered::backward(trunk, 0, sizes, meter);
+    meter.add_above(Meter<T>::entry_bytes(sizeof(Sizes) + 9 * sizeof(void*)));
+    metered::backward(trunk, losing, 0, sizes, meter);
     meter.enter(Part::stem);
     if (c.latent_positions == Positions::learned) {
       meter.add_column_sums({{sizes.batch, sizes.groups * sizes.latents * c.latent_dim}});
     }
-    if (c.data_positions == Positions::learned) {
-      meter.add_column_sums({{sizes.all_groups(), sizes.tokens * c.data_dim}});
-    }
-    const auto embedding = meter.pop();
   }
 
  private:
   template <class T>
-  constexpr void head_forward_and_back(Index count, Meter<T>& meter) const {
+  constexpr void end_loss(Index count, Meter<T>& meter) const {
+    const Index piece = std::min(count, std::clamp<Index>((Index{1} << 20) / c.vocabulary, 64, 4096));
+    meter.record_briefly(true, [&] {
+      meter.in_scope([&] {
+        meter.scratch(count * c.data_dim);    // normed
+        meter.scratch(piece * c.data_dim);    // normed_gradient
+        meter.scratch(piece * c.vocabulary);  // logits
+        meter.scratch(piece);                 // losses
+        metered::forward(data_norm(), count, meter);
+        meter.times(count / piece, [&] { logits_forward_and_back(piece, meter); });
+        if (count % piece > 0) logits_forward_and_back(count % piece, meter);
+        as_backward(meter, [&] { metered::backward(data_norm(), count, meter); });
+      });
+    });
+  }
+  template <class T>
+  constexpr void logits_forward_and_back(Index count, Meter<T>& meter) const {
     meter.multiply({logits<T>(count)});
+    as_backward(meter, [&] {
+      meter.multiply(
+          {{count, c.data_dim, {{c.vocabulary, c.data_dim, 1}}}, {c.vocabulary, c.data_dim, {{count, c.data_dim, 1}}}});
+      if (c.output_bias) meter.add_column_sums({{count, c.vocabulary}});
+    });
+  }
+  template <class T, class Body>
+  static constexpr void as_backward(Meter<T>& meter, Body&& body) {
     meter.set_backward(true);
-    meter.multiply(
-        {{count, c.data_dim, {{c.vocabulary, c.data_dim, 1}}}, {c.vocabulary, c.data_dim, {{count, c.data_dim, 1}}}});
-    if (c.output_bias) meter.add_column_sums({{count, c.vocabulary}});
+    body();
     meter.set_backward(false);
   }
+
+  bool with_loss = false;
 };
 
 constexpr Encoder meter_model(const EncoderConfig& c, Index batch) { return {c, batch}; }

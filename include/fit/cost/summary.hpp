@@ -58,9 +58,11 @@ Summary summary_of(const Config& config, Index batch = 1, const CostOptions& opt
   const detail::Meter<T> meter = detail::meter_of<T>(config, batch, options);
   Summary summary;
   summary.cost = cost_of<T>(config, batch, options);
-  summary.title =
-      concatenate(Config::kind, " ", config.layers.view(), ", batch ", batch,
-                  options.training ? ", training step" : ", inference", options.options.recompute ? ", recompute" : "");
+  summary.title = concatenate(Config::kind, " ", config.layers.view(), ", batch ", batch,
+                              options.training ? ", training step" : ", inference",
+                              options.options.recompute == Recompute::none    ? ""
+                              : options.options.recompute == Recompute::stage ? ", recompute by stage"
+                                                                              : ", streamed");
   const Index groups = batch * config.groups;
   const auto add = [&](const PartCost& part, std::string name) {
     const Flops flops = part.forward + part.backward;

@@ -57,8 +57,7 @@ class AutoregressiveDecoder {
     const Sizes sizes = check("the decoder's input", ids);
     Tensor<T, 4> logits(sizes.batch, config.groups, config.tokens, config.vocabulary);
     const Tape::Inference inference(tape);
-    run(ids.data(), sizes, tape, trace,
-        [&](const T* normed) { kernels::multiply({logits_product(normed, logits.data(), sizes.data_rows())}, tape); });
+    run({.p = this, .ids = ids.data(), .logits = logits.data()}, sizes, tape, trace);
     return logits;
   }
 
@@ -67,21 +66,19 @@ class AutoregressiveDecoder {
   TensorView<const T, 4> forward(LastingView<const std::int32_t, 3> ids, Tape& tape) const {
     const Sizes sizes = check("the decoder's input", ids);
     const auto logits = detail::output<T>(tape, sizes.batch, config.groups, config.tokens, config.vocabulary);
-    run(ids.data(), sizes, tape, {},
-        [&](const T* normed) { kernels::multiply({logits_product(normed, logits.data(), sizes.data_rows())}, tape); });
+    run({.p = this, .ids = ids.data(), .logits = logits.data()}, sizes, tape, {});
     return logits;
   }
 
   /// The way back through the last forward on the tape from the gradient of the logits: adds to `gradient`. Throws
   /// Error when its shape is not that of the forward pass, or when none was recorded.
   void backward(TensorView<const T, 4> logits_gradient, AutoregressiveDecoder& gradient, Tape& tape) const {
-    const auto& record = tape.peek<Record>();
-    const Index rows = record.sizes.data_rows();
-    detail::require_shape(logits_gradient, {record.sizes.batch, config.groups, config.tokens, config.vocabulary},
+    const Sizes sizes = tape.peek<Record>().sizes;
+    detail::require_shape(logits_gradient, {sizes.batch, config.groups, config.tokens, config.vocabulary},
                           "the gradient of the logits");
-    T* normed_gradient = tape.output<T>(rows * config.data_dim);
-    backward_logits(logits_gradient.data(), record.normed, normed_gradient, gradient, rows, tape);
-    backward_trunk(normed_gradient, gradient, tape);
+    Ends ends = tape.peek<Record>().ends;
+    ends.logits_gradient = logits_gradient.data();
+    backward_trunk(ends, gradient, tape);
   }
 
   /// Mean cross entropy in nats of the ids [B, groups, tokens] of whole sequences, each given those before it; it is
@@ -90,7 +87,7 @@ class AutoregressiveDecoder {
   double loss(Ids ids, Tape& tape) const {
     const Sizes sizes = check("the sequence", ids);
     const Tape::Inference inference(tape);
-    return run_loss(ids, sizes, nullptr, nullptr, tape);
+    return run_loss(ids, sizes, nullptr, tape);
   }
 
   /// The same, recorded with these options, and the way back: adds the gradient of the mean to `gradient`.
@@ -98,9 +95,8 @@ class AutoregressiveDecoder {
               Random random = Random(0)) const {
     const Sizes sizes = check("the sequence", ids);
     tape.record(options, random);
-    T* normed_gradient = tape.output<T>(sizes.data_rows() * config.data_dim);
-    const double mean = run_loss(ids, sizes, normed_gradient, &gradient, tape);
-    backward_trunk(normed_gradient, gradient, tape);
+    const double mean = run_loss(ids, sizes, &gradient, tape);
+    backward_trunk(tape.peek<Record>().ends, gradient, tape);
     return mean;
   }
 
@@ -128,9 +124,93 @@ class AutoregressiveDecoder {
   /// Rows whose logits are in memory together.
   static constexpr Index chunk = std::clamp<Index>((Index{1} << 20) / config.vocabulary, 64, 4096);
   using DecoderTrunk = detail::Trunk<T, detail::trunk_of(config)>;
+  /// What is before the trunk and behind it, for some groups: gives logits or, where there are targets, the loss, whose
+  /// way back is then gone at once.
+  struct Ends {
+    const AutoregressiveDecoder* p;
+    const std::int32_t* ids;  // that are given
+    T* logits = nullptr;
+    const std::int32_t* targets = nullptr;
+    double* total = nullptr;  // of the targets' losses
+    Index all_rows = 0;
+    AutoregressiveDecoder* gradient = nullptr;
+    const T* logits_gradient = nullptr;
+
+    static Index rows_of(const detail::Chunk& groups) { return groups.count * config.tokens; }
+    static Index first_of(const detail::Chunk& groups) { return groups.first * config.tokens; }
+
+    void start(const detail::Chunk& groups, T* x, Tape& tape) const {
+      nn::forward(p->token_embedding_, ids + first_of(groups), x, rows_of(groups), tape);
+      nn::forward(p->data_positions_, x, groups.count, tape);
+    }
+    void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
+      nn::backward(p->data_positions_, x_gradient, gradient->data_positions_, groups.count, tape);
+      nn::backward<T>(p->token_embedding_, x_gradient, gradient->token_embedding_, rows_of(groups), tape);
+    }
+
+    void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
+      if (targets) {
+        if (!again) end_loss(groups, x, tape);
+        return;
+      }
+      const auto start = tape.mark();
+      T* normed = tape.allocate<T>(rows_of(groups) * config.data_dim);  // [groups, tokens, data_dim]
+      nn::forward<T>(p->data_norm_, x, normed, rows_of(groups), tape);
+      if (!again) {
+        T* to = logits + first_of(groups) * config.vocabulary;
+        kernels::multiply({p->logits_product(normed, to, rows_of(groups))}, tape);
+      }
+      tape.finish(start, EndRecord{normed});
+    }
+    void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
+      if (targets) return;
+      const auto saved = tape.pop<EndRecord>();
+      T* normed = tape.scratch<T>(rows_of(groups) * config.data_dim);
+      p->backward_logits(logits_gradient + first_of(groups) * config.vocabulary, saved->normed, normed, *gradient,
+                         rows_of(groups), tape);
+      backward_norm(normed, x_gradient, rows_of(groups), tape);
+    }
+
+   private:
+    struct EndRecord {
+      const T* normed;
+    };
+
+    void backward_norm(const T* normed_gradient, T* x_gradient, Index rows, Tape& tape) const {
+      std::fill_n(x_gradient, rows * config.data_dim, T(0));
+      nn::backward(p->data_norm_, normed_gradient, x_gradient, gradient->data_norm_, rows, tape);
+    }
+
+    /// Adds to the total and, with a gradient, to that, and makes x its own gradient.
+    void end_loss(const detail::Chunk& groups, T* x, Tape& tape) const {
+      const Tape::Recording recording(tape, gradient != nullptr);
+      const Arena::Scope scope(tape.arena());
+      const Index rows = rows_of(groups), piece = std::min(rows, chunk);
+      T* normed = tape.scratch<T>(rows * config.data_dim);  // and then its gradient
+      T* normed_gradient = gradient ? tape.scratch<T>(piece * config.data_dim) : nullptr;
+      T* logits_of_piece = tape.scratch<T>(piece * config.vocabulary);
+      T* losses = tape.scratch<T>(piece);
+      nn::forward<T>(p->data_norm_, x, normed, rows, tape);
+      for (Index first = 0; first < rows; first += chunk) {
+        const Index count = std::min(chunk, rows - first);
+        T* of_piece = normed + first * config.data_dim;
+        kernels::multiply({p->logits_product(of_piece, logits_of_piece, count)}, tape);
+        kernels::cross_entropy<T>(
+            {logits_of_piece, targets + first_of(groups) + first, losses, gradient ? logits_of_piece : nullptr},
+            static_cast<T>(1 / static_cast<double>(all_rows)), count, config.vocabulary, tape.executor());
+        for (Index i = 0; i < count; ++i) *total += static_cast<double>(losses[i]);
+        if (!gradient) continue;
+        p->backward_logits(logits_of_piece, of_piece, normed_gradient, *gradient, count, tape);
+        std::copy_n(normed_gradient, count * config.data_dim, of_piece);
+      }
+      if (gradient) backward_norm(normed, x, rows, tape);
+    }
+  };
+
   struct Record {
     Sizes sizes;
-    const T* normed;
+    Ends ends;
+    T* x;
   };
 
   static Sizes check(const char* name, const Ids& ids) {
@@ -144,34 +224,23 @@ class AutoregressiveDecoder {
     return {batch, config.groups, config.tokens, config.latents};
   }
 
-  /// Calls head(normed [batch, groups, tokens, data_dim]) with what logits are made of.
-  template <class Head>
-  void run(const std::int32_t* ids, const Sizes& sizes, Tape& tape, const Trace<T>& trace, Head&& head) const {
+  void run(const Ends& ends, const Sizes& sizes, Tape& tape, const Trace<T>& trace) const {
     const auto start = tape.mark();
-    const Index rows = sizes.data_rows();
-    T* x = tape.allocate<T>(rows * config.data_dim);                   // [B, groups, tokens, data_dim]
+    T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
-    T* normed = tape.allocate<T>(rows * config.data_dim);              // [B, groups, tokens, data_dim]
-    nn::forward(token_embedding_, ids, x, rows, tape);
-    nn::forward(data_positions_, x, sizes.all_groups(), tape);
     nn::copy_positions(latent_positions_, z, sizes.batch);
-    trunk_.forward(x, z, {}, sizes, tape, trace);
-    nn::forward<T>(data_norm_, x, normed, rows, tape);
-    head(normed);
-    tape.finish(start, Record{sizes, normed});
+    trunk_.forward(ends, x, z, {}, sizes, tape, trace);
+    tape.finish(start, Record{sizes, ends, x});
   }
 
-  void backward_trunk(const T* normed_gradient, AutoregressiveDecoder& gradient, Tape& tape) const {
+  void backward_trunk(Ends ends, AutoregressiveDecoder& gradient, Tape& tape) const {
     const auto saved = tape.pop<Record>();
     const Sizes& sizes = saved->sizes;
-    const Index rows = sizes.data_rows();
-    T* x = detail::zeros<T>(rows * config.data_dim, tape);
+    ends.p = this;
+    ends.gradient = &gradient;
     T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
-    nn::backward(data_norm_, normed_gradient, x, gradient.data_norm_, rows, tape);
-    trunk_.backward(x, z, {}, gradient.trunk_, sizes, tape);
+    trunk_.backward(ends, saved->x, z, {}, gradient.trunk_, sizes, tape);
     nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
-    nn::backward(data_positions_, x, gradient.data_positions_, sizes.all_groups(), tape);
-    nn::backward<T>(token_embedding_, x, gradient.token_embedding_, rows, tape);
   }
 
   /// The product that gives logits [rows, V] of normalised tokens [rows, data_dim].
@@ -201,27 +270,14 @@ class AutoregressiveDecoder {
     }
   }
 
-  /// The mean cross entropy; unless they are null, also writes normed_gradient and adds to the embedding's gradients.
-  double run_loss(const Ids& ids, const Sizes& sizes, T* normed_gradient, AutoregressiveDecoder* gradient,
-                  Tape& tape) const {
+  /// The mean cross entropy; with a gradient, the way back is gone to the end of the trunk.
+  double run_loss(const Ids& ids, const Sizes& sizes, AutoregressiveDecoder* gradient, Tape& tape) const {
     const Index rows = sizes.data_rows();
     auto* inputs = tape.output<std::int32_t>(rows);  // [B, groups, tokens]
     shift_right(ids, TensorView<std::int32_t, 3>(inputs, ids.dimensions()));
     double total = 0;
-    run(inputs, sizes, tape, {}, [&](const T* normed) {
-      const Arena::Scope scope(tape.arena());
-      T* logits = tape.scratch<T>(std::min(rows, chunk) * config.vocabulary);
-      T* losses = tape.scratch<T>(std::min(rows, chunk));
-      for (Index first = 0; first < rows; first += chunk) {
-        const Index count = std::min(chunk, rows - first), offset = first * config.data_dim;
-        kernels::multiply({logits_product(normed + offset, logits, count)}, tape);
-        kernels::cross_entropy<T>({logits, ids.data() + first, losses, gradient ? logits : nullptr},
-                                  static_cast<T>(1 / static_cast<double>(rows)), count, config.vocabulary,
-                                  tape.executor());
-        for (Index i = 0; i < count; ++i) total += static_cast<double>(losses[i]);
-        if (gradient) backward_logits(logits, normed + offset, normed_gradient + offset, *gradient, count, tape);
-      }
-    });
+    run({.p = this, .ids = inputs, .targets = ids.data(), .total = &total, .all_rows = rows, .gradient = gradient},
+        sizes, tape, {});
     return total / static_cast<double>(std::max<Index>(1, rows));
   }
 

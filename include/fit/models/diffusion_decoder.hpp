@@ -111,17 +111,16 @@ class DiffusionDecoder {
     const Sizes sizes = tape.peek<Record>().sizes;
     check_gradients(outputs, inputs, sizes.batch);
     const auto saved = tape.pop<Record>();
+    Ends ends = saved->ends;
+    ends.p = this;
+    ends.gradient = &gradient;
+    ends.prediction_gradient = outputs.prediction ? outputs.prediction->data() : nullptr;
+    ends.noisy_gradient = inputs.noisy ? inputs.noisy->data() : nullptr;
     const Index latent_size = sizes.latent_rows() * config.latent_dim;
-    T* x = detail::zeros<T>(sizes.data_rows() * config.data_dim, tape);  // [B, groups, tokens, data_dim]
-    T* z = detail::zeros<T>(latent_size, tape);                          // [B, groups, latents, latent_dim]
-    T* normed = tape.scratch<T>(sizes.data_rows() * config.data_dim);    // [B, groups, tokens, data_dim]
+    T* z = detail::zeros<T>(latent_size, tape);  // [B, groups, latents, latent_dim]
     T* condition = detail::zeros<T>(sizes.batch * condition_count * config.latent_dim, tape);  // [B, count, latent_dim]
     if (outputs.latents) std::copy_n(outputs.latents->data(), latent_size, z);
-    const T* prediction = outputs.prediction ? outputs.prediction->data()
-                                             : detail::zeros<T>(sizes.data_rows() * config.output_channels, tape);
-    nn::backward(output_, prediction, normed, gradient.output_, sizes.data_rows(), tape);
-    nn::backward<T>(data_norm_, normed, x, gradient.data_norm_, sizes.data_rows(), tape);
-    trunk_.backward(x, z, {saved->condition, condition_count, condition}, gradient.trunk_, sizes, tape);
+    trunk_.backward(ends, saved->x, z, {saved->condition, condition_count, condition}, gradient.trunk_, sizes, tape);
     backward_condition(condition, inputs, gradient, sizes.batch, tape);
     if constexpr (has_previous) {
       T* previous = detail::zeros<T>(latent_size, tape);
@@ -130,7 +129,6 @@ class DiffusionDecoder {
       if (inputs.previous_latents) std::copy_n(previous, latent_size, inputs.previous_latents->data());
     }
     nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
-    nn::backward<T>(stem_, x, inputs.noisy ? inputs.noisy->data() : nullptr, gradient.stem_, sizes.all_groups(), tape);
   }
 
   /// Throws Error for inputs of wrong shapes, or a gamma outside [0, 1]; else says what a pass over them goes over.
@@ -157,8 +155,53 @@ class DiffusionDecoder {
   static constexpr Index condition_count = 1 + own_tokens;  // the noise level's token comes first
   static constexpr detail::TrunkConfig trunk_config = detail::trunk_of(config);
   using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
+  /// What is before the trunk and behind it, for some groups.
+  struct Ends {
+    const DiffusionDecoder* p;
+    const T* noisy;
+    T* prediction;
+    const T* prediction_gradient = nullptr;
+    DiffusionDecoder* gradient = nullptr;
+    T* noisy_gradient = nullptr;
+
+    template <class U>
+    static U* at(U* data, const detail::Chunk& groups, Index width) {
+      return data ? data + groups.first * config.tokens * width : nullptr;
+    }
+
+    void start(const detail::Chunk& groups, T* x, Tape& tape) const {
+      nn::forward(p->stem_, at(noisy, groups, config.channels), x, groups.count, tape);
+    }
+    void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
+      nn::backward<T>(p->stem_, x_gradient, at(noisy_gradient, groups, config.channels), gradient->stem_, groups.count,
+                      tape);
+    }
+
+    void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
+      const auto start = tape.mark();
+      const Index rows = groups.count * config.tokens;
+      T* normed = tape.allocate<T>(rows * config.data_dim);  // [groups, tokens, data_dim]
+      T* to = again ? tape.allocate<T>(rows * config.output_channels) : at(prediction, groups, config.output_channels);
+      nn::forward<T>(p->data_norm_, x, normed, rows, tape);
+      nn::forward<T>(p->output_, normed, to, rows, tape);
+      tape.finish(start);
+    }
+    void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
+      const auto frame = tape.pop();
+      const Index rows = groups.count * config.tokens;
+      const T* from = at(prediction_gradient, groups, config.output_channels);
+      T* normed = tape.scratch<T>(rows * config.data_dim);
+      nn::backward<T>(p->output_, from ? from : detail::zeros<T>(rows * config.output_channels, tape), normed,
+                      gradient->output_, rows, tape);
+      std::fill_n(x_gradient, rows * config.data_dim, T(0));
+      nn::backward<T>(p->data_norm_, normed, x_gradient, gradient->data_norm_, rows, tape);
+    }
+  };
+
   struct Record {
     Sizes sizes;
+    Ends ends;
+    T* x;
     const T* condition;
   };
 
@@ -193,8 +236,8 @@ class DiffusionDecoder {
            const Trace<T>& trace) const {
     const auto start = tape.mark();
     const Index latent_size = sizes.latent_rows() * config.latent_dim;
+    const Ends ends{this, inputs.noisy.data(), prediction};
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);  // [B, groups, tokens, data_dim]
-    nn::forward(stem_, inputs.noisy.data(), x, sizes.all_groups(), tape);
     nn::copy_positions(latent_positions_, latents, sizes.batch);
     if constexpr (has_previous) {
       T* previous = tape.allocate<T>(latent_size);  // [B, groups, latents, latent_dim]
@@ -209,11 +252,8 @@ class DiffusionDecoder {
       for (Index i = 0; i < latent_size; ++i) latents[i] += normed[i];
     }
     const T* condition = forward_condition(inputs, sizes.batch, tape);
-    trunk_.forward(x, latents, {condition, condition_count, nullptr}, sizes, tape, trace);
-    T* normed = tape.allocate<T>(sizes.data_rows() * config.data_dim);  // [B, groups, tokens, data_dim]
-    nn::forward<T>(data_norm_, x, normed, sizes.data_rows(), tape);
-    nn::forward<T>(output_, normed, prediction, sizes.data_rows(), tape);
-    tape.finish(start, Record{sizes, condition});
+    trunk_.forward(ends, x, latents, {condition, condition_count, nullptr}, sizes, tape, trace);
+    tape.finish(start, Record{sizes, ends, x, condition});
   }
 
   /// Tokens [batch, condition_count, latent_dim]: the noise level's, then the condition's.

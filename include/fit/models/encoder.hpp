@@ -100,33 +100,19 @@ class Encoder {
                 const InputGradients& inputs = {}) const {
     const Sizes sizes = tape.peek<Record>().sizes;
     check_gradients(outputs, inputs, sizes.batch);
-    const auto frame = tape.pop<Record>();
-    const Index groups = sizes.all_groups();
-    T* x = detail::zeros<T>(sizes.data_rows() * config.data_dim, tape);
-    T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
-    T* unused = nullptr;
-    if (!outputs.data || !outputs.latents) {
-      unused = detail::zeros<T>(std::max(sizes.data_rows() * config.data_dim, sizes.latent_rows() * config.latent_dim),
-                                tape);
-    }
-    nn::backward(latent_norm_, outputs.latents ? outputs.latents->data() : unused, z, gradient.latent_norm_,
-                 sizes.latent_rows(), tape);
-    nn::backward(data_norm_, outputs.data ? outputs.data->data() : unused, x, gradient.data_norm_, sizes.data_rows(),
-                 tape);
-    trunk_.backward(x, z, {}, gradient.trunk_, sizes, tape);
+    const auto saved = tape.pop<Record>();
+    Ends ends = saved->ends;
+    ends.p = this;
+    ends.gradient = &gradient;
+    ends.data_gradient = outputs.data ? outputs.data->data() : nullptr;
+    ends.input_gradient = inputs.input ? inputs.input->data() : nullptr;
+    ends.extra_gradient = inputs.extra ? inputs.extra->data() : nullptr;
+    const Index latent_size = sizes.latent_rows() * config.latent_dim;
+    T* z = detail::zeros<T>(latent_size, tape);
+    nn::backward(latent_norm_, outputs.latents ? outputs.latents->data() : detail::zeros<T>(latent_size, tape), z,
+                 gradient.latent_norm_, sizes.latent_rows(), tape);
+    trunk_.backward(ends, saved->x, z, {}, gradient.trunk_, sizes, tape);
     nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
-    T* data = x;
-    if constexpr (has_extra) {
-      const Index extra_rows = groups * config.extra_tokens;
-      T* first = tape.scratch<T>(extra_rows * config.data_dim);
-      T* between = detail::zeros<T>(extra_rows * config.data_dim, tape);
-      data = tape.scratch<T>(groups * config.tokens * config.data_dim);
-      detail::split<T>(x, first, config.extra_tokens * config.data_dim, data, config.tokens * config.data_dim, groups);
-      nn::backward<T>(extra_stem_norm_, first, between, gradient.extra_stem_norm_, extra_rows, tape);
-      nn::backward<T>(extra_stem_, between, inputs.extra ? inputs.extra->data() : nullptr, gradient.extra_stem_,
-                      extra_rows, tape);
-    }
-    nn::backward<T>(stem_, data, inputs.input ? inputs.input->data() : nullptr, gradient.stem_, groups, tape);
   }
 
  private:
@@ -134,8 +120,78 @@ class Encoder {
   static constexpr detail::TrunkConfig trunk_config = detail::trunk_of(config);
   using Stem = nn::DataStem<T, config.tokens, config.channels, config.data_dim, config.data_positions>;
 
+  /// What is before the trunk and behind it, for some groups.
+  struct Ends {
+    const Encoder* p;
+    const T *input, *extra;
+    T* data;
+    const T* data_gradient = nullptr;
+    Encoder* gradient = nullptr;
+    T *input_gradient = nullptr, *extra_gradient = nullptr;
+
+    static constexpr Index own_size = config.tokens * config.data_dim;
+    static constexpr Index extra_size = config.extra_tokens * config.data_dim;
+
+    template <class U>
+    static U* at(U* data, const detail::Chunk& groups, Index each) {
+      return data ? data + groups.first * each : nullptr;
+    }
+
+    void start(const detail::Chunk& groups, T* x, Tape& tape) const {
+      const T* from = at(input, groups, config.tokens * config.channels);
+      if constexpr (!has_extra) {
+        nn::forward(p->stem_, from, x, groups.count, tape);
+      } else {
+        const auto start = tape.mark();
+        const Index rows = groups.count * config.extra_tokens;
+        T* own = tape.allocate<T>(groups.count * own_size);  // [groups, tokens, data_dim]
+        T* more = tape.allocate<T>(rows * config.data_dim);  // [groups, extra_tokens, data_dim]
+        nn::forward(p->stem_, from, own, groups.count, tape);
+        nn::forward(p->extra_stem_, at(extra, groups, config.extra_tokens * config.extra_channels), more, rows, tape);
+        nn::forward<T>(p->extra_stem_norm_, more, more, rows, tape);
+        detail::join<T>(more, extra_size, own, own_size, x, groups.count);
+        tape.finish(start);
+      }
+    }
+
+    void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
+      T* to = at(input_gradient, groups, config.tokens * config.channels);
+      if constexpr (!has_extra) {
+        nn::backward<T>(p->stem_, x_gradient, to, gradient->stem_, groups.count, tape);
+      } else {
+        const auto frame = tape.pop();
+        const Index rows = groups.count * config.extra_tokens;
+        T* more = tape.scratch<T>(rows * config.data_dim);
+        T* between = detail::zeros<T>(rows * config.data_dim, tape);
+        T* own = tape.scratch<T>(groups.count * own_size);
+        detail::split<T>(x_gradient, more, extra_size, own, own_size, groups.count);
+        nn::backward<T>(p->extra_stem_norm_, more, between, gradient->extra_stem_norm_, rows, tape);
+        nn::backward<T>(p->extra_stem_, between,
+                        at(extra_gradient, groups, config.extra_tokens * config.extra_channels), gradient->extra_stem_,
+                        rows, tape);
+        nn::backward<T>(p->stem_, own, to, gradient->stem_, groups.count, tape);
+      }
+    }
+
+    void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
+      nn::forward<T>(p->data_norm_, x, again ? x : at(data, groups, own_size + extra_size), groups.count * all_tokens,
+                     tape);
+    }
+
+    void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
+      const Index size = groups.count * all_tokens * config.data_dim;
+      std::fill_n(x_gradient, size, T(0));
+      const Arena::Scope scope(tape.arena());
+      const T* from = at(data_gradient, groups, own_size + extra_size);
+      nn::backward<T>(p->data_norm_, from ? from : detail::zeros<T>(size, tape), x_gradient, gradient->data_norm_,
+                      groups.count * all_tokens, tape);
+    }
+  };
+
   struct Record {
     Sizes sizes;
+    Ends ends;
+    T* x;
   };
 
   static Sizes check(const Inputs& inputs) {
@@ -164,23 +220,13 @@ class Encoder {
 
   void run(const Inputs& inputs, const Sizes& sizes, T* data, T* latents, Tape& tape, const Trace<T>& trace) const {
     const auto start = tape.mark();
-    const Index groups = sizes.all_groups();
-    T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, N, data_dim]
-    T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
-    T* stem = has_extra ? tape.allocate<T>(groups * config.tokens * config.data_dim) : x;
-    nn::forward(stem_, inputs.input.data(), stem, groups, tape);
-    if constexpr (has_extra) {
-      const Index extra_rows = groups * config.extra_tokens;
-      T* extra = tape.allocate<T>(extra_rows * config.data_dim);
-      nn::forward(extra_stem_, inputs.extra->data(), extra, extra_rows, tape);
-      nn::forward<T>(extra_stem_norm_, extra, extra, extra_rows, tape);
-      detail::join<T>(extra, config.extra_tokens * config.data_dim, stem, config.tokens * config.data_dim, x, groups);
-    }
-    nn::copy_positions(latent_positions_, z, sizes.batch);
-    trunk_.forward(x, z, {}, sizes, tape, trace);
-    nn::forward<T>(data_norm_, x, data, sizes.data_rows(), tape);
-    nn::forward<T>(latent_norm_, z, latents, sizes.latent_rows(), tape);
-    tape.finish(start, Record{sizes});
+    const Ends ends{this, inputs.input.data(), inputs.extra ? inputs.extra->data() : nullptr, data};
+    // The way back needs the memory of the data tokens for their gradient, beside the output.
+    T* x = tape.recording() ? tape.allocate<T>(sizes.data_rows() * config.data_dim) : data;
+    nn::copy_positions(latent_positions_, latents, sizes.batch);
+    trunk_.forward(ends, x, latents, {}, sizes, tape, trace);
+    nn::forward<T>(latent_norm_, latents, latents, sizes.latent_rows(), tape);
+    tape.finish(start, Record{sizes, ends, x});
   }
 
   Stem stem_;

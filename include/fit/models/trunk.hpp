@@ -53,17 +53,33 @@ struct Conditioning {
   T* gradient = nullptr;
 };
 
+/// Some groups, all of whose tokens go through together: first .. first + count - 1 of batch * groups.
+struct Chunk {
+  Index first, count;
+};
+
 /// The interleaved stages that the three models share. Chen and Li, arXiv 2305.12689, figure 1.
 ///
 ///   part       changes   sees                                             goes through in chunks of
+///   start      data      the model's input of its group                   groups
 ///   write      data      latents of its group (autoregressive: before)    groups
 ///   local      data      data of its group (autoregressive: earlier)      groups
 ///   read       latents   data of its group                                groups
+///   end        -         data of its group                                groups
 ///   condition  latents   condition tokens of its example                  examples
 ///   global     latents   latents of its example (causal: no later group)  examples
 ///
 /// Groups go through depth first: a chunk of them, of a fixed number of tokens, passes from the write of one stage to
-/// the read of the next before the following chunk starts, so memory holds the inner activations of one chunk.
+/// the read of the next before the following chunk starts, so memory holds the inner activations of one chunk. As a
+/// group's data follow from its own input and from the latents that are written into it, a chunk of them can be made
+/// again at any stage from the latents that were kept.
+///
+/// Start and end are the model's: `ends` has, for a chunk of groups and x [groups, tokens, data_dim] of it,
+///
+///     void start(const Chunk&, T* x, Tape&) const;                            // writes x
+///     void start_backward(const Chunk&, const T* x_gradient, Tape&) const;
+///     void end(const Chunk&, T* x, bool again, Tape&) const;                  // reads x; again: for its records alone
+///     void end_backward(const Chunk&, T* x_gradient, Tape&) const;            // writes x_gradient
 template <class T, TrunkConfig c>
 class Trunk {
  public:
@@ -84,48 +100,48 @@ class Trunk {
 
   static void visit(auto&& f, auto&... p) { f("stages", p.stages_...); }
 
-  /// x [batch, groups, tokens, data_dim] and z [batch, groups, latents, latent_dim] in place.
-  void forward(T* x, T* z, const Conditioning<T>& condition, const Sizes& sizes, Tape& tape,
+  /// x [batch, groups, tokens, data_dim], which is left as the last stage has it, and z [batch, groups, latents,
+  /// latent_dim] in place.
+  template <class Ends>
+  void forward(const Ends& ends, T* x, T* z, const Conditioning<T>& condition, const Sizes& sizes, Tape& tape,
                const Trace<T>& trace = {}) const {
+    const auto start = tape.mark();
+    Kept* kept = tape.allocate<Kept>(static_cast<Index>(plan.count));
     for (std::size_t i = 0; i < plan.count; ++i) {
-      const auto start = tape.mark();
-      const T* before = c.autoregressive && i > 0 ? latents_before(z, sizes, tape) : nullptr;
-      const Pass pass{i, sizes, condition, before, tape, trace};
+      kept[i] = keep(i, x, z, sizes, tape);
+      const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, trace};
       const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
       for (Index k = 0; k < groups.count; ++k) {
-        nn::forward_recomputed(groups_of(x, z, groups[k], sizes), tape,
-                               [&](const auto& tokens) { forward_groups(pass, groups[k], tokens); });
+        const Tape::Recording recording(tape, tape.recording() && tape.options().recompute == Recompute::none);
+        forward_groups(pass, groups[k], data_of(x, groups[k], sizes), latents_of(z, groups[k], sizes), false);
       }
-      tape.finish(start, Before{before});
       if (!plan[i].reads) continue;
-      for (Index k = 0; k < examples.count; ++k) {
-        nn::forward_recomputed(examples_of(z, examples[k], sizes), tape,
-                               [&](const auto& tokens) { forward_examples(pass, examples[k], tokens.latents); });
-      }
+      for (Index k = 0; k < examples.count; ++k) forward_examples(pass, examples[k], example_of(z, examples[k], sizes));
     }
+    tape.finish(start, Record{kept});
   }
 
-  /// x_gradient and z_gradient, of what came out and then of what went in, in place; adds to `gradient`.
-  void backward(T* x_gradient, T* z_gradient, const Conditioning<T>& condition, Trunk& gradient, const Sizes& sizes,
-                Tape& tape) const {
+  /// x_gradient and z_gradient, of what came out and then of what went in, in place; the first is written by the ends,
+  /// into the memory of forward's x, too. Adds to `gradient`.
+  template <class Ends>
+  void backward(const Ends& ends, T* x_gradient, T* z_gradient, const Conditioning<T>& condition, Trunk& gradient,
+                const Sizes& sizes, Tape& tape) const {
     const Trace<T> untraced;
+    const Kept* kept = tape.peek<Record>().kept;
+    const auto saved = tape.pop<Record>();
     for (std::size_t i = plan.count; i-- > 0;) {
-      Pass pass{i, sizes, condition, nullptr, tape, untraced};
+      const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, untraced};
       const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
       for (Index k = plan[i].reads ? examples.count : 0; k-- > 0;) {
-        T* z = examples_of(z_gradient, examples[k], sizes).latents;
-        nn::backward_recomputed<T>(
-            tape, [&](const auto& tokens) { forward_examples(pass, examples[k], tokens.latents); },
-            [&] { backward_examples(pass, examples[k], z, gradient); });
+        backward_examples(pass, examples[k], example_of(z_gradient, examples[k], sizes), gradient);
       }
-      const auto saved = tape.pop<Before>();
-      pass.before = saved->latents;
-      T* before_gradient = pass.before ? zeros<T>(sizes.latent_rows() * c.latent_dim, tape) : nullptr;
+      const Arena::Scope scope(tape.arena());
+      T* before_gradient = kept[i].before ? zeros<T>(sizes.latent_rows() * c.latent_dim, tape) : nullptr;
       for (Index k = groups.count; k-- > 0;) {
-        const auto gradients = groups_of(x_gradient, z_gradient, groups[k], sizes);
-        nn::backward_recomputed<T>(
-            tape, [&](const auto& tokens) { forward_groups(pass, groups[k], tokens); },
-            [&] { backward_groups(pass, groups[k], gradients, before_gradient, gradient); });
+        const Arena::Scope chunk(tape.arena());
+        if (tape.options().recompute != Recompute::none) run_again(pass, groups[k]);
+        backward_groups(pass, groups[k], data_of(x_gradient, groups[k], sizes),
+                        latents_of(z_gradient, groups[k], sizes), before_gradient, gradient);
       }
       if (before_gradient) add_latents_before(before_gradient, z_gradient, sizes);
     }
@@ -134,10 +150,6 @@ class Trunk {
   const std::vector<Stage<T, c>>& stages() const { return stages_; }
 
  private:
-  /// Whole sequences first .. first + count - 1.
-  struct Chunk {
-    Index first, count;
-  };
   /// All sequences, some thousands of tokens at a time.
   struct Chunks {
     Index sequences, each, count;
@@ -147,12 +159,24 @@ class Trunk {
     Chunk operator[](Index k) const { return {k * each, std::min(each, sequences - k * each)}; }
   };
 
+  /// What is left of the beginning of a stage, as long as it may be needed again.
+  struct Kept {
+    const T* before = nullptr;   // see latents_before(); null where groups are written from their own latents
+    const T* latents = nullptr;  // [batch, groups, latents, latent_dim], where something is computed again
+    const T* data = nullptr;     // [batch, groups, tokens, data_dim], where streaming goes on from here
+  };
+  struct Record {
+    const Kept* kept;
+  };
+
   /// What the parts of a stage are told.
+  template <class Ends>
   struct Pass {
+    const Ends& ends;
     std::size_t stage;
     const Sizes& sizes;
     const Conditioning<T>& condition;
-    const T* before;  // see latents_before(); null where groups are written from their own latents
+    const Kept* kept;
     Tape& tape;
     const Trace<T>& trace;
 
@@ -160,9 +184,23 @@ class Trunk {
       if (trace) trace(of_stage, part, first, count, data);
     }
   };
-  struct Before {
-    const T* latents;
-  };
+
+  static T* copy_of(const T* from, Index size, Tape& tape) {
+    T* to = tape.allocate<T>(size);
+    std::copy_n(from, size, to);
+    return to;
+  }
+
+  static Kept keep(std::size_t i, const T* x, const T* z, const Sizes& sizes, Tape& tape) {
+    Kept kept;
+    if (c.autoregressive && i > 0) kept.before = latents_before(z, sizes, tape);
+    if (!tape.recording() || tape.options().recompute == Recompute::none) return kept;
+    const auto every =
+        static_cast<std::size_t>(tape.options().recompute == Recompute::stage ? 1 : tape.options().keep_data_every);
+    kept.latents = copy_of(z, sizes.latent_rows() * c.latent_dim, tape);
+    if (i > 0 && every > 0 && i % every == 0) kept.data = copy_of(x, sizes.data_rows() * c.data_dim, tape);
+    return kept;
+  }
 
   /// What an autoregressive model's groups are written from, [batch, groups, latents, latent_dim]: the latents of the
   /// group before, zeros for the first. A copy, as the groups' reads change the latents in place.
@@ -184,13 +222,16 @@ class Trunk {
     }
   }
 
-  static nn::Tokens<T> groups_of(T* x, T* z, const Chunk& groups, const Sizes& sizes) {
-    const Index data = sizes.tokens * c.data_dim, latents = sizes.latents * c.latent_dim;
-    return {x + groups.first * data, groups.count * data, z + groups.first * latents, groups.count * latents};
+  template <class U>
+  static U* data_of(U* x, const Chunk& groups, const Sizes& sizes) {
+    return x + groups.first * sizes.tokens * c.data_dim;
   }
-  static nn::Tokens<T> examples_of(T* z, const Chunk& examples, const Sizes& sizes) {
-    const Index latents = sizes.groups * sizes.latents * c.latent_dim;
-    return {nullptr, 0, z + examples.first * latents, examples.count * latents};
+  template <class U>
+  static U* latents_of(U* z, const Chunk& groups, const Sizes& sizes) {
+    return z + groups.first * sizes.latents * c.latent_dim;
+  }
+  static T* example_of(T* z, const Chunk& examples, const Sizes& sizes) {
+    return z + examples.first * sizes.groups * sizes.latents * c.latent_dim;
   }
 
   /// Random numbers of a block's drop-outs: its own, and the same for a sequence in whatever chunk it comes.
@@ -198,77 +239,148 @@ class Trunk {
     return {tape.random().fork(static_cast<Index>(part), stage, block), chunk.first};
   }
 
-  /// What groups do by themselves on their way from one stage's global blocks to the next one's.
-  void forward_groups(const Pass& pass, const Chunk& groups, const nn::Tokens<T>& tokens) const {
-    const auto& [i, sizes, condition, before, tape, trace] = pass;
-    const Stage<T, c>& stage = stages_[i];
-    T* x = tokens.data;     // [groups, tokens, data_dim]
-    T* z = tokens.latents;  // [groups, latents, latent_dim]
+  /// The data tokens x [groups, tokens, data_dim] of some groups, from the end of one stage's local blocks to that of
+  /// the next one's: from the latents z [groups, latents, latent_dim] that stage i starts with.
+  template <class Ends>
+  void forward_data(const Pass<Ends>& pass, std::size_t i, const Chunk& groups, T* x, const T* z) const {
+    const auto& [ends, last, sizes, condition, kept, tape, trace] = pass;
+    if (i == 0) ends.start(groups, x, tape);
     if (i > 0) {
-      const T* context = before ? before + groups.first * sizes.latents * c.latent_dim : z;
+      const T* context = kept[i].before ? latents_of(kept[i].before, groups, sizes) : z;
       nn::forward(*stages_[i - 1].write, x, context, {groups.count, sizes.tokens, sizes.latents}, tape);
       pass.tell(i - 1, Part::write, groups.first, groups.count, x);
     }
     const auto mask = c.autoregressive ? kernels::Mask::causal() : kernels::Mask::none();
-    for (std::size_t j = 0; j < stage.local.size(); ++j) {
-      nn::forward(stage.local[j], x, groups.count, sizes.tokens, mask, draws(Part::local, i, j, groups, tape), tape);
-    }
-    pass.tell(i, Part::local, groups.first, groups.count, x);
-    if (stage.read) {
-      nn::forward<T>(*stage.read, z, x, {groups.count, sizes.latents, sizes.tokens}, tape);
-      pass.tell(i, Part::read, groups.first, groups.count, z);
-    }
-  }
-
-  void backward_groups(const Pass& pass, const Chunk& groups, const nn::Tokens<T>& gradients, T* before_gradient,
-                       Trunk& gradient) const {
-    const auto& [i, sizes, condition, before, tape, trace] = pass;
-    const Stage<T, c>& stage = stages_[i];
-    Stage<T, c>& to = gradient.stages_[i];
-    T* x = gradients.data;     // [groups, tokens, data_dim]
-    T* z = gradients.latents;  // [groups, latents, latent_dim]
-    if (stage.read) nn::backward(*stage.read, z, x, *to.read, {groups.count, sizes.latents, sizes.tokens}, tape);
-    for (std::size_t j = stage.local.size(); j-- > 0;) {
-      nn::backward(stage.local[j], x, to.local[j], groups.count, sizes.tokens, tape);
-    }
-    if (i > 0) {
-      T* context = before_gradient ? before_gradient + groups.first * sizes.latents * c.latent_dim : z;
-      nn::backward(*stages_[i - 1].write, x, context, *gradient.stages_[i - 1].write,
-                   {groups.count, sizes.tokens, sizes.latents}, tape);
-    }
-  }
-
-  /// What the latents z [examples, groups, latents, latent_dim] do over all their groups.
-  void forward_examples(const Pass& pass, const Chunk& examples, T* z) const {
-    const auto& [i, sizes, condition, before, tape, trace] = pass;
-    const Index length = sizes.groups * sizes.latents;
-    const auto tell = [&](Part part) {
-      pass.tell(pass.stage, part, examples.first * pass.sizes.groups, examples.count * pass.sizes.groups, z);
-    };
-    if constexpr (c.conditioned) {
-      nn::forward(*stages_[i].condition, z, condition.tokens + examples.first * condition.count * c.latent_dim,
-                  {examples.count, length, condition.count}, tape);
-      tell(Part::condition);
-    }
-    const auto mask = c.mask == LatentMask::causal ? kernels::Mask::chunk_causal(sizes.latents) : kernels::Mask::none();
-    for (std::size_t j = 0; j < stages_[i].global.size(); ++j) {
-      nn::forward(stages_[i].global[j], z, examples.count, length, mask, draws(Part::global, i, j, examples, tape),
+    for (std::size_t j = 0; j < stages_[i].local.size(); ++j) {
+      nn::forward(stages_[i].local[j], x, groups.count, sizes.tokens, mask, draws(Part::local, i, j, groups, tape),
                   tape);
     }
-    tell(Part::global);
+    pass.tell(i, Part::local, groups.first, groups.count, x);
   }
 
-  void backward_examples(const Pass& pass, const Chunk& examples, T* z_gradient, Trunk& gradient) const {
-    const auto& [i, sizes, condition, before, tape, trace] = pass;
+  /// What groups do by themselves on their way from one stage's global blocks to the next one's.
+  template <class Ends>
+  void forward_groups(const Pass<Ends>& pass, const Chunk& groups, T* x, T* z, bool again) const {
+    const auto& [ends, i, sizes, condition, kept, tape, trace] = pass;
+    forward_data(pass, i, groups, x, z);
+    if (stages_[i].read) {
+      nn::forward<T>(*stages_[i].read, z, x, {groups.count, sizes.latents, sizes.tokens}, tape);
+      pass.tell(i, Part::read, groups.first, groups.count, z);
+    }
+    if (i + 1 == plan.count) ends.end(groups, x, again, tape);
+  }
+
+  /// Leaves the records of forward_groups() once more.
+  template <class Ends>
+  void run_again(const Pass<Ends>& pass, const Chunk& groups) const {
+    Tape& tape = pass.tape;
+    const Sizes& sizes = pass.sizes;
+    const Kept* kept = pass.kept;
+    const std::size_t i = pass.stage;
+    T* x = tape.scratch<T>(groups.count * sizes.tokens * c.data_dim);
+    T* z = tape.scratch<T>(groups.count * sizes.latents * c.latent_dim);
+    std::size_t from = i;
+    while (from > 0 && !kept[from].data) --from;
+    if (kept[from].data)
+      std::copy_n(data_of(kept[from].data, groups, sizes), groups.count * sizes.tokens * c.data_dim, x);
+    {
+      const Tape::Recording unrecorded(tape, false);
+      for (; from < i; ++from) forward_data(pass, from, groups, x, latents_of(kept[from].latents, groups, sizes));
+    }
+    std::copy_n(latents_of(kept[i].latents, groups, sizes), groups.count * sizes.latents * c.latent_dim, z);
+    forward_groups(pass, groups, x, z, true);
+  }
+
+  template <class Ends>
+  void backward_groups(const Pass<Ends>& pass, const Chunk& groups, T* x_gradient, T* z_gradient, T* before_gradient,
+                       Trunk& gradient) const {
+    const auto& [ends, i, sizes, condition, kept, tape, trace] = pass;
+    const Stage<T, c>& stage = stages_[i];
+    Stage<T, c>& to = gradient.stages_[i];
+    if (i + 1 == plan.count) ends.end_backward(groups, x_gradient, tape);
+    if (stage.read) {
+      nn::backward(*stage.read, z_gradient, x_gradient, *to.read, {groups.count, sizes.latents, sizes.tokens}, tape);
+    }
+    for (std::size_t j = stage.local.size(); j-- > 0;) {
+      nn::backward(stage.local[j], x_gradient, to.local[j], groups.count, sizes.tokens, tape);
+    }
+    if (i > 0) {
+      T* context = before_gradient ? latents_of(before_gradient, groups, sizes) : z_gradient;
+      nn::backward(*stages_[i - 1].write, x_gradient, context, *gradient.stages_[i - 1].write,
+                   {groups.count, sizes.tokens, sizes.latents}, tape);
+    }
+    if (i == 0) ends.start_backward(groups, x_gradient, tape);
+  }
+
+  /// What of the latents' parts is computed again by itself: all of a stage together, or each of them.
+  static bool again_together(const Tape& tape) { return tape.options().recompute == Recompute::stage; }
+  static bool again_alone(const Tape& tape) { return tape.options().recompute == Recompute::stream; }
+
+  /// What the latents z [examples, groups, latents, latent_dim] do over all their groups.
+  template <class Ends>
+  void forward_examples(const Pass<Ends>& pass, const Chunk& examples, T* z) const {
+    const Index size = examples.count * pass.sizes.groups * pass.sizes.latents * c.latent_dim;
+    nn::forward_recomputed(z, size, again_together(pass.tape), pass.tape,
+                           [&](T* x) { forward_parts(pass, examples, x); });
+  }
+
+  template <class Ends>
+  void backward_examples(const Pass<Ends>& pass, const Chunk& examples, T* z_gradient, Trunk& gradient) const {
+    const auto& [ends, i, sizes, condition, kept, tape, trace] = pass;
     const Index length = sizes.groups * sizes.latents;
-    for (std::size_t j = stages_[i].global.size(); j-- > 0;) {
-      nn::backward(stages_[i].global[j], z_gradient, gradient.stages_[i].global[j], examples.count, length, tape);
-    }
+    const std::size_t blocks = stages_[i].global.size();
+    const auto backward_all = [&] {
+      for (std::size_t j = blocks; j-- > 0;) {
+        nn::backward_recomputed<T>(
+            again_alone(pass.tape), pass.tape, [&](T* z) { forward_global(pass, examples, j, z); },
+            [&] {
+              nn::backward(stages_[pass.stage].global[j], z_gradient, gradient.stages_[pass.stage].global[j],
+                           examples.count, length, pass.tape);
+            });
+      }
+      if constexpr (c.conditioned) {
+        nn::backward_recomputed<T>(
+            again_alone(pass.tape), pass.tape, [&](T* z) { forward_condition(pass, examples, z); },
+            [&] {
+              const Conditioning<T>& to = pass.condition;
+              nn::backward(*stages_[pass.stage].condition, z_gradient,
+                           to.gradient + examples.first * to.count * c.latent_dim,
+                           *gradient.stages_[pass.stage].condition, {examples.count, length, to.count}, pass.tape);
+            });
+      }
+    };
+    nn::backward_recomputed<T>(
+        again_together(tape), tape, [&](T* z) { forward_parts(pass, examples, z); }, backward_all);
+  }
+
+  /// The parts of forward_examples().
+  template <class Ends>
+  void forward_parts(const Pass<Ends>& pass, const Chunk& examples, T* z) const {
+    const Index size = examples.count * pass.sizes.groups * pass.sizes.latents * c.latent_dim;
+    const bool again = again_alone(pass.tape);
     if constexpr (c.conditioned) {
-      nn::backward(*stages_[i].condition, z_gradient,
-                   condition.gradient + examples.first * condition.count * c.latent_dim, *gradient.stages_[i].condition,
-                   {examples.count, length, condition.count}, tape);
+      nn::forward_recomputed(z, size, again, pass.tape, [&](T* x) { forward_condition(pass, examples, x); });
     }
+    for (std::size_t j = 0; j < stages_[pass.stage].global.size(); ++j) {
+      nn::forward_recomputed(z, size, again, pass.tape, [&](T* x) { forward_global(pass, examples, j, x); });
+    }
+    pass.tell(pass.stage, Part::global, examples.first * pass.sizes.groups, examples.count * pass.sizes.groups, z);
+  }
+
+  template <class Ends>
+  void forward_condition(const Pass<Ends>& pass, const Chunk& examples, T* z) const {
+    const Conditioning<T>& from = pass.condition;
+    nn::forward(*stages_[pass.stage].condition, z, from.tokens + examples.first * from.count * c.latent_dim,
+                {examples.count, pass.sizes.groups * pass.sizes.latents, from.count}, pass.tape);
+    pass.tell(pass.stage, Part::condition, examples.first * pass.sizes.groups, examples.count * pass.sizes.groups, z);
+  }
+
+  template <class Ends>
+  void forward_global(const Pass<Ends>& pass, const Chunk& examples, std::size_t block, T* z) const {
+    const Sizes& sizes = pass.sizes;
+    const auto mask = c.mask == LatentMask::causal ? kernels::Mask::chunk_causal(sizes.latents) : kernels::Mask::none();
+    nn::forward(stages_[pass.stage].global[block], z, examples.count, sizes.groups * sizes.latents, mask,
+                draws(Part::global, pass.stage, block, examples, pass.tape), pass.tape);
   }
 
   std::vector<Stage<T, c>> stages_;

@@ -37,11 +37,11 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
     T* normed = tape.allocate<T>(rows * Width);
     forward<T>(p.attention_norm, x, normed, rows, tape);
     forward<T>(p.attention, normed, normed, x, {sequences, length, length, mask}, path,
-               draw_dropout(tape.options().drop_attention, draws, Heads * length * length, tape), tape);
+               draw_dropout(tape.options().drop_attention, draws, Heads * length * length), tape);
   }
   const PathScale<T> path = draw_path<T>(sequences, length, draws, tape);
-  forward<T>(p.residual_mlp, x, rows, path,
-             draw_dropout(tape.options().drop_units, draws, length * Width * Ratio, tape), tape);
+  forward<T>(p.residual_mlp, x, rows, path, draw_dropout(tape.options().drop_units, draws, length * Width * Ratio),
+             tape);
   tape.finish(start);
 }
 

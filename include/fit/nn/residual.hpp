@@ -17,8 +17,8 @@ struct Draws {
 };
 
 /// The next drop-out, of so many elements a sequence.
-inline kernels::Dropout draw_dropout(float rate, Draws& draws, Index elements, const Tape& tape) {
-  if (!tape.recording() || rate == 0) return {};
+inline kernels::Dropout draw_dropout(float rate, Draws& draws, Index elements) {
+  if (rate == 0) return {};
   return {draws.random.bits(), rate, static_cast<std::uint64_t>(draws.first * elements)};
 }
 
@@ -33,7 +33,7 @@ struct PathScale {
 /// Draws which of `sequences` keep their branch, when the tape records with drop_path; the numbers live on the tape.
 template <class T>
 PathScale<T> draw_path(Index sequences, Index length, Draws& draws, Tape& tape) {
-  const kernels::Dropout dropout = draw_dropout(tape.options().drop_path, draws, 1, tape);
+  const kernels::Dropout dropout = draw_dropout(tape.options().drop_path, draws, 1);
   if (!dropout) return {};
   T* scale = tape.allocate<T>(sequences);
   std::fill_n(scale, sequences, T(1));

@@ -42,8 +42,12 @@ function(fit_find_benchmark)
   FetchContent_MakeAvailable(benchmark)
 endfunction()
 
-function(fit_find_example_libraries)
+function(fit_find_cli)
   fit_find_headers(CLI11 CLI11::CLI11 https://github.com/CLIUtils/CLI11.git v2.4.1 include 2.1)
+endfunction()
+
+function(fit_find_example_libraries)
+  fit_find_cli()
   find_package(ZLIB REQUIRED)
   find_package(PNG REQUIRED)
 endfunction()

@@ -18,7 +18,8 @@ inline namespace FIT_ABI {
 namespace plot {
 
 /// Logarithmic axes have ticks at powers of 10 (1 ms, 10 ms) or of 2 (1 K, 4 K, with 1024 to a K). A value that is not
-/// finite, or on a logarithmic axis not positive, is a gap in its line.
+/// finite, or on a logarithmic axis not positive, is a gap in its line. A linear axis begins at zero where the smallest
+/// value is positive and less than half the largest.
 enum class Scale { linear, log10, log2 };
 
 struct Axis {
@@ -127,6 +128,7 @@ class Ruler {
     low_ = at_scale(low);
     high_ = at_scale(high);
     if (axis.scale == Scale::linear) {
+      if (low_ > 0 && low_ < high_ / 2) low_ = 0;
       if (high_ == low_) high_ = low_ + std::max(1.0, std::abs(low_));
       step_ = nice((high_ - low_) / 5);
       low_ = std::floor(low_ / step_ + 1e-9) * step_;

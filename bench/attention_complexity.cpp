@@ -176,6 +176,11 @@ std::string with_prefix(double value, const char* unit, double base = 1000) {
 
 const char* short_name(Pass pass) { return pass == Pass::forward ? "fwd" : "fwd+bwd"; }
 
+void print_head() {
+  std::printf("%9s %-9s %-6s %3s %-7s %-8s %8s = %7s x %7s + %3s  %8s  %11s %6s  %8s  %9s\n", "", "work", "mask", "dim",
+              "pass", "curve", "length", "groups", "tokens", "m", "time", "operations", "peak", "memory", "tokens");
+}
+
 void print_point(const Point& point, std::size_t number, std::size_t of) {
   std::printf("%4zu/%-4zu %-9s %-6s %3td %-7s %-8s %8td = %7td x %7td + %3td  %8s  %11s %4.0f %%  %8s  %7s/s%s\n",
               number, of, name_of(point.work), point.causal ? "causal" : "", point.width, short_name(point.pass),
@@ -234,11 +239,10 @@ int run(const Settings& settings) {
   for (const Curve& curve : curves) {
     for (const Task& task : curve.tasks) total += task.passes.size() * options.lengths.size();
   }
-  std::printf("%9s %-9s %-6s %3s %-7s %-8s %8s = %7s x %7s + %3s  %8s  %11s %6s  %8s  %9s\n", "", "work", "mask", "dim",
-              "pass", "curve", "length", "groups", "tokens", "m", "time", "operations", "peak", "memory", "tokens");
   std::size_t number = 0;
   bool good = true;
   options.on_point = [&](const Point& point, const Results& so_far) {
+    if (number == 0) print_head();
     print_point(point, ++number, total);
     good = files.write(so_far) && good;
   };
@@ -258,10 +262,10 @@ int main(int argc, char** argv) {
   CLI::App app("Time, operations and memory of attention, layers and models against the length of the sequence");
   auto* quick = app.add_flag("--quick", settings.quick, "a minute: four curves, 0.8 seconds a point");
   app.add_flag("--full", settings.full, "half an hour: all curves, causal masks too")->excludes(quick);
-  app.add_option("--seconds", settings.seconds, "what would take longer is estimated")->check(CLI::PositiveNumber);
-  app.add_option("--threads", settings.threads, "to run on")->check(CLI::Range(1, 4096));
-  app.add_option("--min", settings.min, "shortest sequence; lengths double from there")->check(CLI::PositiveNumber);
-  app.add_option("--max", settings.max, "longest sequence")->check(CLI::PositiveNumber);
+  app.add_option("--seconds", settings.seconds, "what would take longer is estimated");
+  app.add_option("--threads", settings.threads, "to run on");
+  app.add_option("--min", settings.min, "shortest sequence; lengths double from there");
+  app.add_option("--max", settings.max, "longest sequence");
   app.add_option("--memory-limit", settings.memory, "what would take more is estimated: bytes, or as 8GB")
       ->transform(CLI::AsSizeValue(false));
   const auto list = [&](const char* name, auto& values, const char* what) {

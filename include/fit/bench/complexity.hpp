@@ -331,8 +331,8 @@ struct DecoderNetwork {
         const Index count = std::min(chunk, rows - first), offset = first * c.data_dim;
         kernels::multiply({nn::output_product<T>(output, normed + offset, logits, count)}, tape);
         if (!gradient) continue;
-        kernels::multiply({nn::input_product<T>(output, logits, normed_gradient + offset, count),
-                           nn::weight_product<T>(gradient->output, normed + offset, logits, count)},
+        kernels::multiply({nn::input_product<T>(output.weight, logits, normed_gradient + offset, count),
+                           nn::weight_product<T>(gradient->output.weight, normed + offset, logits, count)},
                           tape);
         kernels::add_column_sums({nn::bias_sum<T>(gradient->output, logits, count)}, tape);
       }
@@ -467,6 +467,9 @@ inline void check(const Curve& curve, Index length) {
           sizes.tokens, " and ", sizes.latents, ", at a length of ", length);
   require(sizes.groups * sizes.tokens == length, "curve ", curve.name, " makes ", sizes.groups, " groups of ",
           sizes.tokens, " tokens of a length of ", length, ": choose lengths that it divides");
+  for (const Task& task : curve.tasks) {
+    for (const Pass pass : task.passes) task.expect(sizes, pass, 1);  // the cost model refuses what it cannot count
+  }
 }
 
 }  // namespace detail

@@ -1,6 +1,6 @@
 #include <benchmark/benchmark.h>
 
-#include <chrono>
+#include <fit/bench/peak.hpp>
 #include <fit/fit.hpp>
 #include <map>
 #include <vector>
@@ -10,40 +10,13 @@ namespace {
 using fit::Index;
 
 /// Operations a second of nothing but fused multiply-adds in registers, on as many threads.
-double measure_peak(int threads) {
-  using Batch = fit::simd::Batch<float>;
-  constexpr int chains = fit::simd::registers / 2;
-  constexpr Index rounds = 400'000;
-  fit::Executor executor(threads);
-  double best = 0;
-  for (int repeat = 0; repeat < 20; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    executor.parallel_for(threads, [&](Index, int) {
-      float numbers[] = {0.999f, 0.001f};
-      benchmark::DoNotOptimize(numbers);
-      const Batch factor(numbers[0]), summand(numbers[1]);
-      Batch sums[chains];
-#pragma GCC unroll 16
-      for (int i = 0; i < chains; ++i) sums[i] = Batch(static_cast<float>(i));
-      for (Index round = 0; round < rounds; ++round) {
-#pragma GCC unroll 16
-        for (int i = 0; i < chains; ++i) sums[i] = fit::simd::fma(sums[i], factor, summand);
-      }
-      float total = 0;
-#pragma GCC unroll 16
-      for (int i = 0; i < chains; ++i) total += fit::simd::sum(sums[i]);
-      benchmark::DoNotOptimize(total);
-    });
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, 2.0 * chains * fit::simd::width<float> * rounds * threads / seconds);
-  }
-  return best;
-}
-
 double peak(int threads) {
   static std::map<int, double> known;
   const auto [entry, fresh] = known.try_emplace(threads, 0.0);
-  if (fresh) entry->second = measure_peak(threads);
+  if (fresh) {
+    fit::Executor executor(threads);
+    entry->second = fit::bench::measure_peak(executor);
+  }
   return entry->second;
 }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
+#include <vector>
 
 #include <fit/core/executor.hpp>
 #include <fit/simd/batch.hpp>
@@ -18,11 +20,12 @@ double measure_peak(Executor& executor) {
   constexpr int chains = simd::registers / 2;
   constexpr Index rounds = 200'000;
   const int threads = executor.lanes();
-  volatile T numbers[] = {T(0.999), T(0.001)}, sink = 0;  // what a compiler cannot see through
+  const volatile T numbers[] = {T(0.999), T(0.001)};  // what a compiler cannot see through
+  std::vector<T> totals(static_cast<std::size_t>(threads));
   double best = 0;
   for (int repeat = 0; repeat < 20; ++repeat) {
     const auto start = std::chrono::steady_clock::now();
-    executor.parallel_for(threads, [&](Index, int) {
+    executor.parallel_for(threads, [&](Index thread, int) {
       const Batch factor(numbers[0]), summand(numbers[1]);
       Batch sums[chains];
 #pragma GCC unroll 16
@@ -34,7 +37,7 @@ double measure_peak(Executor& executor) {
       Batch total = sums[0];
 #pragma GCC unroll 16
       for (int i = 1; i < chains; ++i) total += sums[i];
-      sink = simd::sum(total);
+      totals[static_cast<std::size_t>(thread)] = simd::sum(total);
     });
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     best = std::max(best, 2.0 * chains * simd::width<T> * rounds * threads / seconds);

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "complexity_curves.hpp"
+#include "onnx_attention.hpp"
 
 namespace {
 
@@ -36,7 +37,7 @@ struct Settings {
   std::vector<std::string> curves{"full", "local", "fit", "fixed", "latents", "cheapest"};
   std::vector<std::string> works{"attention", "layer", "model"};
   std::vector<std::string> masks{"none"};
-  std::string csv, json, svg, png;
+  std::string onnxruntime, csv, json, svg, png;
 };
 
 template <class T>
@@ -51,6 +52,8 @@ std::vector<Curve> curves_of(int width, bool causal) {
 /// What was asked for, attention of all curves before layers, and these before models.
 std::vector<Curve> chosen_curves(const Settings& settings) {
   std::vector<Curve> chosen;
+  const auto runtime =
+      settings.onnxruntime.empty() ? nullptr : std::make_shared<const onnx::Runtime>(settings.onnxruntime);
   for (const int width : settings.widths) {
     for (const bool causal : {false, true}) {
       if (!contains(settings.masks, std::string(causal ? "causal" : "none"))) continue;
@@ -62,6 +65,9 @@ std::vector<Curve> chosen_curves(const Settings& settings) {
           for (const Task& task : curve.tasks) {
             if (task.work == work) chosen.push_back({curve.name, curve.sizes, {task}});
           }
+        }
+        if (runtime && work == Work::attention && !causal) {
+          chosen.push_back(onnx::attention_curve(runtime, width, width / 64));
         }
       }
     }
@@ -177,12 +183,13 @@ std::string with_prefix(double value, const char* unit, double base = 1000) {
 const char* short_name(Pass pass) { return pass == Pass::forward ? "fwd" : "fwd+bwd"; }
 
 void print_head() {
-  std::printf("%9s %-9s %-6s %3s %-7s %-8s %8s = %7s x %7s + %3s  %8s  %11s %6s  %8s  %9s\n", "", "work", "mask", "dim",
-              "pass", "curve", "length", "groups", "tokens", "m", "time", "operations", "peak", "memory", "tokens");
+  std::printf("%9s %-9s %-6s %3s %-7s %-11s %8s = %7s x %7s + %3s  %8s  %11s %6s  %8s  %9s\n", "", "work", "mask",
+              "dim", "pass", "curve", "length", "groups", "tokens", "m", "time", "operations", "peak", "memory",
+              "tokens");
 }
 
 void print_point(const Point& point, std::size_t number, std::size_t of) {
-  std::printf("%4zu/%-4zu %-9s %-6s %3td %-7s %-8s %8td = %7td x %7td + %3td  %8s  %11s %4.0f %%  %8s  %7s/s%s\n",
+  std::printf("%4zu/%-4zu %-9s %-6s %3td %-7s %-11s %8td = %7td x %7td + %3td  %8s  %11s %4.0f %%  %8s  %7s/s%s\n",
               number, of, name_of(point.work), point.causal ? "causal" : "", point.width, short_name(point.pass),
               point.curve.c_str(), point.length, point.sizes.groups, point.sizes.tokens, point.sizes.latents,
               with_prefix(point.seconds, "s").c_str(),
@@ -202,7 +209,7 @@ void print_exponents(const Results& results) {
   std::printf("\nExponents of the length, over its upper half:\n%-9s %-6s %4s %-16s %-8s  %-15s  %-15s\n", "", "", "",
               "", "", "time, measured", "operations");
   for (const Line& line : lines) {
-    std::printf("%-9s %-6s %3td %-7s %-8s %-16s  %s\n", name_of(line.work), line.causal ? "causal" : "", line.width,
+    std::printf("%-9s %-6s %3td %-7s %-11s %-16s  %s\n", name_of(line.work), line.causal ? "causal" : "", line.width,
                 short_name(line.pass), line.curve.c_str(), text(line.time_exponent()).c_str(),
                 text(line.flops_exponent()).c_str());
   }
@@ -283,6 +290,7 @@ int main(int argc, char** argv) {
   list("--works", settings.works, "attention alone, a layer, a whole model");
   list("--widths", settings.widths, "of tokens");
   auto* masks = list("--masks", settings.masks, "none, causal or both");
+  app.add_option("--onnxruntime", settings.onnxruntime, "path of libonnxruntime.so: full attention as it runs it");
   app.add_option("--csv", settings.csv, "a row for each point");
   app.add_option("--json", settings.json, "the same, and exponents");
   auto* svg = app.add_option("--svg", settings.svg, "time and memory over the length, drawn");

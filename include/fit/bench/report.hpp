@@ -206,7 +206,7 @@ inline plot::Chart memory_chart(std::string title, std::span<const Line* const> 
 /// The share of peak over the tokens of a group, where it was measured, of curves whose groups grow.
 inline plot::Chart share_chart(std::string title, std::span<const Line* const> lines) {
   plot::Chart chart{.title = std::move(title),
-                    .x = {"tokens of a group, n", plot::Scale::log2},
+                    .x = {"tokens of a group, n", plot::Scale::log10},
                     .y = {"share of measured peak", plot::Scale::linear, "%"}};
   for (std::size_t i = 0; i < lines.size(); ++i) {
     if (lines[i]->points.front().sizes.tokens == lines[i]->points.back().sizes.tokens) continue;

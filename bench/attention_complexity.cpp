@@ -79,7 +79,8 @@ std::string json_of(const Results& results) {
   const auto exponent = [](const std::optional<Exponent>& of) {
     return of ? nlohmann::json{{"value", of->value}, {"error", of->error}} : nlohmann::json(nullptr);
   };
-  nlohmann::json json{{"threads", results.threads}, {"peak_flops_per_second", results.peak}};
+  nlohmann::json json{
+      {"threads", results.threads}, {"peak_flops_per_second", results.peak}, {"curves", nlohmann::json::array()}};
   for (const Line& line : lines_of(results)) {
     nlohmann::json points = nlohmann::json::array();
     for (const Point& point : line.points) {
@@ -268,8 +269,8 @@ int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Time, operations and memory of attention, layers and models against the length of the sequence");
   auto* quick = app.add_flag("--quick", settings.quick, "a minute: four curves, 0.8 seconds a point");
-  app.add_flag("--full", settings.full, "half an hour: all curves, causal masks too")->excludes(quick);
-  app.add_option("--seconds", settings.seconds, "what would take longer is estimated");
+  app.add_flag("--full", settings.full, "half an hour: causal masks too, 10 seconds a point")->excludes(quick);
+  app.add_option("--seconds", settings.seconds, "for a point, 15 by default; what would take longer is estimated");
   app.add_option("--threads", settings.threads, "to run on");
   app.add_option("--min", settings.min, "shortest sequence; lengths double from there");
   app.add_option("--max", settings.max, "longest sequence");
@@ -300,7 +301,10 @@ int main(int argc, char** argv) {
     if (app.count("--seconds") == 0) settings.seconds = 0.8;
     if (curves->count() == 0) settings.curves = {"full", "local", "fit", "latents"};
   }
-  if (settings.full && masks->count() == 0) settings.masks = {"none", "causal"};
+  if (settings.full) {
+    if (app.count("--seconds") == 0) settings.seconds = 10;
+    if (masks->count() == 0) settings.masks = {"none", "causal"};
+  }
   try {
     return run(settings);
   } catch (const std::exception& error) {

@@ -188,6 +188,7 @@ TEST_CASE("wrong sweeps say what was expected, before anything runs", "[complexi
   CHECK(refusal({curve<encoder>("mine", groups_of_16)}, {.lengths = {8}}).starts_with("curve mine needs a batch of 1"));
   CHECK(refusal({curve<encoder>("mine", groups_of_16)}, {.lengths = {Index{1} << 40}})
             .starts_with("the operations of curve mine cannot be counted"));
+  CHECK(refusal({curve<encoder>("yours, mine", groups_of_16)}, {.lengths = {32}}).starts_with("the name of a curve"));
   CHECK(runs.empty());
 }
 

@@ -455,6 +455,8 @@ inline double median_seconds(Job& job, double most, const std::function<bool()>&
 }
 
 inline void check(const Curve& curve, Index length) {
+  require(curve.name.find_first_of(",\"\n") == std::string::npos,
+          "the name of a curve must not have commas, quotes or new lines, as it goes into a table: ", curve.name);
   // Attention's operations, fourteen for each number and pair of tokens in some dozen layers, are counted in 64 bits.
   for (const Task& task : curve.tasks) {
     const auto pairs = static_cast<double>(length) * static_cast<double>(length);

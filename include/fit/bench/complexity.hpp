@@ -136,6 +136,7 @@ struct SweepOptions {
 
 namespace detail {
 
+using fit::detail::Chunk;
 using fit::detail::Trunk;
 using fit::detail::trunk_of;
 using fit::detail::TrunkConfig;
@@ -260,32 +261,52 @@ struct EncoderNetwork {
   }
   static Buffer<T> input(const Sizes& sizes) { return random_values<T>(sizes.data_rows() * c.channels); }
 
+  struct Ends {
+    const EncoderNetwork& p;
+    const T* input;
+    T* data;
+    EncoderNetwork* gradient;
+    Index tokens;
+
+    Index rows(const Chunk& groups) const { return groups.count * tokens; }
+    T* output(const Chunk& groups) const { return data + groups.first * tokens * c.data_dim; }
+    void start(const Chunk& groups, T* x, Tape& tape) const {
+      nn::forward(p.stem, input + groups.first * tokens * c.channels, x, rows(groups), tape);
+      nn::forward<T>(p.stem_norm, x, x, rows(groups), tape);
+    }
+    void start_backward(const Chunk& groups, const T* x_gradient, Tape& tape) const {
+      const Arena::Scope scope(tape.arena());
+      T* between = fit::detail::zeros<T>(rows(groups) * c.data_dim, tape);
+      nn::backward<T>(p.stem_norm, x_gradient, between, gradient->stem_norm, rows(groups), tape);
+      nn::backward<T>(p.stem, between, nullptr, gradient->stem, rows(groups), tape);
+    }
+    void end(const Chunk& groups, T* x, bool, Tape& tape) const {
+      nn::forward<T>(p.data_norm, x, output(groups), rows(groups), tape);
+    }
+    void end_backward(const Chunk& groups, T* x_gradient, Tape& tape) const {
+      std::fill_n(x_gradient, rows(groups) * c.data_dim, T(0));
+      nn::backward<T>(p.data_norm, output(groups), x_gradient, gradient->data_norm, rows(groups), tape);
+    }
+  };
+
   /// The way back, from the outputs as their own gradients, where `gradient` is given.
   void run(const T* input, EncoderNetwork* gradient, const Sizes& sizes, Tape& tape) const {
-    const Index rows = sizes.data_rows(), latent_rows = sizes.latent_rows();
-    T* data = tape.output<T>(rows * c.data_dim);
-    T* latents = tape.output<T>(latent_rows * c.latent_dim);
+    const Index size = sizes.data_rows() * c.data_dim, latent_size = sizes.latent_rows() * c.latent_dim;
+    T* data = tape.output<T>(size);
+    T* latents = tape.output<T>(latent_size);
+    const Ends ends{*this, input, data, gradient, sizes.tokens};
     const auto start = tape.mark();
-    T* x = tape.allocate<T>(rows * c.data_dim);
-    T* z = tape.allocate<T>(latent_rows * c.latent_dim);
-    nn::forward(stem, input, x, rows, tape);
-    nn::forward<T>(stem_norm, x, x, rows, tape);
-    std::fill_n(z, latent_rows * c.latent_dim, T(0));
-    trunk.forward(x, z, {}, sizes, tape);
-    nn::forward<T>(data_norm, x, data, rows, tape);
-    nn::forward<T>(latent_norm, z, latents, latent_rows, tape);
+    T* x = gradient ? tape.allocate<T>(size) : data;
+    std::fill_n(latents, latent_size, T(0));
+    trunk.forward(ends, x, latents, {}, sizes, tape);
+    nn::forward<T>(latent_norm, latents, latents, sizes.latent_rows(), tape);
     tape.finish(start);
     if (!gradient) return;
 
     const auto frame = tape.pop();
-    T* x_gradient = fit::detail::zeros<T>(rows * c.data_dim, tape);
-    T* z_gradient = fit::detail::zeros<T>(latent_rows * c.latent_dim, tape);
-    nn::backward<T>(latent_norm, latents, z_gradient, gradient->latent_norm, latent_rows, tape);
-    nn::backward<T>(data_norm, data, x_gradient, gradient->data_norm, rows, tape);
-    trunk.backward(x_gradient, z_gradient, {}, gradient->trunk, sizes, tape);
-    T* between = fit::detail::zeros<T>(rows * c.data_dim, tape);
-    nn::backward<T>(stem_norm, x_gradient, between, gradient->stem_norm, rows, tape);
-    nn::backward<T>(stem, between, nullptr, gradient->stem, rows, tape);
+    T* z_gradient = fit::detail::zeros<T>(latent_size, tape);
+    nn::backward<T>(latent_norm, latents, z_gradient, gradient->latent_norm, sizes.latent_rows(), tape);
+    trunk.backward(ends, x, z_gradient, {}, gradient->trunk, sizes, tape);
   }
 };
 
@@ -311,41 +332,61 @@ struct DecoderNetwork {
     return ids;
   }
 
-  /// The way back, from the logits as their own gradients, where `gradient` is given.
-  void run(const std::int32_t* ids, DecoderNetwork* gradient, const Sizes& sizes, Tape& tape) const {
-    constexpr Index chunk = 4096;
-    const Index rows = sizes.data_rows(), z_size = sizes.latent_rows() * c.latent_dim;
-    T* normed_gradient = gradient ? tape.output<T>(rows * c.data_dim) : nullptr;
-    const auto start = tape.mark();
-    T* x = tape.allocate<T>(rows * c.data_dim);
-    T* z = tape.allocate<T>(z_size);
-    T* normed = tape.allocate<T>(rows * c.data_dim);
-    nn::forward(embedding, ids, x, rows, tape);
-    std::fill_n(z, z_size, T(0));
-    trunk.forward(x, z, {}, sizes, tape);
-    nn::forward<T>(data_norm, x, normed, rows, tape);
-    {
+  struct Ends {
+    const DecoderNetwork& p;
+    const std::int32_t* ids;
+    DecoderNetwork* gradient;
+    Index tokens;
+
+    Index rows(const Chunk& groups) const { return groups.count * tokens; }
+    void start(const Chunk& groups, T* x, Tape& tape) const {
+      nn::forward(p.embedding, ids + groups.first * tokens, x, rows(groups), tape);
+    }
+    void start_backward(const Chunk& groups, const T* x_gradient, Tape& tape) const {
+      nn::backward<T>(p.embedding, x_gradient, gradient->embedding, rows(groups), tape);
+    }
+    /// Goes back at once, as AutoregressiveDecoder::loss() does, so that logits never stand all together.
+    void end(const Chunk& groups, T* x, bool, Tape& tape) const {
       const Arena::Scope scope(tape.arena());
-      T* logits = tape.scratch<T>(std::min(rows, chunk) * c.vocabulary);
-      for (Index first = 0; first < rows; first += chunk) {
-        const Index count = std::min(chunk, rows - first), offset = first * c.data_dim;
-        kernels::multiply({nn::output_product<T>(output, normed + offset, logits, count)}, tape);
+      T* normed = tape.scratch<T>(rows(groups) * c.data_dim);
+      T* logits = tape.scratch<T>(std::min(rows(groups), piece) * c.vocabulary);
+      T* normed_gradient = gradient ? tape.scratch<T>(std::min(rows(groups), piece) * c.data_dim) : nullptr;
+      nn::forward<T>(p.data_norm, x, normed, rows(groups), tape);
+      for (Index first = 0; first < rows(groups); first += piece) {
+        const Index count = std::min(piece, rows(groups) - first);
+        T* of_piece = normed + first * c.data_dim;
+        kernels::multiply({nn::output_product<T>(p.output, of_piece, logits, count)}, tape);
         if (!gradient) continue;
-        kernels::multiply({nn::input_product<T>(output.weight, logits, normed_gradient + offset, count),
-                           nn::weight_product<T>(gradient->output.weight, normed + offset, logits, count)},
+        kernels::multiply({nn::input_product<T>(p.output.weight, logits, normed_gradient, count),
+                           nn::weight_product<T>(gradient->output.weight, of_piece, logits, count)},
                           tape);
         kernels::add_column_sums({nn::bias_sum<T>(gradient->output, logits, count)}, tape);
+        std::copy_n(normed_gradient, count * c.data_dim, of_piece);
       }
+      if (!gradient) return;
+      std::fill_n(x, rows(groups) * c.data_dim, T(0));
+      nn::backward<T>(p.data_norm, normed, x, gradient->data_norm, rows(groups), tape);
     }
+    void end_backward(const Chunk&, T*, Tape&) const {}
+
+    static constexpr Index piece = 4096;
+  };
+
+  /// The way back, from the logits as their own gradients, where `gradient` is given.
+  void run(const std::int32_t* ids, DecoderNetwork* gradient, const Sizes& sizes, Tape& tape) const {
+    const Index z_size = sizes.latent_rows() * c.latent_dim;
+    const Ends ends{*this, ids, gradient, sizes.tokens};
+    const auto start = tape.mark();
+    T* x = tape.allocate<T>(sizes.data_rows() * c.data_dim);
+    T* z = tape.allocate<T>(z_size);
+    std::fill_n(z, z_size, T(0));
+    trunk.forward(ends, x, z, {}, sizes, tape);
     tape.finish(start);
     if (!gradient) return;
 
     const auto frame = tape.pop();
-    T* x_gradient = fit::detail::zeros<T>(rows * c.data_dim, tape);
     T* z_gradient = fit::detail::zeros<T>(z_size, tape);
-    nn::backward<T>(data_norm, normed_gradient, x_gradient, gradient->data_norm, rows, tape);
-    trunk.backward(x_gradient, z_gradient, {}, gradient->trunk, sizes, tape);
-    nn::backward<T>(embedding, x_gradient, gradient->embedding, rows, tape);
+    trunk.backward(ends, x, z_gradient, {}, gradient->trunk, sizes, tape);
   }
 };
 
@@ -358,15 +399,28 @@ struct StagesNetwork {
   static void visit(auto&& f, auto&... p) { f("trunk", p.trunk...); }
   static Buffer<T> input(const Sizes& sizes) { return random_values<T>(sizes.data_rows() * c.data_dim); }
 
+  /// Data tokens come and go as they are.
+  struct Ends {
+    const T* input;
+    Index size;
+
+    void start(const Chunk& groups, T* x, Tape&) const {
+      std::copy_n(input + groups.first * size, groups.count * size, x);
+    }
+    void start_backward(const Chunk&, const T*, Tape&) const {}
+    void end(const Chunk&, T*, bool, Tape&) const {}
+    void end_backward(const Chunk&, T*, Tape&) const {}
+  };
+
   /// The way back, from what comes out as its own gradient, where `gradient` is given.
   void run(const T* input, StagesNetwork* gradient, const Sizes& sizes, Tape& tape) const {
-    const Index x_size = sizes.data_rows() * c.data_dim, z_size = sizes.latent_rows() * c.latent_dim;
-    T* x = tape.output<T>(x_size);
+    const Index z_size = sizes.latent_rows() * c.latent_dim;
+    T* x = tape.output<T>(sizes.data_rows() * c.data_dim);
     T* z = tape.output<T>(z_size);
-    std::copy_n(input, x_size, x);
     std::fill_n(z, z_size, T(0));
-    trunk.forward(x, z, {}, sizes, tape);
-    if (gradient) trunk.backward(x, z, {}, gradient->trunk, sizes, tape);
+    const Ends ends{input, sizes.tokens * c.data_dim};
+    trunk.forward(ends, x, z, {}, sizes, tape);
+    if (gradient) trunk.backward(ends, x, z, {}, gradient->trunk, sizes, tape);
   }
 };
 

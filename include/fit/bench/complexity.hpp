@@ -440,15 +440,15 @@ auto model_network() {
 template <class Network, class T>
 class NetworkJob final : public Job {
  public:
-  NetworkJob(const Sizes& sizes, Pass pass, Executor& executor)
-      : sizes_(sizes), tape_(executor), input_(Network::input(sizes)) {
+  NetworkJob(const Sizes& sizes, Pass pass, const TrainingOptions& options, Executor& executor)
+      : sizes_(sizes), options_(options), tape_(executor), input_(Network::input(sizes)) {
     nn::initialise(network_, Random(7));
     if (pass == Pass::forward_backward) gradient_ = std::make_unique<Network>();
   }
 
   void run() override {
     if (gradient_) {
-      tape_.record();
+      tape_.record(options_);
     } else {
       tape_.clear();
     }
@@ -462,6 +462,7 @@ class NetworkJob final : public Job {
 
  private:
   Sizes sizes_;
+  TrainingOptions options_;
   Tape tape_;
   Network network_;
   std::unique_ptr<Network> gradient_;
@@ -476,12 +477,13 @@ Task task_of(Work work) {
 
 /// The cost of a pass of the whole model with these sizes.
 template <auto config, class T>
-Cost cost_at(const Sizes& sizes, Pass pass, int threads) {
+Cost cost_at(const Sizes& sizes, Pass pass, const TrainingOptions& options, int threads) {
   auto c = config;
   c.groups = static_cast<int>(sizes.groups);
   c.tokens = static_cast<int>(sizes.tokens);
   c.latents = static_cast<int>(sizes.latents);
-  return cost_of<T>(c, sizes.batch, {.training = pass == Pass::forward_backward, .threads = threads});
+  return cost_of<T>(c, sizes.batch,
+                    {.training = pass == Pass::forward_backward, .options = options, .threads = threads});
 }
 
 inline double seconds_of(Job& job) {
@@ -544,43 +546,44 @@ Task attention_task() {
   return task;
 }
 
-/// The stages of a configuration, which for a layer is one, as "(1)1(0)".
+/// The stages of a configuration, which for a layer is one, as "(1)1(0)"; trained with these options.
 template <auto config, class T = float>
-Task layer_task() {
+Task layer_task(const TrainingOptions& options = {}) {
   Task task = detail::task_of<config>(Work::layer);
-  task.expect = [](const Sizes& sizes, Pass pass, int threads) {
-    const Cost cost = detail::cost_at<config, T>(sizes, pass, threads);
+  task.expect = [options](const Sizes& sizes, Pass pass, int threads) {
+    const Cost cost = detail::cost_at<config, T>(sizes, pass, options, threads);
     Expected expected{.bytes = cost.peak - cost.optimiser};
     for (const PartCost& part : cost.parts) {
       if (part.part != Part::stem && part.part != Part::head) expected.flops += part.forward + part.backward;
     }
     return expected;
   };
-  task.prepare = [](const Sizes& sizes, Pass pass, Executor& executor) -> std::unique_ptr<Job> {
-    return std::make_unique<detail::NetworkJob<detail::StagesNetwork<config, T>, T>>(sizes, pass, executor);
+  task.prepare = [options](const Sizes& sizes, Pass pass, Executor& executor) -> std::unique_ptr<Job> {
+    return std::make_unique<detail::NetworkJob<detail::StagesNetwork<config, T>, T>>(sizes, pass, options, executor);
   };
   return task;
 }
 
-/// The model of a configuration.
+/// The model of a configuration, trained with these options.
 template <auto config, class T = float>
-Task model_task() {
+Task model_task(const TrainingOptions& options = {}) {
   Task task = detail::task_of<config>(Work::model);
-  task.expect = [](const Sizes& sizes, Pass pass, int threads) {
-    const Cost cost = detail::cost_at<config, T>(sizes, pass, threads);
+  task.expect = [options](const Sizes& sizes, Pass pass, int threads) {
+    const Cost cost = detail::cost_at<config, T>(sizes, pass, options, threads);
     return Expected{cost.flops(), cost.peak - cost.optimiser};
   };
-  task.prepare = [](const Sizes& sizes, Pass pass, Executor& executor) -> std::unique_ptr<Job> {
+  task.prepare = [options](const Sizes& sizes, Pass pass, Executor& executor) -> std::unique_ptr<Job> {
     using Network = typename decltype(detail::model_network<T, config>())::type;
-    return std::make_unique<detail::NetworkJob<Network, T>>(sizes, pass, executor);
+    return std::make_unique<detail::NetworkJob<Network, T>>(sizes, pass, options, executor);
   };
   return task;
 }
 
-/// A configuration of the user's own: its attention, and the whole model. `sizes` takes the place of its counts.
+/// A configuration of the user's own: its attention, and the whole model, trained with these options. `sizes` takes the
+/// place of its counts.
 template <auto config, class T = float>
-Curve curve(std::string name, std::function<Sizes(Index length)> sizes) {
-  return {std::move(name), std::move(sizes), {attention_task<config, T>(), model_task<config, T>()}};
+Curve curve(std::string name, std::function<Sizes(Index length)> sizes, const TrainingOptions& options = {}) {
+  return {std::move(name), std::move(sizes), {attention_task<config, T>(), model_task<config, T>(options)}};
 }
 
 /// Runs the tasks of all curves at all lengths. What would take too long or too much memory, or finds none, is

@@ -50,6 +50,18 @@ const Setting settings[] = {
     {90, 2, {.recompute = fit::Recompute::stream, .keep_data_every = 2}},
 };
 
+/// What a model of any number of groups is given.
+constexpr int groups_of(const auto& config) { return config.groups == fit::any ? 7 : config.groups; }
+
+/// The configuration for any number of groups.
+template <auto config, fit::Positions positions>
+constexpr auto any_groups = [] {
+  auto c = config;
+  c.groups = fit::any;
+  c.latent_positions = positions;
+  return c;
+}();
+
 void check(const fit::Cost& cost, const fit::Flops& flops, const fit::Tape& tape) {
   CHECK(cost.flops().products == flops.products);
   CHECK(cost.flops().attention == flops.attention);
@@ -72,17 +84,19 @@ void check_encoder() {
   using Encoder = fit::Encoder<c, T>;
   const Encoder encoder(fit::Random(1));
   Encoder gradient;
+  constexpr int groups = groups_of(c);
   for (const Setting& s : settings) {
     CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
     fit::Executor executor(s.threads);
-    const auto input = filled<T>(s.batch, c.groups, c.tokens, c.channels);
-    const auto extra = filled<T>(s.batch, c.groups, c.extra_tokens, c.extra_channels);
+    const auto input = filled<T>(s.batch, groups, c.tokens, c.channels);
+    const auto extra = filled<T>(s.batch, groups, c.extra_tokens, c.extra_channels);
     typename Encoder::Inputs inputs{input};
+    if (c.latent_positions == fit::Positions::sin_cos_grid) inputs.grid = {.rows = groups, .columns = 1};
     if (Encoder::has_extra) inputs.extra = extra;
     {
       fit::Tape tape(executor);
       const auto flops = count_of([&] { encoder(inputs, tape); });
-      check(fit::cost<c, T>(s.batch, {.threads = s.threads}), flops, tape);
+      check(fit::cost<c, T>(s.batch, {.threads = s.threads, .groups = groups}), flops, tape);
     }
     fit::Tape tape(executor);
     const auto flops = count_of([&] {
@@ -90,7 +104,7 @@ void check_encoder() {
       const auto output = encoder.forward(inputs, tape);
       encoder.backward({output.data, output.latents}, gradient, tape);
     });
-    const fit::CostOptions options{.training = true, .options = s.options, .threads = s.threads};
+    const fit::CostOptions options{.training = true, .options = s.options, .threads = s.threads, .groups = groups};
     const auto cost = fit::cost<c, T>(s.batch, options);
     check(cost, flops, tape);
     CHECK(cost.parameters == fit::count_parameters(encoder));
@@ -136,6 +150,10 @@ TEST_CASE("the cost of an encoder is what its tape takes and its kernels count",
   check_encoder<causal, float>();
   check_encoder<demo, float>();
   check_encoder<plain, double>();
+  check_encoder<any_groups<causal, fit::Positions::sin_cos>, float>();
+  check_encoder<any_groups<causal, fit::Positions::sin_cos_grid>, double>();
+  check_encoder<any_groups<demo, fit::Positions::shared>, float>();
+  check_encoder<any_groups<plain, fit::Positions::shared_sin_cos>, double>();
 }
 
 namespace {
@@ -145,14 +163,16 @@ void check_diffusion() {
   using Decoder = fit::DiffusionDecoder<c>;
   const Decoder decoder(fit::Random(1));
   Decoder gradient;
+  constexpr int groups = groups_of(c);
   for (const Setting& s : settings) {
     CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
     fit::Executor executor(s.threads);
-    const auto noisy = filled<float>(s.batch, c.groups, c.tokens, c.channels);
-    const auto previous = filled<float>(s.batch, c.groups, c.latents, c.latent_dim);
+    const auto noisy = filled<float>(s.batch, groups, c.tokens, c.channels);
+    const auto previous = filled<float>(s.batch, groups, c.latents, c.latent_dim);
     fit::Tensor<double, 1> gamma(s.batch);
     gamma.setConstant(0.5);
     typename Decoder::Inputs inputs{noisy, gamma};
+    if (c.latent_positions == fit::Positions::sin_cos_grid) inputs.grid = {.rows = groups, .columns = 1};
     const auto condition = [&] {
       if constexpr (c.condition_tokens > 0)
         return filled<float>(s.batch, c.condition_tokens, c.condition_channels);
@@ -164,7 +184,7 @@ void check_diffusion() {
     {
       fit::Tape tape(executor);
       const auto flops = count_of([&] { decoder(inputs, tape); });
-      check(fit::cost<c>(s.batch, {.threads = s.threads}), flops, tape);
+      check(fit::cost<c>(s.batch, {.threads = s.threads, .groups = groups}), flops, tape);
     }
     fit::Tape tape(executor);
     const auto flops = count_of([&] {
@@ -172,7 +192,8 @@ void check_diffusion() {
       const auto output = decoder.forward(inputs, tape);
       decoder.backward({.prediction = output.prediction}, gradient, tape);
     });
-    const auto cost = fit::cost<c>(s.batch, {.training = true, .options = s.options, .threads = s.threads});
+    const auto cost =
+        fit::cost<c>(s.batch, {.training = true, .options = s.options, .threads = s.threads, .groups = groups});
     check(cost, flops, tape);
     CHECK(cost.parameters == fit::count_parameters(decoder));
   }
@@ -222,26 +243,32 @@ void check_autoregressive() {
   using Decoder = fit::AutoregressiveDecoder<c>;
   const Decoder decoder(fit::Random(1));
   Decoder gradient;
+  constexpr int groups = groups_of(c);
   for (const Setting& s : settings) {
     CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
     fit::Executor executor(s.threads);
-    fit::Tensor<std::int32_t, 3> ids(s.batch, c.groups, c.tokens);
+    fit::Tensor<std::int32_t, 3> ids(s.batch, groups, c.tokens);
     {
       fit::Tape tape(executor);
       const auto flops = count_of([&] { decoder(ids, tape); });
-      check(fit::cost<c>(s.batch, {.threads = s.threads}), flops, tape);
+      check(fit::cost<c>(s.batch, {.threads = s.threads, .groups = groups}), flops, tape);
     }
     fit::Tape tape(executor);
     const auto flops = count_of([&] { decoder.loss(ids, gradient, tape, s.options); });
-    const auto cost = fit::cost<c>(s.batch, {.training = true, .options = s.options, .threads = s.threads});
+    const auto cost =
+        fit::cost<c>(s.batch, {.training = true, .options = s.options, .threads = s.threads, .groups = groups});
     check(cost, flops, tape);
     CHECK(cost.parameters == fit::count_parameters(decoder));
   }
-  fit::Generator generator(decoder);
-  constexpr fit::GenerationCost cost = fit::generation_cost_of(c);
+  fit::Generator generator(decoder, 1, fit::default_executor(), groups);
+  constexpr fit::GenerationCost cost = fit::generation_cost_of([] {
+    auto counted = c;
+    counted.groups = groups;
+    return counted;
+  }());
   CHECK(cost.caches == static_cast<Index>(generator.cache_bytes()));
   const auto flops = count_of([&] {
-    fit::Generator<Decoder> one(decoder);
+    fit::Generator<Decoder> one(decoder, 1, fit::default_executor(), groups);
     while (!one.finished_all()) one.next({}, fit::Random(1));
   });
   CHECK(cost.flops.products == flops.products);
@@ -279,11 +306,14 @@ TEST_CASE("the cost of a diffusion decoder is what its tape takes and its kernel
   check_diffusion<labelled>();
   check_diffusion<bare>();
   check_diffusion<unconditional>();
+  check_diffusion<any_groups<labelled, fit::Positions::shared_sin_cos>>();
+  check_diffusion<any_groups<unconditional, fit::Positions::sin_cos_grid>>();
 }
 
 TEST_CASE("the cost of an autoregressive decoder is what its tape takes and its kernels count", "[cost]") {
   check_autoregressive<letters>();
   check_autoregressive<unshared>();
+  check_autoregressive<any_groups<letters, fit::Positions::shared>>();
 }
 
 TEST_CASE("the cost of a step of sampling is what its tape takes and its kernels count", "[cost]") {
@@ -432,6 +462,25 @@ TEST_CASE("what no model can be has no cost", "[cost]") {
   c.layers = "(2)";
   c.tokens = 2000000000;
   refused(c, "too large", 100);
+}
+
+TEST_CASE("the cost of a model of any number of groups is that of one with the number that is asked about", "[cost]") {
+  constexpr auto free = any_groups<demo, fit::Positions::sin_cos>;
+  static_assert(fit::cost<free>(2, {.training = true, .groups = 4}).peak ==
+                fit::cost<demo>(2, {.training = true}).peak);
+  const auto text = [](const auto& config, int groups) {
+    std::ostringstream out;
+    out << fit::summary_of(config, 2, {.groups = groups});
+    return out.str();
+  };
+  CHECK(text(free, 4) == text(demo, 0));
+  CHECK(text(free, 5) != text(demo, 4));
+  CHECK_THROWS_WITH(fit::cost<free>(2),
+                    "the cost of a model of any number of groups needs options.groups, at least 1, not 0");
+  CHECK_THROWS_WITH(fit::cost<demo>(2, {.groups = 5}), "this model has 4 groups, and not options.groups, 5");
+  CHECK_THROWS_AS(fit::summary<free>(), fit::Error);
+  CHECK_THROWS_AS(fit::sampling_cost_of(any_groups<labelled, fit::Positions::shared>, 1), fit::Error);
+  CHECK(fit::cheapest_tokens(free, 784) == fit::cheapest_tokens(demo, 784));
 }
 
 TEST_CASE("a summary has a line for every part, and they add up to the cost", "[cost]") {

@@ -433,7 +433,7 @@ TEST_CASE("each position of each sequence draws with a number of its own", "[gen
   fit::Generator generator(even, 2);
   const fit::Random random(9, 4);
   const std::vector<float> logits(small.vocabulary, 0.0f);
-  for (Index position = 0; position < generator.length; ++position) {
+  for (Index position = 0; position < generator.length(); ++position) {
     const auto drawn = generator.next({}, random);
     for (Index sequence = 0; sequence < 2; ++sequence) {
       fit::Random own = random.fork(sequence, position);

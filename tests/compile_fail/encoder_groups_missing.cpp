@@ -1,4 +1,4 @@
-// expect: config.groups must be positive
+// expect: config.groups must be positive, or fit::any
 #include "right_encoder.hpp"
 
 constexpr fit::EncoderConfig config = [] {

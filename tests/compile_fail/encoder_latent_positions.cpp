@@ -1,4 +1,4 @@
-// expect: config.latent_positions must be learned or sin_cos
+// expect: config.latent_positions must be learned, sin_cos, sin_cos_grid, shared or shared_sin_cos
 #include "right_encoder.hpp"
 
 constexpr fit::EncoderConfig config = [] {

@@ -182,8 +182,8 @@ void owner(const Tensor<T, Rank>&);
 template <class T, int Rank, int Options>
 void owner(const Eigen::Tensor<T, Rank, Options>&);
 
-/// Throws Error unless a tensor, called `name`, has the expected shape, and elements where it should; a negative size,
-/// called the batch, accepts any that is not.
+/// Throws Error unless a tensor, called `name`, has the expected shape, and elements where it should; a negative size
+/// accepts any that is not. The first axis is called the batch then.
 template <class X, class... Name>
 void require_shape(const X& tensor, const std::array<Index, X::Dimensions::count>& expected, const Name&... name) {
   bool equal = true, empty = false;
@@ -195,7 +195,7 @@ void require_shape(const X& tensor, const std::array<Index, X::Dimensions::count
   if (equal && (empty || tensor.data())) return;  // no text, no allocation
   std::string wanted = "[";
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    wanted += (i > 0 ? ", " : "") + (expected[i] < 0 ? std::string("batch") : std::to_string(expected[i]));
+    wanted += (i > 0 ? ", " : "") + (expected[i] >= 0 ? std::to_string(expected[i]) : i == 0 ? "batch" : "any");
   }
   throw Error(concatenate(name..., " must have the shape ", wanted, "], not ", shape_text(tensor.dimensions()),
                           equal ? " of no elements at all: it is a view of null" : ""));

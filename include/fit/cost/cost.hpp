@@ -17,6 +17,7 @@ struct CostOptions {
   TrainingOptions options = {};  ///< of the training step
   int threads = 1;               ///< of the executor; attention's scratch grows with them
   bool average = false;          ///< whether a moving average of the weights is kept
+  int groups = 0;                ///< of an example, where the configuration has any number
 };
 
 /// What a model costs, known before it runs: the FLOPs that its kernels count, and the bytes that its tape, gradient
@@ -41,6 +42,18 @@ struct Cost {
 };
 
 namespace detail {
+
+/// The configuration with the number of groups that is asked about.
+template <class Config>
+constexpr Config with_groups(Config config, int groups) {
+  if (config.groups == any) {
+    require(groups >= 1, "the cost of a model of any number of groups needs options.groups, at least 1, not ", groups);
+    config.groups = groups;
+  }
+  require(groups == 0 || groups == config.groups, "this model has ", config.groups, " groups, and not options.groups, ",
+          groups);
+  return config;
+}
 
 /// Throws Error for what no model can be. Returns whether its work is small enough to be counted.
 template <class Config>
@@ -99,7 +112,8 @@ constexpr Meter<T> meter_of(const Config& config, Index batch, const CostOptions
 /// from gradients of both outputs, a diffusion decoder from that of its prediction, an autoregressive decoder by its
 /// loss(). T is the type it computes in. Throws Error for counts that no model has.
 template <class T = float, class Config>
-constexpr Cost cost_of(const Config& config, Index batch, const CostOptions& options = {}) {
+constexpr Cost cost_of(const Config& of, Index batch, const CostOptions& options = {}) {
+  const Config config = detail::with_groups(of, options.groups);
   const detail::Meter<T> meter = detail::meter_of<T>(config, batch, options);
   Cost cost;
   for (std::size_t i = 0; i < meter.count(); ++i) {
@@ -153,7 +167,8 @@ struct SamplingCost {
 };
 
 /// The cost of one step of sample() for a batch: `guided` evaluates the denoiser with and without its condition, and a
-/// step of Heun's method does that twice.
+/// step of Heun's method does that twice. Where config.groups is any, it is to be set to a number first, here and
+/// below.
 template <class T = float>
 constexpr SamplingCost sampling_cost_of(const DiffusionConfig& config, Index batch, bool guided = false,
                                         bool heun = false, int threads = 1) {

@@ -50,8 +50,21 @@ constexpr void describe_ends(const Sizes& sizes, Index data_dim, Index head_widt
   last.parameters = head;
 }
 
-/// Parameters of trained positions.
-constexpr Index positions(Positions kind, Index count) { return kind == Positions::learned ? count : 0; }
+/// Parameters of trained positions of latents.
+template <class Config>
+constexpr Index latent_positions(const Config& c, const Sizes& sizes) {
+  const Index group = sizes.latents * c.latent_dim;
+  return c.latent_positions == Positions::learned ? sizes.groups * group
+         : nn::is_shared(c.latent_positions)      ? group
+                                                  : 0;
+}
+
+/// The way back to them.
+template <class T, class Config>
+constexpr void add_latent_positions(const Config& c, const Sizes& sizes, Meter<T>& meter) {
+  const Index size = latent_positions(c, sizes);
+  if (size > 0) meter.add_column_sums({{sizes.latent_rows() * c.latent_dim / size, size}});
+}
 
 struct Encoder {
   EncoderConfig c;
@@ -71,7 +84,7 @@ struct Encoder {
   template <class T>
   constexpr void describe_all(Meter<T>& meter) const {
     const Index extra = c.extra_tokens > 0 ? extra_stem().parameters() + data_norm().parameters() : 0;
-    const Index latents = positions(c.latent_positions, sizes.groups * sizes.latents * c.latent_dim);
+    const Index latents = latent_positions(c, sizes);
     describe_ends(sizes, c.data_dim, c.data_dim, stem().parameters(c.tokens) + extra + latents,
                   data_norm().parameters() + latent_norm().parameters(), meter);
     describe(trunk, sizes, meter);
@@ -133,9 +146,7 @@ struct Encoder {
     metered::backward(latent_norm(), sizes.latent_rows(), meter);
     metered::backward(trunk, *this, 0, sizes, meter);
     meter.enter(Part::stem);
-    if (c.latent_positions == Positions::learned) {
-      meter.add_column_sums({{sizes.batch, sizes.groups * sizes.latents * c.latent_dim}});
-    }
+    add_latent_positions(c, sizes, meter);
   }
   template <class T>
   constexpr void training_step(Meter<T>& meter) const {
@@ -197,7 +208,7 @@ struct DiffusionDecoder {
 
   template <class T>
   constexpr void describe_all(Meter<T>& meter) const {
-    const Index latents = positions(c.latent_positions, sizes.groups * sizes.latents * c.latent_dim);
+    const Index latents = latent_positions(c, sizes);
     const Index own = own_tokens() > 0 ? projection().parameters() : 0;
     const Index self = has_previous() ? previous().parameters() + previous_norm().parameters() : 0;
     describe_ends(sizes, c.data_dim, c.output_channels,
@@ -275,9 +286,7 @@ struct DiffusionDecoder {
       metered::backward(previous_norm(), sizes.latent_rows(), meter);
       metered::backward(previous(), sizes.latent_rows(), meter);
     }
-    if (c.latent_positions == Positions::learned) {
-      meter.add_column_sums({{sizes.batch, sizes.groups * sizes.latents * c.latent_dim}});
-    }
+    add_latent_positions(c, sizes, meter);
   }
   template <class T>
   constexpr void training_step(Meter<T>& meter) const {
@@ -304,8 +313,8 @@ struct AutoregressiveDecoder {
 
   template <class T>
   constexpr void describe_all(Meter<T>& meter) const {
-    const Index stem = embedding() + positions(c.data_positions, sizes.tokens * c.data_dim) +
-                       positions(c.latent_positions, sizes.groups * sizes.latents * c.latent_dim);
+    const Index stem = embedding() + (c.data_positions == Positions::learned ? sizes.tokens * c.data_dim : 0) +
+                       latent_positions(c, sizes);
     const Index head =
         data_norm().parameters() + (c.shared_embedding ? 0 : embedding()) + (c.output_bias ? c.vocabulary : 0);
     describe_ends(sizes, c.data_dim, c.vocabulary, stem, head, meter);
@@ -362,9 +371,7 @@ struct AutoregressiveDecoder {
     meter.add_above(Meter<T>::entry_bytes(sizeof(Sizes) + 9 * sizeof(void*)));
     metered::backward(trunk, losing, 0, sizes, meter);
     meter.enter(Part::stem);
-    if (c.latent_positions == Positions::learned) {
-      meter.add_column_sums({{sizes.batch, sizes.groups * sizes.latents * c.latent_dim}});
-    }
+    add_latent_positions(c, sizes, meter);
   }
 
  private:

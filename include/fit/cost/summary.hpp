@@ -54,7 +54,8 @@ inline std::string padded(const std::string& text, std::size_t width, bool right
 
 /// The summary of a configuration whose counts may be chosen at run time. Throws Error as cost_of().
 template <class T = float, class Config>
-Summary summary_of(const Config& config, Index batch = 1, const CostOptions& options = {}) {
+Summary summary_of(const Config& of, Index batch = 1, const CostOptions& options = {}) {
+  const Config config = detail::with_groups(of, options.groups);
   const detail::Meter<T> meter = detail::meter_of<T>(config, batch, options);
   Summary summary;
   summary.cost = cost_of<T>(config, batch, options);

@@ -58,36 +58,35 @@ class DiffusionLoss {
   }
 
   /// The loss for x0 and eps [B, groups, tokens, channels] and times t [B] in [0, 1]; its gradient is added to
-  /// `gradient`. Records on the tape, with drop-outs from `random`. Throws Error for other shapes or times.
+  /// `gradient`. Records on the tape, with drop-outs from `random`; the grid is that of Model::Inputs. Throws Error for
+  /// other shapes or times.
   double operator()(const Model& model, TensorView<const T, 4> x0, TensorView<const T, 4> eps,
                     TensorView<const double, 1> t, const std::optional<ConditionView>& condition, Model& gradient,
-                    Tape& tape, const TrainingOptions& options = {}, Random random = Random(0)) {
-    return run(model, x0, eps, t, condition, &gradient, tape, options, random);
+                    Tape& tape, const TrainingOptions& options = {}, Random random = Random(0), const Grid& grid = {}) {
+    return run(model, x0, eps, t, condition, &gradient, tape, options, random, grid);
   }
   /// The same without a gradient: what the call above gives without drop-outs, with the same conditions dropped for the
   /// same `random`. The tape stops recording.
   double operator()(const Model& model, TensorView<const T, 4> x0, TensorView<const T, 4> eps,
                     TensorView<const double, 1> t, const std::optional<ConditionView>& condition, Tape& tape,
-                    Random random = Random(0)) {
-    return run(model, x0, eps, t, condition, nullptr, tape, {}, random);
+                    Random random = Random(0), const Grid& grid = {}) {
+    return run(model, x0, eps, t, condition, nullptr, tape, {}, random, grid);
   }
 
  private:
-  static constexpr Index size =
-      Index{Model::config.groups} * Model::config.tokens * Model::config.channels;  // of an example
-  static constexpr Index piece = 4096, pieces = (size + piece - 1) / piece;
+  static constexpr Index piece = 4096;
 
   double run(const Model& model, const TensorView<const T, 4>& x0, const TensorView<const T, 4>& eps,
              const TensorView<const double, 1>& t, const std::optional<ConditionView>& condition, Model* gradient,
-             Tape& tape, const TrainingOptions& options, Random random) {
+             Tape& tape, const TrainingOptions& options, Random random, const Grid& grid) {
     constexpr DiffusionConfig c = Model::config;
-    const Index batch = x0.dimension(0);
+    const Index batch = x0.dimension(0), groups = x0.dimension(1);
     detail::require_shape(x0, {-1, c.groups, c.tokens, c.channels}, "x0");
-    detail::require_shape(eps, {batch, c.groups, c.tokens, c.channels}, "eps");
+    detail::require_shape(eps, {batch, groups, c.tokens, c.channels}, "eps");
     detail::require_shape(t, {batch}, "t");
-    reserve(batch);
+    reserve(batch, groups);
     for (Index b = 0; b < batch; ++b) gamma_(b) = noise_level(objective_.schedule, t(b));
-    typename Model::Inputs inputs{noisy_, gamma_, condition, {}};
+    typename Model::Inputs inputs{noisy_, gamma_, condition, {}, grid};
     Model::check(inputs);
     const auto begin_pass = [&] { gradient ? tape.record(options, random) : tape.clear(); };
     begin_pass();  // refuses wrong options
@@ -112,22 +111,27 @@ class DiffusionLoss {
   /// body(example, its noise, first element, last element + 1) for pieces of examples, the same for any threads.
   template <class Body>
   void for_pieces(const TensorView<const double, 1>& t, Tape& tape, Body&& body) {
+    const Index size = this->size(), pieces = this->pieces();
     tape.executor().parallel_for(t.size() * pieces, [&](Index task, int) {
       const Index b = task / pieces, first = b * size + task % pieces * piece;
       body(b, noise_shares(objective_.schedule, t(b)), first, std::min(first + piece, (b + 1) * size));
     });
   }
 
-  void reserve(Index batch) {
+  void reserve(Index batch, Index groups) {
     constexpr DiffusionConfig c = Model::config;
-    if (gamma_.size() == batch && noisy_.dimension(1) == c.groups) return;
+    if (gamma_.size() == batch && noisy_.dimension(1) == groups) return;
     gamma_ = {};  // so that an allocation that fails is made again
-    noisy_ = Tensor<T, 4>(batch, c.groups, c.tokens, c.channels);
+    noisy_ = Tensor<T, 4>(batch, groups, c.tokens, c.channels);
     prediction_gradient_ = noisy_;
-    partial_ = Tensor<double, 1>(batch * pieces);
-    if constexpr (Model::has_previous) previous_ = Tensor<T, 4>(batch, c.groups, c.latents, c.latent_dim);
+    partial_ = Tensor<double, 1>(batch * pieces());
+    if constexpr (Model::has_previous) previous_ = Tensor<T, 4>(batch, groups, c.latents, c.latent_dim);
     gamma_ = Tensor<double, 1>(batch);
   }
+
+  /// Elements of an example, and the pieces of them.
+  Index size() const { return noisy_.dimension(1) * noisy_.dimension(2) * noisy_.dimension(3); }
+  Index pieces() const { return (size() + piece - 1) / piece; }
 
   /// Latents of a first pass for the leading share of the batch, zeros for the rest.
   void find_previous(const Model& model, const typename Model::Inputs& inputs, Tape& tape) {
@@ -140,7 +144,7 @@ class DiffusionLoss {
       dimensions[0] = lead;
       return std::remove_cvref_t<decltype(view)>(view.data(), dimensions);
     };
-    typename Model::Inputs part{leading(inputs.noisy), leading(inputs.gamma), {}, {}};
+    typename Model::Inputs part{leading(inputs.noisy), leading(inputs.gamma), {}, {}, inputs.grid};
     if (inputs.condition) part.condition = leading(*inputs.condition);
     tape.clear();
     const auto latents = model.forward(part, tape).latents;
@@ -160,6 +164,7 @@ class DiffusionLoss {
 
   double error(const T* prediction, const T* x0, const T* eps, const TensorView<const double, 1>& t, Tape& tape) {
     constexpr Index part = 256;
+    const Index size = this->size(), pieces = this->pieces();
     const double count = static_cast<double>(std::max<Index>(1, t.size() * size)), scale = objective_.scale;
     const auto& clip = objective_.x0_clip;
     const bool on_x0 = objective_.loss_on == LossOn::x0, on_eps = objective_.loss_on == LossOn::eps;

@@ -30,6 +30,8 @@ struct SampleOptions {
   double start = 1;            ///< time in (0, 1] of the first step; below 1 the noise of step -1 is x at that time
   double time_difference = 0;  ///< td: a step goes on to the noise level of (1 + td) steps later
   Index batch = 64;            ///< examples that are in memory at once
+  Index groups = 0;            ///< of an example, where the denoiser takes any number
+  Grid grid = {};              ///< as in DiffusionDecoder::Inputs
 };
 
 /// What a step has come to, for a part of the examples: first .. first + count - 1, each shaped [count, ...].
@@ -131,20 +133,25 @@ Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOpti
           Model::has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
   require(!condition || condition->dimension(0) == count, "sampling ", count,
           " examples needs as many conditions, not ", condition ? condition->dimension(0) : 0);
+  const Index groups = c.groups == any ? options.groups : c.groups;
+  require(groups >= 1, "a denoiser of any number of groups samples options.groups of them, at least 1, not ", groups);
+  require(options.groups == 0 || options.groups == groups, "this denoiser samples ", groups,
+          " groups, and not options.groups, ", options.groups);
+  detail::require_grid<c>(options.grid, groups);
   const bool ddpm = options.method == Sampler::ddpm_large || options.method == Sampler::ddpm_small;
   const bool heun = options.method == Sampler::heun;
-  const Index size = Index{c.groups} * c.tokens * c.channels;
+  const Index size = groups * c.tokens * c.channels;
   const double steps = static_cast<double>(options.steps);
-  Tensor<T, 4> result(count, c.groups, c.tokens, c.channels);
+  Tensor<T, 4> result(count, groups, c.tokens, c.channels);
 
   for (Index first = 0; first < count; first += options.batch) {
     const Index part = std::min(options.batch, count - first);
-    Tensor<T, 4> x(part, c.groups, c.tokens, c.channels), x0 = x, eps = x, next = x;
-    Tensor<T, 4> guided(options.guidance == 0 ? 0 : part, c.groups, c.tokens, c.channels);
-    Tensor<T, 4> first_x0(heun ? part : 0, c.groups, c.tokens, c.channels), first_eps = first_x0;
-    Tensor<T, 4> carried(part, c.groups, c.latents, c.latent_dim);
+    Tensor<T, 4> x(part, groups, c.tokens, c.channels), x0 = x, eps = x, next = x;
+    Tensor<T, 4> guided(options.guidance == 0 ? 0 : part, groups, c.tokens, c.channels);
+    Tensor<T, 4> first_x0(heun ? part : 0, groups, c.tokens, c.channels), first_eps = first_x0;
+    Tensor<T, 4> carried(part, groups, c.latents, c.latent_dim);
     Tensor<double, 1> gamma(part);
-    typename Model::Inputs inputs{x, gamma}, blank = inputs;
+    typename Model::Inputs inputs{.noisy = x, .gamma = gamma, .grid = options.grid}, blank = inputs;
     Tensor<T, Model::condition_rank> zero;
     if constexpr (Model::has_condition) {
       auto dimensions = condition->dimensions();

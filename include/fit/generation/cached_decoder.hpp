@@ -28,14 +28,13 @@ class CachedDecoder {
     return *this;
   }
 
-  /// What the writes of the first group see: zeros, normalised and mapped as latents would be. Codes of positions are
-  /// made here where there are none yet, and not with the first ids.
+  /// What the writes of the first group see: zeros, normalised and mapped as latents would be. Codes of data tokens'
+  /// positions are made here where there are none yet, and not with the first ids.
   void begin(Sequence& sequence) {
     tape_.clear();
     const Arena::Scope scope(tape_.arena());
     const std::int32_t first = 0;
     decoder_->step_ids(&first, 0, tape_.scratch<T>(data_dim), 1, tape_);
-    decoder_->step_latents(0, tape_.scratch<T>(latents * config.latent_dim));
     const T* none = zeros<T>(latents * config.latent_dim, tape_);
     for (std::size_t i = 0; plan[i].writes; ++i) step_written(sequence, i, none);
   }
@@ -97,7 +96,7 @@ class CachedDecoder {
     for (const Run& run : runs) {
       Sequence& sequence = *run.sequence;
       const Index processed = sequence.processed + run.rows;
-      const bool last = processed == Index{config.groups} * config.tokens;
+      const bool last = processed == sequence.layout->sizes.data_rows();
       if (processed % config.tokens == 0 && !last) close_group(sequence, processed / config.tokens - 1);
       sequence.processed = processed;
     }
@@ -157,7 +156,7 @@ class CachedDecoder {
     const auto& stages = decoder_->trunk().stages();
     const Arena::Scope scope(tape_.arena());
     T* z = tape_.scratch<T>(latents * config.latent_dim);  // [latents, latent_dim]
-    decoder_->step_latents(group, z);
+    decoder_->step_latents(group, sequence.layout->sizes.groups, z);
     for (std::size_t i = 0; plan[i].writes; ++i) {
       const CacheLayout::Stage& at = sequence.layout->stages[i];
       nn::forward<T>(*stages[i].read, z, sequence.cache(at.tokens), {1, latents, config.tokens}, tape_);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <span>
 #include <utility>
@@ -36,21 +37,32 @@ class Generator {
   using T = typename Decoder::Scalar;
   using Sequence = CachedSequence<T>;
   static constexpr AutoregressiveConfig config = Decoder::config;
-  /// Ids of a whole sequence.
-  static constexpr Index length = Index{config.groups} * config.tokens;
 
-  /// Throws Error when the batch is below one.
-  explicit Generator(const Decoder& decoder, Index batch = 1, Executor& executor = default_executor())
-      : decoder_(decoder, executor) {
+  /// A decoder of any number of groups generates sequences of `groups` of them: what it would say of such sequences.
+  /// Throws Error when the batch is below one, or the decoder does not take so many groups.
+  explicit Generator(const Decoder& decoder, Index batch = 1, Executor& executor = default_executor(),
+                     Index groups = config.groups)
+      : decoder_(decoder, executor), groups_(groups) {
     require(batch >= 1 && static_cast<std::size_t>(batch) <= sequences_.max_size(),
             "a generator needs a batch of at least 1, and one that can be counted, not ", batch);
-    const auto layout = std::make_shared<const CacheLayout>(config);
+    if (config.groups == any) {
+      constexpr Index most = std::numeric_limits<int>::max();
+      require(groups >= 1 && groups <= most, "a generator of a decoder of any number of groups must be told how many ",
+              "its sequences have, 1 to ", most, ", not ", groups);
+    } else {
+      require(groups == config.groups, "this decoder generates ", config.groups, " groups, not ", groups);
+    }
+    const auto layout = std::make_shared<const CacheLayout>(planned());
     for (Index i = 0; i < batch; ++i) decoder_.begin(sequences_.emplace_back(layout));
     tokens_.resize(static_cast<std::size_t>(batch));
   }
 
-  Generator(const Decoder&&, Index = 1, Executor& = default_executor()) = delete;  // it would be gone
+  /// The decoder would be gone.
+  Generator(const Decoder&&, Index = 1, Executor& = default_executor(), Index = config.groups) = delete;
 
+  Index groups() const { return groups_; }
+  /// Ids of a whole sequence.
+  Index length() const { return groups_ * config.tokens; }
   Index batch() const { return static_cast<Index>(sequences_.size()); }
   /// The ids that a sequence has so far, valid until the next call that adds some.
   std::span<const std::int32_t> ids(Index sequence = 0) const { return at(sequence).ids; }
@@ -75,11 +87,11 @@ class Generator {
     require(sequences.size() == sequences_.size(), "a generator of ", batch(), " sequences cannot go on from ",
             sequences.size());
     for (const Sequence& s : sequences) {
-      require(s.layout && fields_of(s.layout->config) == fields_of(config),
+      require(s.layout && fields_of(s.layout->config) == fields_of(planned()),
               "these caches are of another configuration");
       const auto count = static_cast<Index>(s.ids.size());
-      require(count <= length && s.processed >= 0 && s.processed <= std::min(count + 1, length) &&
-                  (count < length || s.finished) && s.logits.size() == config.vocabulary &&
+      require(count <= length() && s.processed >= 0 && s.processed <= std::min(count + 1, length()) &&
+                  (count < length() || s.finished) && s.logits.size() == config.vocabulary &&
                   s.memory.size() == s.layout->size,
               "a sequence of ", count, " ids, of which ", s.processed, " are processed, does not go with its caches");
       check_ids(s.ids);
@@ -200,11 +212,17 @@ class Generator {
     std::size_t at_ = static_cast<std::size_t>(-1);
     bool done_ = false;
   };
-  Stream stream(TokenSampling sampling, Random random, Index steps = length) {
+  Stream stream(TokenSampling sampling, Random random, Index steps = std::numeric_limits<Index>::max()) {
     return Stream(*this, std::move(sampling), random, steps);
   }
 
  private:
+  /// The configuration with the number of groups that the caches are for.
+  AutoregressiveConfig planned() const {
+    AutoregressiveConfig c = config;
+    c.groups = static_cast<int>(groups_);
+    return c;
+  }
   std::size_t checked(Index i) const {
     require(i >= 0 && i < batch(), "there are sequences 0 .. ", batch() - 1, ", but not ", i);
     return static_cast<std::size_t>(i);
@@ -212,9 +230,9 @@ class Generator {
   Sequence& at(Index i) { return sequences_[checked(i)]; }
   const Sequence& at(Index i) const { return sequences_[checked(i)]; }
 
-  static void check_prompt(const Sequence& sequence, std::span<const std::int32_t> ids) {
+  void check_prompt(const Sequence& sequence, std::span<const std::int32_t> ids) const {
     const auto given = static_cast<Index>(ids.size()), before = static_cast<Index>(sequence.ids.size());
-    require(given <= length - before, "a prompt of ", given, " ids is too long: the model has room for ", length,
+    require(given <= length() - before, "a prompt of ", given, " ids is too long: the model has room for ", length(),
             ", and the sequence has ", before);
     require(given == 0 || !sequence.finished, "a sequence that is finished takes no prompt");
     check_ids(ids);
@@ -226,12 +244,13 @@ class Generator {
     }
   }
 
-  static void append(Sequence& sequence, std::span<const std::int32_t> ids) {
+  void append(Sequence& sequence, std::span<const std::int32_t> ids) const {
     sequence.ids.insert(sequence.ids.end(), ids.begin(), ids.end());
-    if (static_cast<Index>(sequence.ids.size()) == length) sequence.finished = true;
+    if (static_cast<Index>(sequence.ids.size()) == length()) sequence.finished = true;
   }
 
   detail::CachedDecoder<Decoder> decoder_;
+  Index groups_;
   std::vector<Sequence> sequences_;
   std::vector<std::int32_t> tokens_;
 };

@@ -131,6 +131,8 @@ void read_model(const SafetensorsFile& file, Model& model, const LoadOptions& op
     if (found == given.end() && !older) continue;
     const std::string& says = older ? defaults.at(key) : found->second;
     if (says == value) continue;
+    // No parameter depends on a number of groups that may be any.
+    if (key == "config.groups" && (says == "any" || value == "any")) continue;
     wrong += concatenate("\n  ", key, ": expected ", printable(value), ", the file says ", printable(says),
                          older ? " by saying nothing" : "");
   }
@@ -175,8 +177,8 @@ void save(const std::filesystem::path& path, const Model& model, const SaveOptio
 }
 
 /// Reads a model from a safetensors file of F64, F32, F16 or BF16, which must hold exactly its parameters, finite ones,
-/// and, where its metadata tell of one, its configuration; tensors whose names begin with "extra." are passed over.
-/// Throws Error that lists every difference, the model left as it was.
+/// and, where its metadata tell of one, its configuration, but that a number of groups goes with any; tensors whose
+/// names begin with "extra." are passed over. Throws Error that lists every difference, the model left as it was.
 template <class Model>
 void load(const std::filesystem::path& path, Model& model, const LoadOptions& options = {}) {
   detail::read_model<Model>(SafetensorsFile(path), model, options);
@@ -195,16 +197,16 @@ template <class Model, std::predicate<std::string_view> Wanted>
   const SafetensorsFile file(path);
   std::string wrong;
   std::vector<std::string> missing;
-  bool any = false;
+  bool any_wanted = false;
   const detail::Sources sources = detail::find_sources(
       file, model, options, wrong,
       [&](std::string_view name) {
         const bool is_wanted = wanted(name);
-        any = any || is_wanted;
+        any_wanted = any_wanted || is_wanted;
         return is_wanted;
       },
       [&](const std::string& name, std::span<const Index>) { missing.push_back(name); });
-  require(any, path.string(), ": no parameter of the model is wanted");
+  require(any_wanted, path.string(), ": no parameter of the model is wanted");
   require(wrong.empty(), path.string(), " does not fit the parameters that are wanted:", wrong);
   detail::read_sources(file, sources, model);
   return missing;

@@ -12,13 +12,25 @@
 namespace fit {
 inline namespace FIT_ABI {
 
+namespace detail {
+
+/// The decoder's configuration, with the number of groups that the caches are for.
+template <class Decoder>
+Metadata generator_metadata(const Generator<Decoder>& generator) {
+  Metadata metadata = metadata_of<Decoder>();
+  metadata["config.groups"] = std::to_string(generator.groups());
+  return metadata;
+}
+
+}  // namespace detail
+
 /// Writes a generator's sequences and the rows of their caches that are in use, as a safetensors file with the
 /// decoder's configuration, but not the decoder. A file at the path is replaced only once the new one is complete.
 /// Throws Error when it cannot be written.
 template <class Decoder>
 void save(const std::filesystem::path& path, const Generator<Decoder>& generator) {
   using T = typename Decoder::Scalar;
-  Metadata metadata = detail::metadata_of<Decoder>();
+  Metadata metadata = detail::generator_metadata(generator);
   metadata["generator.batch"] = std::to_string(generator.batch());
   std::vector<SafetensorsEntry> entries;
   for (Index s = 0; s < generator.batch(); ++s) {
@@ -45,7 +57,7 @@ template <class Decoder>
 void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
   using T = typename Decoder::Scalar;
   const SafetensorsFile file(path);
-  for (const auto& [key, value] : detail::metadata_of<Decoder>()) {
+  for (const auto& [key, value] : detail::generator_metadata(generator)) {
     const auto found = file.metadata().find(key);
     require(found != file.metadata().end() && found->second == value, path.string(), ": ", key, " must be ",
             detail::printable(value), found == file.metadata().end() ? ", and is missing" : ", not ",
@@ -59,7 +71,7 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
     const std::string prefix = "sequence." + std::to_string(s) + ".";
     sequence.processed = detail::number_in<Index>(file, prefix + "processed");
     sequence.finished = detail::number_in<int>(file, prefix + "finished") != 0;
-    const Index count = file.info(prefix + "ids").size(), length = Generator<Decoder>::length;
+    const Index count = file.info(prefix + "ids").size(), length = generator.length();
     require(count <= length && sequence.processed >= 0 && sequence.processed <= std::min(count + 1, length) &&
                 (count < length || sequence.finished),
             path.string(), ": ", prefix, "processed, ", sequence.processed, ", does not go with ", count, " ids");

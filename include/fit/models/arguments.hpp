@@ -17,17 +17,28 @@ inline Tape& inference_tape() {
   return tape;
 }
 
-/// Throws Error for a batch whose largest tensors, of this many elements for each example, could not be counted.
-inline void require_batch(Index batch, Index largest) {
-  const Index most = std::numeric_limits<Index>::max() / 64 / largest;
+/// Throws Error for examples without groups, or a batch whose largest tensors could not be counted.
+template <auto config>
+void require_counts(Index batch, Index groups, Index tokens) {
+  const Index data = tokens * config.data_dim, latents = Index{config.latents} * config.latent_dim;
+  const Index largest = std::max(data, latents) * std::max(4, config.mlp_ratio);  // of a group
+  const Index most_groups = std::numeric_limits<Index>::max() / 64 / largest;
+  require(groups >= 1 && groups <= most_groups, "an example must have 1 to ", most_groups, " groups, not ", groups);
+  const Index most = most_groups / groups;
   require(batch <= most, "a batch of ", batch, " examples is too large to be counted: ", most, " is the most");
 }
 
-/// Elements of the largest tensor that an example takes inside.
+/// Throws Error unless a grid is there exactly where the latents' positions need one, and has as many groups.
 template <auto config>
-constexpr Index largest_tensor(Index tokens) {
-  const Index data = tokens * config.data_dim, latents = Index{config.latents} * config.latent_dim;
-  return config.groups * std::max(data, latents) * std::max(4, config.mlp_ratio);
+void require_grid(const Grid& grid, Index groups) {
+  if (config.latent_positions != Positions::sin_cos_grid) {
+    return require(grid == Grid{}, "a grid is for latent positions that are sin_cos_grid, unlike this model's");
+  }
+  const auto& [frames, rows, columns] = grid;
+  require(frames >= 0 && rows > 0 && columns > 0 && groups % rows == 0 && groups / rows % columns == 0 &&
+              groups / rows / columns == std::max<Index>(1, frames),
+          "the grid must have as many groups as an example, ", groups, ", and not be one of ", frames, " frames, ",
+          rows, " rows and ", columns, " columns");
 }
 
 /// A tensor in memory of the tape that lasts until it records or is cleared again.

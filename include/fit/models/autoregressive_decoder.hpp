@@ -55,7 +55,7 @@ class AutoregressiveDecoder {
   /// The same with the threads and the scratch memory of a tape, which is left as it was; a trace sees what is inside.
   Tensor<T, 4> operator()(Ids ids, Tape& tape, const Trace<T>& trace = {}) const {
     const Sizes sizes = check("the decoder's input", ids);
-    Tensor<T, 4> logits(sizes.batch, config.groups, config.tokens, config.vocabulary);
+    Tensor<T, 4> logits(sizes.batch, sizes.groups, config.tokens, config.vocabulary);
     const Tape::Inference inference(tape);
     run({.p = this, .ids = ids.data(), .logits = logits.data()}, sizes, tape, trace);
     return logits;
@@ -65,7 +65,7 @@ class AutoregressiveDecoder {
   /// tape that records; the ids must then stay as they are until backward. Throws Error as above.
   TensorView<const T, 4> forward(LastingView<const std::int32_t, 3> ids, Tape& tape) const {
     const Sizes sizes = check("the decoder's input", ids);
-    const auto logits = detail::output<T>(tape, sizes.batch, config.groups, config.tokens, config.vocabulary);
+    const auto logits = detail::output<T>(tape, sizes.batch, sizes.groups, config.tokens, config.vocabulary);
     run({.p = this, .ids = ids.data(), .logits = logits.data()}, sizes, tape, {});
     return logits;
   }
@@ -74,7 +74,7 @@ class AutoregressiveDecoder {
   /// Error when its shape is not that of the forward pass, or when none was recorded.
   void backward(TensorView<const T, 4> logits_gradient, AutoregressiveDecoder& gradient, Tape& tape) const {
     const Sizes sizes = tape.peek<Record>().sizes;
-    detail::require_shape(logits_gradient, {sizes.batch, config.groups, config.tokens, config.vocabulary},
+    detail::require_shape(logits_gradient, {sizes.batch, sizes.groups, config.tokens, config.vocabulary},
                           "the gradient of the logits");
     Ends ends = tape.peek<Record>().ends;
     ends.logits_gradient = logits_gradient.data();
@@ -113,10 +113,9 @@ class AutoregressiveDecoder {
     nn::forward<T>(data_norm_, x, x, rows, tape);
     with.multiply({logits_product(x, logits, rows)}, tape);
   }
-  /// z [latents, latent_dim]: the latents that a group starts from.
-  void step_latents(Index group, T* z) const {
-    constexpr Index size = Index{config.latents} * config.latent_dim;
-    std::copy_n(latent_positions_.values() + group * size, size, z);
+  /// z [latents, latent_dim]: the latents that a group out of `groups` starts from.
+  void step_latents(Index group, Index groups, T* z) const {
+    nn::write_positions(latent_positions_, z, group, 1, groups, {});
   }
   const auto& trunk() const { return trunk_; }
 
@@ -215,20 +214,20 @@ class AutoregressiveDecoder {
 
   static Sizes check(const char* name, const Ids& ids) {
     detail::require_shape(ids, {-1, config.groups, config.tokens}, name);
-    const Index batch = ids.dimension(0);
-    detail::require_batch(batch, detail::largest_tensor<config>(config.tokens));
+    const Index batch = ids.dimension(0), groups = ids.dimension(1);
+    detail::require_counts<config>(batch, groups, config.tokens);
     for (Index i = 0; i < ids.size(); ++i) {
       require(ids.data()[i] >= 0 && ids.data()[i] < config.vocabulary, "ids must be in 0 .. ", config.vocabulary - 1,
               ", not ", ids.data()[i]);
     }
-    return {batch, config.groups, config.tokens, config.latents};
+    return {batch, groups, config.tokens, config.latents};
   }
 
   void run(const Ends& ends, const Sizes& sizes, Tape& tape, const Trace<T>& trace) const {
     const auto start = tape.mark();
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
-    nn::copy_positions(latent_positions_, z, sizes.batch);
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, {});
     trunk_.forward(ends, x, z, {}, sizes, tape, trace);
     tape.finish(start, Record{sizes, ends, x});
   }
@@ -240,7 +239,7 @@ class AutoregressiveDecoder {
     ends.gradient = &gradient;
     T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
     trunk_.backward(ends, saved->x, z, {}, gradient.trunk_, sizes, tape);
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
   }
 
   /// The product that gives logits [rows, V] of normalised tokens [rows, data_dim].

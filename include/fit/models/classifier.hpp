@@ -39,21 +39,23 @@ class Classifier {
 
   /// Inference, in memory of the thread: logits [B, classes] of input [B, groups, tokens, channels]. Throws Error for
   /// other shapes.
-  Tensor<T, 2> operator()(TensorView<const T, 4> input) const { return (*this)(input, detail::inference_tape()); }
+  Tensor<T, 2> operator()(TensorView<const T, 4> input, const Grid& grid = {}) const {
+    return (*this)(input, detail::inference_tape(), grid);
+  }
   /// The same with the threads and the scratch memory of a tape, which is left as it was.
-  Tensor<T, 2> operator()(TensorView<const T, 4> input, Tape& tape) const {
+  Tensor<T, 2> operator()(TensorView<const T, 4> input, Tape& tape, const Grid& grid = {}) const {
     const Tape::Inference inference(tape);
     const auto start = tape.mark();
-    const auto output = encoder.forward(input, tape);
+    const auto output = encoder.forward({.input = input, .grid = grid}, tape);
     Tensor<T, 2> logits(input.dimension(0), Index{classes});
     run(output, logits.data(), start, tape);
     return logits;
   }
 
   /// The same on the tape, as Encoder::forward.
-  TensorView<const T, 2> forward(LastingView<const T, 4> input, Tape& tape) const {
+  TensorView<const T, 2> forward(LastingView<const T, 4> input, Tape& tape, const Grid& grid = {}) const {
     const auto start = tape.mark();
-    const auto output = encoder.forward(input, tape);
+    const auto output = encoder.forward({.input = input, .grid = grid}, tape);
     const auto logits = detail::output<T>(tape, input.dimension(0), Index{classes});
     run(output, logits.data(), start, tape);
     return logits;
@@ -62,14 +64,13 @@ class Classifier {
   /// The way back from the gradient of the logits [B, classes]: adds to `gradient`.
   /// Throws Error when its shape is not that of the forward pass, or when none was recorded.
   void backward(TensorView<const T, 2> logits_gradient, Classifier& gradient, Tape& tape) const {
-    const Index batch = tape.peek<Record>().batch;
+    const auto [batch, groups] = tape.peek<Record>();
     detail::require_shape(logits_gradient, {batch, classes}, "the gradient of the logits");
     const auto saved = tape.pop<Record>();
     T* pooled = tape.scratch<T>(batch * width);
     nn::backward(head, logits_gradient.data(), pooled, gradient.head, batch, tape);
-    const TensorView<T, 4> tokens(tape.scratch<T>(batch * length * width), batch, Index{config.groups},
-                                  length / config.groups, width);
-    nn::mean_pool_backward(pooled, tokens.data(), batch, length, width, tape.executor());
+    const TensorView<T, 4> tokens(tape.scratch<T>(batch * groups * length * width), batch, groups, length, width);
+    nn::mean_pool_backward(pooled, tokens.data(), batch, groups * length, width, tape.executor());
     if constexpr (pooling == Pooling::latents) {
       encoder.backward({.latents = tokens}, gradient.encoder, tape);
     } else {
@@ -79,19 +80,19 @@ class Classifier {
 
  private:
   static constexpr Index width = pooling == Pooling::latents ? config.latent_dim : config.data_dim;
-  static constexpr Index length = config.groups * (pooling == Pooling::latents ? config.latents : config.tokens);
+  static constexpr Index length = pooling == Pooling::latents ? config.latents : config.tokens;  // of a group
   struct Record {
-    Index batch = 0;
+    Index batch = 0, groups = 0;
   };
 
   void run(const typename Encoder<config, T>::OutputView& output, T* logits, const Arena::Mark& start,
            Tape& tape) const {
     const auto& tokens = pooling == Pooling::latents ? output.latents : output.data;
-    const Index batch = tokens.dimension(0);
+    const Index batch = tokens.dimension(0), groups = tokens.dimension(1);
     T* pooled = tape.allocate<T>(batch * width);
-    nn::mean_pool(tokens.data(), pooled, batch, length, width, tape.executor());
+    nn::mean_pool(tokens.data(), pooled, batch, groups * length, width, tape.executor());
     nn::forward<T>(head, pooled, logits, batch, tape);
-    tape.finish(start, Record{batch});
+    tape.finish(start, Record{batch, groups});
   }
 };
 

@@ -13,6 +13,9 @@
 namespace fit {
 inline namespace FIT_ABI {
 
+/// As a number of groups: it comes with each input, and may be another every time.
+inline constexpr int any = -1;
+
 /// Which latents a latent sees in the global blocks: all, or those of its own and earlier groups.
 enum class LatentMask { none, causal };
 
@@ -38,7 +41,7 @@ constexpr void visit_common(auto&& f, auto&... c) {
 /// The shape of an encoder; a template argument, so every field is a constant. All sizes count elements.
 struct EncoderConfig {
   Layers layers;       ///< stages of (local blocks) and global blocks
-  int groups = 0;      ///< T, groups per example
+  int groups = 0;      ///< T, groups per example, or fit::any
   int tokens = 0;      ///< n, data tokens per group
   int channels = 0;    ///< C, width of an input token
   int latents = 0;     ///< m, latents per group
@@ -48,7 +51,7 @@ struct EncoderConfig {
   int latent_heads = 0;
   int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
-  Positions latent_positions = Positions::learned;  ///< learned or sin_cos
+  Positions latent_positions = Positions::learned;  ///< all but sin_cos_2d; with fit::any also all but learned
   LatentMask mask = LatentMask::none;
   int extra_tokens = 0;    ///< k, further data tokens per group, of their own width
   int extra_channels = 0;  ///< C_y, that width
@@ -69,7 +72,7 @@ enum class SelfConditioning { none, latent };
 /// The shape of a diffusion decoder: the fields of an encoder, without extra tokens, and its own.
 struct DiffusionConfig {
   Layers layers;       ///< stages of (local blocks) and global blocks
-  int groups = 0;      ///< T, groups per example
+  int groups = 0;      ///< T, groups per example, or fit::any
   int tokens = 0;      ///< n, data tokens per group
   int channels = 0;    ///< C, width of an input token
   int latents = 0;     ///< m, latents per group
@@ -79,7 +82,7 @@ struct DiffusionConfig {
   int latent_heads = 0;
   int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
-  Positions latent_positions = Positions::learned;  ///< learned or sin_cos
+  Positions latent_positions = Positions::learned;  ///< all but sin_cos_2d; with fit::any also all but learned
   LatentMask mask = LatentMask::none;
   int output_channels = 0;     ///< width of an output token
   int condition_channels = 0;  ///< c, width of a conditioning token; 0 for no condition but the noise level
@@ -107,7 +110,7 @@ struct DiffusionConfig {
 /// The shape of an autoregressive decoder: the fields of an encoder that apply, and its own.
 struct AutoregressiveConfig {
   Layers layers;       ///< stages of (local blocks) and global blocks; the last has local blocks only
-  int groups = 0;      ///< T, groups per sequence; with one group it is a plain causal transformer
+  int groups = 0;      ///< T, groups per sequence, or fit::any; with one group it is a plain causal transformer
   int tokens = 0;      ///< n, tokens per group
   int latents = 0;     ///< m, latents per group
   int data_dim = 0;    ///< D, width of tokens inside
@@ -116,7 +119,7 @@ struct AutoregressiveConfig {
   int latent_heads = 0;
   int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
-  Positions latent_positions = Positions::learned;  ///< learned or sin_cos
+  Positions latent_positions = Positions::learned;  ///< all but sin_cos_2d; with fit::any also all but learned
   int vocabulary = 0;                               ///< V, ids are 0 .. V-1
   bool shared_embedding = true;                     ///< whether logits are products with the token embedding
   bool output_bias = true;                          ///< whether logits have a bias
@@ -138,12 +141,14 @@ using ConfigFields = std::vector<std::pair<std::string, std::string>>;
 namespace detail {
 
 inline std::string text_of(const Layers& layers) { return std::string(layers.view()); }
-inline std::string text_of(int value) { return std::to_string(value); }
+inline std::string text_of(int value) { return value == any ? "any" : std::to_string(value); }
 inline std::string text_of(bool value) { return value ? "true" : "false"; }
 inline std::string text_of(LatentMask mask) { return mask == LatentMask::causal ? "causal" : "none"; }
 inline std::string text_of(SelfConditioning value) { return value == SelfConditioning::latent ? "latent" : "none"; }
 inline std::string text_of(Positions value) {
-  return value == Positions::learned ? "learned" : value == Positions::sin_cos ? "sin_cos" : "sin_cos_2d";
+  static constexpr const char* names[] = {"learned",      "sin_cos", "sin_cos_2d",
+                                          "sin_cos_grid", "shared",  "shared_sin_cos"};
+  return names[static_cast<std::size_t>(value)];
 }
 
 }  // namespace detail
@@ -203,7 +208,7 @@ constexpr TrunkConfig trunk_of(const Config& c) {
 template <auto config>
 constexpr bool check_common() {
   check_layers<config.layers>();
-  static_assert(config.groups > 0, "fit: config.groups must be positive");
+  static_assert(config.groups > 0 || config.groups == any, "fit: config.groups must be positive, or fit::any");
   static_assert(config.tokens > 0, "fit: config.tokens must be positive");
   static_assert(config.latents > 0, "fit: config.latents must be positive");
   static_assert(config.data_dim > 0, "fit: config.data_dim must be positive");
@@ -219,11 +224,19 @@ constexpr bool check_common() {
       std::min(config.data_dim, config.latent_dim) % std::max(1, std::min(config.data_heads, config.latent_heads)) == 0,
       "fit: the width of read and write, the smaller of config.data_dim and config.latent_dim, must be a "
       "multiple of their heads, the smaller of config.data_heads and config.latent_heads");
+  static_assert(config.data_positions == Positions::learned || config.data_positions == Positions::sin_cos ||
+                    config.data_positions == Positions::sin_cos_2d,
+                "fit: config.data_positions must be learned, sin_cos or sin_cos_2d");
   static_assert(config.latent_positions != Positions::sin_cos_2d,
-                "fit: config.latent_positions must be learned or sin_cos");
-  static_assert(config.latent_positions == Positions::learned || config.groups == 1 || config.latents == 1 ||
+                "fit: config.latent_positions must be learned, sin_cos, sin_cos_grid, shared or shared_sin_cos");
+  static_assert(config.latent_positions != Positions::learned || config.groups != any,
+                "fit: learned latent positions need a number as config.groups; with fit::any, config.latent_positions "
+                "must be sin_cos, sin_cos_grid, shared or shared_sin_cos");
+  static_assert(config.latent_positions != Positions::sin_cos || config.groups == 1 || config.latents == 1 ||
                     config.latent_dim % 2 == 0,
                 "fit: sin_cos latent positions need an even config.latent_dim");
+  static_assert(config.latent_positions != Positions::sin_cos_grid || config.latent_dim >= 8,
+                "fit: sin_cos_grid latent positions need a config.latent_dim of at least 8");
   static_assert(config.data_positions != Positions::sin_cos_2d ||
                     nn::integer_root(config.tokens) * nn::integer_root(config.tokens) == config.tokens,
                 "fit: sin_cos_2d data positions need a square number as config.tokens");
@@ -261,6 +274,9 @@ constexpr bool check_autoregressive() {
   check_common<config>();
   constexpr Plan plan = plan_of(config.layers);
   static_assert(config.vocabulary > 0, "fit: config.vocabulary must be positive");
+  static_assert(config.latent_positions != Positions::sin_cos_grid,
+                "fit: config.latent_positions of an autoregressive decoder must not be sin_cos_grid: a sequence has no "
+                "rows and columns");
   static_assert(config.keep_unused_latents || plan.error != LayersError::none || !plan[plan.count - 1].reads,
                 "fit: no logit depends on global blocks in the last stage of an autoregressive decoder: end "
                 "config.layers with a bracket, or set config.keep_unused_latents");

@@ -59,6 +59,7 @@ class DiffusionDecoder {
     std::optional<ConditionView> condition =
         {};  ///< [B, condition_channels] or [B, condition_tokens, condition_channels]
     std::optional<TensorView<const T, 4>> previous_latents = {};  ///< [B, groups, latents, latent_dim]
+    Grid grid = {};  ///< how the groups lie, where latent_positions are sin_cos_grid, and only there
   };
 
   /// All parameters zero: a gradient, or a decoder to load into.
@@ -87,8 +88,8 @@ class DiffusionDecoder {
   /// The same with the threads and the scratch memory of a tape, which is left as it was; a trace sees what is inside.
   Output operator()(const Inputs& inputs, Tape& tape, const Trace<T>& trace = {}) const {
     const Sizes sizes = check(inputs);
-    Output output{Tensor<T, 4>(sizes.batch, config.groups, config.tokens, config.output_channels),
-                  Tensor<T, 4>(sizes.batch, config.groups, config.latents, config.latent_dim)};
+    Output output{Tensor<T, 4>(sizes.batch, sizes.groups, config.tokens, config.output_channels),
+                  Tensor<T, 4>(sizes.batch, sizes.groups, config.latents, config.latent_dim)};
     const Tape::Inference inference(tape);
     run(inputs, sizes, output.prediction.data(), output.latents.data(), tape, trace);
     return output;
@@ -98,8 +99,8 @@ class DiffusionDecoder {
   /// tape that records; what the inputs view must then stay as it is until backward. Throws Error as above.
   OutputView forward(const Inputs& inputs, Tape& tape) const {
     const Sizes sizes = check(inputs);
-    const auto prediction = detail::output<T>(tape, sizes.batch, config.groups, config.tokens, config.output_channels);
-    const auto latents = detail::output<T>(tape, sizes.batch, config.groups, config.latents, config.latent_dim);
+    const auto prediction = detail::output<T>(tape, sizes.batch, sizes.groups, config.tokens, config.output_channels);
+    const auto latents = detail::output<T>(tape, sizes.batch, sizes.groups, config.latents, config.latent_dim);
     run(inputs, sizes, prediction.data(), latents.data(), tape, {});
     return {prediction, latents};
   }
@@ -109,7 +110,7 @@ class DiffusionDecoder {
   void backward(const OutputGradients& outputs, DiffusionDecoder& gradient, Tape& tape,
                 const InputGradients& inputs = {}) const {
     const Sizes sizes = tape.peek<Record>().sizes;
-    check_gradients(outputs, inputs, sizes.batch);
+    check_gradients(outputs, inputs, sizes);
     const auto saved = tape.pop<Record>();
     Ends ends = saved->ends;
     ends.p = this;
@@ -128,14 +129,16 @@ class DiffusionDecoder {
       nn::backward(previous_, previous, gradient.previous_, sizes.latent_rows(), tape);
       if (inputs.previous_latents) std::copy_n(previous, latent_size, inputs.previous_latents->data());
     }
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
   }
 
   /// Throws Error for inputs of wrong shapes, or a gamma outside [0, 1]; else says what a pass over them goes over.
   static Sizes check(const Inputs& inputs) {
-    detail::require_shape(inputs.noisy, data_shape(-1, config.channels), "the decoder's noisy input");
-    const Index batch = inputs.noisy.dimension(0);
-    detail::require_batch(batch, detail::largest_tensor<config>(config.tokens));
+    detail::require_shape(inputs.noisy, {-1, config.groups, config.tokens, config.channels},
+                          "the decoder's noisy input");
+    const Index batch = inputs.noisy.dimension(0), groups = inputs.noisy.dimension(1);
+    const Sizes sizes{batch, groups, config.tokens, config.latents};
+    detail::require_counts<config>(batch, groups, config.tokens);
     detail::require_shape(inputs.gamma, {batch}, "gamma");
     for (Index i = 0; i < batch; ++i) {
       require(inputs.gamma(i) >= 0 && inputs.gamma(i) <= 1, "gamma must be in [0, 1], not ", inputs.gamma(i));
@@ -145,9 +148,10 @@ class DiffusionDecoder {
     if (inputs.condition) detail::require_shape(*inputs.condition, condition_shape(batch), "the condition");
     require(has_previous || !inputs.previous_latents, "this decoder takes no previous latents");
     if (inputs.previous_latents) {
-      detail::require_shape(*inputs.previous_latents, latents_shape(batch), "the previous latents");
+      detail::require_shape(*inputs.previous_latents, latents_shape(sizes), "the previous latents");
     }
-    return {batch, config.groups, config.tokens, config.latents};
+    detail::require_grid<config>(inputs.grid, groups);
+    return sizes;
   }
 
  private:
@@ -212,24 +216,24 @@ class DiffusionDecoder {
       return {batch, config.condition_channels};
     }
   }
-  static constexpr std::array<Index, 4> data_shape(Index batch, Index width) {
-    return {batch, config.groups, config.tokens, width};
+  static constexpr std::array<Index, 4> data_shape(const Sizes& sizes, Index width) {
+    return {sizes.batch, sizes.groups, config.tokens, width};
   }
-  static constexpr std::array<Index, 4> latents_shape(Index batch) {
-    return {batch, config.groups, config.latents, config.latent_dim};
+  static constexpr std::array<Index, 4> latents_shape(const Sizes& sizes) {
+    return {sizes.batch, sizes.groups, config.latents, config.latent_dim};
   }
 
-  static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {
+  static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, const Sizes& sizes) {
     const auto check_one = [](const char* name, const auto& gradient, const auto& shape) {
       if (gradient) detail::require_shape(*gradient, shape, name);
     };
     require(has_condition || !inputs.condition, "this decoder takes no condition");
     require(has_previous || !inputs.previous_latents, "this decoder takes no previous latents");
-    check_one("the gradient of the prediction", outputs.prediction, data_shape(batch, config.output_channels));
-    check_one("the gradient of the latents", outputs.latents, latents_shape(batch));
-    check_one("the gradient of the noisy input", inputs.noisy, data_shape(batch, config.channels));
-    check_one("the gradient of the condition", inputs.condition, condition_shape(batch));
-    check_one("the gradient of the previous latents", inputs.previous_latents, latents_shape(batch));
+    check_one("the gradient of the prediction", outputs.prediction, data_shape(sizes, config.output_channels));
+    check_one("the gradient of the latents", outputs.latents, latents_shape(sizes));
+    check_one("the gradient of the noisy input", inputs.noisy, data_shape(sizes, config.channels));
+    check_one("the gradient of the condition", inputs.condition, condition_shape(sizes.batch));
+    check_one("the gradient of the previous latents", inputs.previous_latents, latents_shape(sizes));
   }
 
   void run(const Inputs& inputs, const Sizes& sizes, T* prediction, T* latents, Tape& tape,
@@ -238,7 +242,7 @@ class DiffusionDecoder {
     const Index latent_size = sizes.latent_rows() * config.latent_dim;
     const Ends ends{this, inputs.noisy.data(), prediction};
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);  // [B, groups, tokens, data_dim]
-    nn::copy_positions(latent_positions_, latents, sizes.batch);
+    nn::copy_positions(latent_positions_, latents, sizes.batch, sizes.groups, inputs.grid);
     if constexpr (has_previous) {
       T* previous = tape.allocate<T>(latent_size);  // [B, groups, latents, latent_dim]
       T* normed = tape.allocate<T>(latent_size);    // [B, groups, latents, latent_dim]

@@ -31,6 +31,7 @@ class Encoder {
   struct Inputs {
     TensorView<const T, 4> input;                      ///< [B, groups, tokens, channels]
     std::optional<TensorView<const T, 4>> extra = {};  ///< [B, groups, extra_tokens, extra_channels], when configured
+    Grid grid = {};  ///< how the groups lie, where latent_positions are sin_cos_grid, and only there
   };
   struct Output {
     Tensor<T, 4> data;     ///< [B, groups, N, data_dim]
@@ -71,8 +72,8 @@ class Encoder {
   /// The same with the threads and the scratch memory of a tape, which is left as it was; a trace sees what is inside.
   Output operator()(const Inputs& inputs, Tape& tape, const Trace<T>& trace = {}) const {
     const Sizes sizes = check(inputs);
-    Output output{Tensor<T, 4>(sizes.batch, config.groups, all_tokens, config.data_dim),
-                  Tensor<T, 4>(sizes.batch, config.groups, config.latents, config.latent_dim)};
+    Output output{Tensor<T, 4>(sizes.batch, sizes.groups, all_tokens, config.data_dim),
+                  Tensor<T, 4>(sizes.batch, sizes.groups, config.latents, config.latent_dim)};
     const Tape::Inference inference(tape);
     run(inputs, sizes, output.data.data(), output.latents.data(), tape, trace);
     return output;
@@ -85,8 +86,8 @@ class Encoder {
   /// tape that records; what the inputs view must then stay as it is until backward. Throws Error as above.
   OutputView forward(const Inputs& inputs, Tape& tape) const {
     const Sizes sizes = check(inputs);
-    const auto data = detail::output<T>(tape, sizes.batch, config.groups, all_tokens, config.data_dim);
-    const auto latents = detail::output<T>(tape, sizes.batch, config.groups, config.latents, config.latent_dim);
+    const auto data = detail::output<T>(tape, sizes.batch, sizes.groups, all_tokens, config.data_dim);
+    const auto latents = detail::output<T>(tape, sizes.batch, sizes.groups, config.latents, config.latent_dim);
     run(inputs, sizes, data.data(), latents.data(), tape, {});
     return {data, latents};
   }
@@ -99,7 +100,7 @@ class Encoder {
   void backward(const OutputGradients& outputs, Encoder& gradient, Tape& tape,
                 const InputGradients& inputs = {}) const {
     const Sizes sizes = tape.peek<Record>().sizes;
-    check_gradients(outputs, inputs, sizes.batch);
+    check_gradients(outputs, inputs, sizes);
     const auto saved = tape.pop<Record>();
     Ends ends = saved->ends;
     ends.p = this;
@@ -112,7 +113,7 @@ class Encoder {
     nn::backward(latent_norm_, outputs.latents ? outputs.latents->data() : detail::zeros<T>(latent_size, tape), z,
                  gradient.latent_norm_, sizes.latent_rows(), tape);
     trunk_.backward(ends, saved->x, z, {}, gradient.trunk_, sizes, tape);
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
   }
 
  private:
@@ -196,20 +197,21 @@ class Encoder {
 
   static Sizes check(const Inputs& inputs) {
     detail::require_shape(inputs.input, {-1, config.groups, config.tokens, config.channels}, "the encoder's input");
-    const Index batch = inputs.input.dimension(0);
-    detail::require_batch(batch, detail::largest_tensor<config>(all_tokens));
+    const Index batch = inputs.input.dimension(0), groups = inputs.input.dimension(1);
+    detail::require_counts<config>(batch, groups, all_tokens);
     require(inputs.extra.has_value() == has_extra,
             has_extra ? "this encoder needs extra tokens" : "this encoder takes no extra tokens");
     if (inputs.extra) {
-      detail::require_shape(*inputs.extra, {batch, config.groups, config.extra_tokens, config.extra_channels},
+      detail::require_shape(*inputs.extra, {batch, groups, config.extra_tokens, config.extra_channels},
                             "the encoder's extra tokens");
     }
-    return {batch, config.groups, all_tokens, config.latents};
+    detail::require_grid<config>(inputs.grid, groups);
+    return {batch, groups, all_tokens, config.latents};
   }
 
-  static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, Index batch) {
+  static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, const Sizes& sizes) {
     const auto check_one = [&](const char* name, const auto& gradient, Index tokens, Index width) {
-      if (gradient) detail::require_shape(*gradient, {batch, config.groups, tokens, width}, name);
+      if (gradient) detail::require_shape(*gradient, {sizes.batch, sizes.groups, tokens, width}, name);
     };
     require(has_extra || !inputs.extra, "this encoder takes no extra tokens");
     check_one("the gradient of the data", outputs.data, all_tokens, config.data_dim);
@@ -223,7 +225,7 @@ class Encoder {
     const Ends ends{this, inputs.input.data(), inputs.extra ? inputs.extra->data() : nullptr, data};
     // The way back needs the memory of the data tokens for their gradient, beside the output.
     T* x = tape.recording() ? tape.allocate<T>(sizes.data_rows() * config.data_dim) : data;
-    nn::copy_positions(latent_positions_, latents, sizes.batch);
+    nn::copy_positions(latent_positions_, latents, sizes.batch, sizes.groups, inputs.grid);
     trunk_.forward(ends, x, latents, {}, sizes, tape, trace);
     nn::forward<T>(latent_norm_, latents, latents, sizes.latent_rows(), tape);
     tape.finish(start, Record{sizes, ends, x});

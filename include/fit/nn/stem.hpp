@@ -10,53 +10,92 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace nn {
 
-/// Positions [Rows, Columns, Width], the same for every run of so many tokens: trained, or the codes of a grid.
-template <class T, int Rows, int Columns, int Width, bool learned>
-struct PositionTable {
-  static constexpr Index size = Index{Rows} * Columns * Width;
+/// What tells the tokens of a group apart, [Tokens, Width], the same in every group.
+template <class T, int Tokens, int Width, Positions kind>
+struct DataPositions {
+  static constexpr Index size = Index{Tokens} * Width;
 
-  If<learned, Matrix<T, Rows * Columns, Width>> table;
+  If<kind == Positions::learned, Matrix<T, Tokens, Width>> table;
 
   const T* values() const {
-    if constexpr (learned) {
+    if constexpr (kind == Positions::learned) {
       return table.data();
     } else {
-      return position_codes<T>(Rows, Columns, Width);
+      constexpr int rows = grid_rows(Tokens, kind);
+      return position_codes<T>(rows, Tokens / rows, Width);
     }
   }
 };
 
-/// What tells the tokens of a group apart.
+/// x [groups, Tokens, Width] += positions
 template <class T, int Tokens, int Width, Positions kind>
-using DataPositions =
-    PositionTable<T, grid_rows(Tokens, kind), Tokens / grid_rows(Tokens, kind), Width, kind == Positions::learned>;
-
-/// The latents that every example starts from.
-template <class T, int Groups, int Latents, int Width, Positions kind>
-using LatentPositions = PositionTable<T, Groups, Latents, Width, kind == Positions::learned>;
-
-/// x [runs, Rows, Columns, Width] += positions
-template <class T, int Rows, int Columns, int Width, bool learned>
-void forward(const PositionTable<T, Rows, Columns, Width, learned>& p, T* x, Index runs, Tape& tape) {
+void forward(const DataPositions<T, Tokens, Width, kind>& p, T* x, Index groups, Tape& tape) {
   const T* added = p.values();
-  tape.executor().parallel_for(runs, [&](Index run, int) {
-    for (Index i = 0; i < p.size; ++i) x[run * p.size + i] += added[i];
+  tape.executor().parallel_for(groups, [&](Index group, int) {
+    for (Index i = 0; i < p.size; ++i) x[group * p.size + i] += added[i];
   });
 }
 
-/// z [runs, Rows, Columns, Width] = positions
-template <class T, int Rows, int Columns, int Width, bool learned>
-void copy_positions(const PositionTable<T, Rows, Columns, Width, learned>& p, T* z, Index runs) {
-  const T* values = p.values();
-  for (Index run = 0; run < runs; ++run) std::copy_n(values, p.size, z + run * p.size);
+/// Adds to `gradient`; that of x passes.
+template <class T, int Tokens, int Width, Positions kind>
+void backward(const DataPositions<T, Tokens, Width, kind>& p, const T* x_gradient,
+              DataPositions<T, Tokens, Width, kind>& gradient, Index groups, Tape& tape) {
+  if constexpr (kind == Positions::learned) {
+    kernels::add_column_sums<T>({{x_gradient, groups, p.size, gradient.table.data()}}, tape);
+  }
 }
 
-/// Adds to `gradient`, of positions that were added or copied; that of x passes.
-template <class T, int Rows, int Columns, int Width, bool learned>
-void backward(const PositionTable<T, Rows, Columns, Width, learned>& p, const T* x_gradient,
-              PositionTable<T, Rows, Columns, Width, learned>& gradient, Index runs, Tape& tape) {
-  if constexpr (learned) {
-    kernels::add_column_sums<T>({{x_gradient, runs, p.size, gradient.table.data()}}, tape);
+/// The latents that every example starts from, [groups, Latents, Width]. `Groups` is their number where they are
+/// learned; else it comes with each call.
+template <class T, int Groups, int Latents, int Width, Positions kind>
+struct LatentPositions {
+  static constexpr bool learned = kind == Positions::learned;
+  static constexpr Index size = Index{Latents} * Width;  // of a group
+
+  If<learned || is_shared(kind), Matrix<T, (learned ? std::max(1, Groups) : 1) * Latents, Width>> table;
+
+  static CodeAxes axes(Index groups, const Grid& grid) {
+    if (kind == Positions::sin_cos) return plane_axes(groups, Latents, Width);
+    if (kind == Positions::sin_cos_grid) return grid_axes(grid, Latents, Width);
+    if (kind == Positions::shared_sin_cos) return {{{groups, Latents, 0, Width}}};
+    return {};
+  }
+};
+
+/// z [count, Latents, Width] = the positions of groups first .. first + count - 1 out of `groups`.
+template <class T, int Groups, int Latents, int Width, Positions kind>
+void write_positions(const LatentPositions<T, Groups, Latents, Width, kind>& p, T* z, Index first, Index count,
+                     Index groups, const Grid& grid) {
+  if constexpr (kind == Positions::learned) {
+    std::copy_n(p.table.data() + first * p.size, count * p.size, z);
+  } else {
+    write_codes(p.axes(groups, grid), first * Latents, count * Latents, z, Width);
+  }
+  if constexpr (is_shared(kind)) {
+    const T* slots = p.table.data();
+    for (Index group = 0; group < count; ++group, z += p.size) {
+      for (Index i = 0; i < p.size; ++i) z[i] = kind == Positions::shared ? slots[i] : slots[i] + z[i];
+    }
+  }
+}
+
+/// z [batch, groups, Latents, Width] = the positions of each example.
+template <class T, int Groups, int Latents, int Width, Positions kind>
+void copy_positions(const LatentPositions<T, Groups, Latents, Width, kind>& p, T* z, Index batch, Index groups,
+                    const Grid& grid) {
+  if (batch > 0) write_positions(p, z, 0, groups, groups, grid);
+  for (Index example = 1; example < batch; ++example) std::copy_n(z, groups * p.size, z + example * groups * p.size);
+}
+
+/// Adds to `gradient`, of positions that were copied.
+template <class T, int Groups, int Latents, int Width, Positions kind>
+void backward(const LatentPositions<T, Groups, Latents, Width, kind>& p, const T* z_gradient,
+              LatentPositions<T, Groups, Latents, Width, kind>& gradient, Index batch, Index groups, Tape& tape) {
+  if constexpr (kind == Positions::learned) {
+    kernels::add_column_sums<T>({{z_gradient, batch, groups * p.size, gradient.table.data()}}, tape);
+  }
+  if constexpr (is_shared(kind)) {
+    kernels::add_column_sums<T>({{z_gradient, batch * groups, p.size, gradient.table.data()}}, tape);
   }
 }
 

@@ -44,7 +44,10 @@ void forward(const TimeEmbedding<T, Width>& p, const double* levels, T* tokens, 
   T* code = tape.allocate<T>(count * width);
   double values[std::size_t{width}];
   for (Index i = 0; i < count; ++i) {
-    wave_code(1000 * levels[i], width, values);
+    for (Index k = 0; k < width; ++k) {
+      const Wave wave(k, width);
+      values[wave.at] = wave(1000 * levels[i]);
+    }
     double mean = 0, square = 0;
     for (const double value : values) mean += value / static_cast<double>(width);
     for (const double value : values) square += (value - mean) * (value - mean) / static_cast<double>(width);

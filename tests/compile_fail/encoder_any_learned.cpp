@@ -1,0 +1,12 @@
+// expect: learned latent positions need a number as config.groups
+#include "right_encoder.hpp"
+
+constexpr fit::EncoderConfig config = [] {
+  auto changed = right;
+#ifdef FIT_MUST_FAIL
+  changed.groups = fit::any;
+#endif
+  return changed;
+}();
+
+static_assert(fit::detail::check_encoder<config>());

@@ -428,3 +428,86 @@ TEST_CASE("a classifier takes the mean of the latents, or of the data where no l
   check(fit::Classifier<config, 4>(fit::Random(5)));
   check(fit::Classifier<local, 4>(fit::Random(5)));
 }
+
+TEST_CASE("a loss over a source of groups is that over tensors, with the gradients", "[encoder]") {
+  constexpr Index batch = 80, input_size = Index{config.tokens} * config.channels;
+  constexpr Index size = Index{config.tokens} * config.data_dim;
+  const Encoder encoder(fit::Random(5));
+  const auto input = random_input(batch);
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  const fit::TrainingOptions drops{.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f};
+
+  // Half the squared length of the data tokens, whose gradient they are.
+  tape.record(drops, fit::Random(8));
+  const auto output = encoder.forward(input, tape);
+  Encoder expected;
+  auto expected_input = input;
+  double expected_loss = 0;
+  for (Index i = 0; i < output.data.size(); ++i) {
+    expected_loss += 0.5 * static_cast<double>(output.data.data()[i]) * static_cast<double>(output.data.data()[i]);
+  }
+  encoder.backward({.data = output.data}, expected, tape, {.input = expected_input});
+
+  std::vector<int> told(static_cast<std::size_t>(batch * config.groups));
+  auto input_gradient = input;
+  fit::GroupSource<float> source{.batch = batch, .groups = config.groups};
+  source.fill = [&](Index first, Index count, float* to) {
+    std::copy_n(input.data() + first * input_size, count * input_size, to);
+  };
+  source.gradient = [&](Index first, Index count, const float* from) {
+    std::copy_n(from, count * input_size, input_gradient.data() + first * input_size);
+    for (Index g = first; g < first + count; ++g) ++told[static_cast<std::size_t>(g)];
+  };
+  const fit::GroupLoss<float> loss = [&](Index, Index count, const float* data, float* to) {
+    double share = 0;
+    for (Index i = 0; i < count * size; ++i) share += 0.5 * static_cast<double>(data[i]) * static_cast<double>(data[i]);
+    if (to) std::copy_n(data, count * size, to);
+    return share;
+  };
+  std::vector<float> first_gradient;
+  for (const fit::Recompute recompute : test::recomputes) {
+    fit::TrainingOptions options = drops;
+    options.recompute = recompute;
+    Encoder gradient;
+    std::fill(told.begin(), told.end(), 0);
+    CHECK(encoder.loss(source, loss, gradient, tape, options, fit::Random(8)) == Approx(expected_loss).epsilon(1e-12));
+    CHECK(std::all_of(told.begin(), told.end(), [](int times) { return times == 1; }));
+    CHECK(same_bits(std::vector<float>(input_gradient.data(), input_gradient.data() + input_gradient.size()),
+                    std::vector<float>(expected_input.data(), expected_input.data() + expected_input.size())));
+    // Chunks' shares of the last norm's gradient are added in another order.
+    const auto values = test::values_of(gradient), wanted = test::values_of(expected);
+    double worst = 0, most = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      worst = std::max(worst, std::abs(static_cast<double>(values[i]) - static_cast<double>(wanted[i])));
+      most = std::max(most, std::abs(static_cast<double>(wanted[i])));
+    }
+    CHECK(worst < 1e-5 * most);
+    if (first_gradient.empty()) first_gradient = values;
+    CHECK(same_bits(values, first_gradient));
+  }
+
+  // Without a gradient, what inference gives; the tape stays as it was.
+  const auto inferred = encoder(input);
+  double squares = 0;
+  for (Index i = 0; i < inferred.data.size(); ++i) {
+    squares += 0.5 * static_cast<double>(inferred.data.data()[i]) * static_cast<double>(inferred.data.data()[i]);
+  }
+  CHECK(encoder.loss(source, loss, tape) == Approx(squares).epsilon(1e-12));
+
+  Encoder untouched;
+  const auto refused = [&](fit::GroupSource<float> wrong, const fit::GroupLoss<float>& of, const char* text) {
+    CHECK_THROWS_WITH(encoder.loss(wrong, of, untouched, tape), Catch::Matchers::ContainsSubstring(text));
+  };
+  refused({batch, config.groups}, loss, "functions, not empty ones");
+  refused(source, {}, "functions, not empty ones");
+  auto wrong = source;
+  wrong.groups = 5;
+  refused(wrong, loss, "6 groups for an example, not 5");
+  wrong = source;
+  wrong.batch = -1;
+  refused(wrong, loss, "negative");
+  wrong = source;
+  wrong.grid = {0, 2, 3};
+  refused(wrong, loss, "grid");
+}

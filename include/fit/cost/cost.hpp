@@ -18,6 +18,7 @@ struct CostOptions {
   int threads = 1;               ///< of the executor; attention's scratch grows with them
   bool average = false;          ///< whether a moving average of the weights is kept
   int groups = 0;                ///< of an example, where the configuration has any number
+  bool by_groups = false;        ///< an encoder's loss() over a source, not its calls with tensors
 };
 
 /// What a model costs, known before it runs: the FLOPs that its kernels count, and the bytes that its tape, gradient
@@ -96,7 +97,7 @@ template <class T, class Config>
 constexpr Meter<T> meter_of(const Config& config, Index batch, const CostOptions& options) {
   check_costs(config, batch, options.threads);
   Meter<T> meter(options.training, options.options, options.threads);
-  const auto model = metered::meter_model(config, batch);
+  const auto model = metered::meter_model(config, batch, options.by_groups);
   model.describe_all(meter);
   if (options.training) {
     model.training_step(meter);
@@ -138,8 +139,8 @@ constexpr Cost cost_of(const Config& of, Index batch, const CostOptions& options
   cost.activations = meter.peak().records;
   cost.scratch = meter.peak().scratch;
   cost.tape = meter.peak().total();
-  cost.outputs =
-      options.training ? meter.peak().outputs : size * detail::metered::meter_model(config, batch).output_size();
+  cost.outputs = options.training ? meter.peak().outputs
+                                  : size * detail::metered::meter_model(config, batch, options.by_groups).output_size();
   cost.peak = cost.weights + cost.gradients + cost.optimiser + cost.activations + cost.scratch + cost.outputs;
   return cost;
 }

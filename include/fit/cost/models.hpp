@@ -70,6 +70,9 @@ struct Encoder {
   EncoderConfig c;
   Sizes sizes;
   Trunk trunk;
+  bool by_groups = false;  // its loss() over a source, or its calls with tensors
+
+  static constexpr std::size_t record_size = sizeof(Sizes) + 12 * sizeof(void*);
 
   constexpr Encoder(const EncoderConfig& config, Index batch)
       : c(config),
@@ -89,7 +92,9 @@ struct Encoder {
                   data_norm().parameters() + latent_norm().parameters(), meter);
     describe(trunk, sizes, meter);
   }
-  constexpr Index output_size() const { return sizes.data_rows() * c.data_dim + sizes.latent_rows() * c.latent_dim; }
+  constexpr Index output_size() const {
+    return by_groups ? 0 : sizes.data_rows() * c.data_dim + sizes.latent_rows() * c.latent_dim;
+  }
   template <class T>
   constexpr void outputs(Meter<T>& meter) const {
     meter.output(sizes.data_rows() * c.data_dim);
@@ -98,59 +103,78 @@ struct Encoder {
   template <class T>
   constexpr void start(Index groups, Meter<T>& meter) const {
     const Index start = meter.mark(), rows = groups * c.extra_tokens, own_rows = groups * c.tokens;
+    if (by_groups) meter.allocate(own_rows * c.channels);  // tokens
     if (c.extra_tokens > 0) {
       meter.allocate(own_rows * c.data_dim);  // own
       meter.allocate(rows * c.data_dim);      // more
     }
     metered::forward(stem(), own_rows, meter);
-    if (c.extra_tokens == 0) return;
-    metered::forward(extra_stem(), rows, meter);
-    metered::forward(data_norm(), rows, meter);
+    if (c.extra_tokens > 0) {
+      metered::forward(extra_stem(), rows, meter);
+      metered::forward(data_norm(), rows, meter);
+    }
     meter.finish(start);
   }
   template <class T>
   constexpr void start_backward(Index groups, Meter<T>& meter) const {
-    if (c.extra_tokens == 0) return metered::backward(stem(), groups, c.tokens, meter);
     const auto frame = meter.pop();
     const Index rows = groups * c.extra_tokens;
-    meter.scratch(rows * c.data_dim);               // more
-    meter.scratch(rows * c.data_dim);               // between
-    meter.scratch(groups * c.tokens * c.data_dim);  // own
-    metered::backward(data_norm(), rows, meter);
-    metered::backward(extra_stem(), false, rows, meter);
+    if (c.extra_tokens > 0) {
+      meter.scratch(rows * c.data_dim);               // more
+      meter.scratch(rows * c.data_dim);               // between
+      meter.scratch(groups * c.tokens * c.data_dim);  // own
+      metered::backward(data_norm(), rows, meter);
+      metered::backward(extra_stem(), false, rows, meter);
+    }
     metered::backward(stem(), groups, c.tokens, meter);
   }
   template <class T>
-  constexpr void end(Index groups, bool, Meter<T>& meter) const {
-    metered::forward(data_norm(), groups * sizes.tokens, meter);
+  constexpr void end(Index groups, bool again, Meter<T>& meter) const {
+    const Index rows = groups * sizes.tokens;
+    if (!by_groups) return metered::forward(data_norm(), rows, meter);
+    if (again) return;
+    const bool training = meter.recording() || again_groups(meter.options());
+    meter.record_briefly(training, [&] {
+      meter.in_scope([&] {
+        meter.scratch(rows * c.data_dim);                // output
+        if (training) meter.scratch(rows * c.data_dim);  // output_gradient
+        metered::forward(data_norm(), rows, meter);
+        if (training) metered::backward(data_norm(), rows, meter);
+      });
+    });
   }
   template <class T>
   constexpr void end_backward(Index groups, Meter<T>& meter) const {
-    metered::backward(data_norm(), groups * sizes.tokens, meter);
+    if (!by_groups) metered::backward(data_norm(), groups * sizes.tokens, meter);
   }
   template <class T>
   constexpr void forward(Meter<T>& meter) const {
     const Index start = meter.mark();
     meter.enter(Part::stem);
-    if (meter.recording()) meter.allocate(sizes.data_rows() * c.data_dim);  // x
+    if (meter.recording() || by_groups) meter.allocate(sizes.data_rows() * c.data_dim);  // x
+    if (by_groups) meter.allocate(sizes.latent_rows() * c.latent_dim);                   // z
     metered::forward(trunk, *this, 0, sizes, meter);
     meter.enter(Part::head);
-    metered::forward(latent_norm(), sizes.latent_rows(), meter);
-    meter.finish(start, sizeof(Sizes) + 9 * sizeof(void*));
+    if (!by_groups) metered::forward(latent_norm(), sizes.latent_rows(), meter);
+    meter.finish(start, record_size);
   }
   template <class T>
   constexpr void backward(Meter<T>& meter) const {
     const auto frame = meter.pop();
     meter.enter(Part::head);
     meter.scratch(sizes.latent_rows() * c.latent_dim);  // z
-    metered::backward(latent_norm(), sizes.latent_rows(), meter);
+    if (by_groups) {
+      meter.add_above(Meter<T>::entry_bytes(record_size));
+    } else {
+      metered::backward(latent_norm(), sizes.latent_rows(), meter);
+    }
     metered::backward(trunk, *this, 0, sizes, meter);
     meter.enter(Part::stem);
     add_latent_positions(c, sizes, meter);
   }
   template <class T>
   constexpr void training_step(Meter<T>& meter) const {
-    outputs(meter);
+    if (!by_groups) outputs(meter);
     forward(meter);
     meter.set_backward(true);
     backward(meter);
@@ -410,9 +434,13 @@ struct AutoregressiveDecoder {
   bool with_loss = false;
 };
 
-constexpr Encoder meter_model(const EncoderConfig& c, Index batch) { return {c, batch}; }
-constexpr DiffusionDecoder meter_model(const DiffusionConfig& c, Index batch) { return {c, batch}; }
-constexpr AutoregressiveDecoder meter_model(const AutoregressiveConfig& c, Index batch) { return {c, batch}; }
+constexpr Encoder meter_model(const EncoderConfig& c, Index batch, bool by_groups) {
+  Encoder encoder{c, batch};
+  encoder.by_groups = by_groups;
+  return encoder;
+}
+constexpr DiffusionDecoder meter_model(const DiffusionConfig& c, Index batch, bool) { return {c, batch}; }
+constexpr AutoregressiveDecoder meter_model(const AutoregressiveConfig& c, Index batch, bool) { return {c, batch}; }
 
 }  // namespace metered
 }  // namespace detail

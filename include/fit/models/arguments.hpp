@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 
 #include <fit/core/tape.hpp>
@@ -9,6 +10,24 @@
 
 namespace fit {
 inline namespace FIT_ABI {
+
+/// Input that never stands in memory as a whole: made group by group, from pixels of 8 bits, a mapped file, a formula.
+template <class T>
+struct GroupSource {
+  Index batch = 1, groups = 0;  ///< examples, and groups of each
+  /// Fills the tokens [count, tokens, channels] of groups first .. first + count - 1 of batch * groups. Asked for each
+  /// group several times, and must answer alike.
+  std::function<void(Index first, Index count, T* tokens)> fill = {};
+  /// Told the gradient by them, where it is given; of each group once.
+  std::function<void(Index first, Index count, const T* gradient)> gradient = {};
+  Grid grid = {};  ///< how the groups lie, where latent_positions are sin_cos_grid, and only there
+};
+
+/// What is made of a model's output, group by group: given that of groups first .. first + count - 1 of batch * groups,
+/// returns their share of a loss and, where there is a place for it, writes its gradient by them, shaped alike.
+template <class T>
+using GroupLoss = std::function<double(Index first, Index count, const T* output, T* gradient)>;
+
 namespace detail {
 
 /// Of the calls that name no tape: one for each thread.

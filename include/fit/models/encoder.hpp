@@ -116,6 +116,29 @@ class Encoder {
     nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
   }
 
+  /// The sum of the loss of all groups' data tokens, [count, tokens, data_dim], at inference. Neither the input nor the
+  /// output ever stands in memory as a whole, and the loss may as well just look at what it is given, or keep it. The
+  /// tape is left as it was. Throws Error for a source without a function, or with counts or a grid that cannot be.
+  double loss(const GroupSource<T>& source, const GroupLoss<T>& loss, Tape& tape) const requires(!has_extra) {
+    const Sizes sizes = check(source, loss);
+    const Tape::Inference inference(tape);
+    return run_loss(source, loss, sizes, nullptr, tape);
+  }
+  /// The same, recorded with these options, and the way back: adds the gradient of the sum to `gradient`. The loss may
+  /// run layers and their way back on the tape, which records while it is called.
+  double loss(const GroupSource<T>& source, const GroupLoss<T>& loss, Encoder& gradient, Tape& tape,
+              const TrainingOptions& options = {}, Random random = Random(0)) const requires(!has_extra) {
+    const Sizes sizes = check(source, loss);
+    tape.record(options, random);
+    const double total = run_loss(source, loss, sizes, &gradient, tape);
+    const auto saved = tape.pop<Record>();
+    T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
+    Ends ends = saved->ends;
+    trunk_.backward(ends, saved->x, z, {}, gradient.trunk_, sizes, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
+    return total;
+  }
+
  private:
   static constexpr Index all_tokens = config.extra_tokens + config.tokens;
   static constexpr detail::TrunkConfig trunk_config = detail::trunk_of(config);
@@ -129,7 +152,12 @@ class Encoder {
     const T* data_gradient = nullptr;
     Encoder* gradient = nullptr;
     T *input_gradient = nullptr, *extra_gradient = nullptr;
+    // Or, in place of input, outputs and their gradients:
+    const GroupSource<T>* source = nullptr;
+    const GroupLoss<T>* loss = nullptr;
+    double* total = nullptr;
 
+    static constexpr Index input_size = config.tokens * config.channels;
     static constexpr Index own_size = config.tokens * config.data_dim;
     static constexpr Index extra_size = config.extra_tokens * config.data_dim;
 
@@ -139,11 +167,16 @@ class Encoder {
     }
 
     void start(const detail::Chunk& groups, T* x, Tape& tape) const {
-      const T* from = at(input, groups, config.tokens * config.channels);
+      const auto start = tape.mark();
+      const T* from = at(input, groups, input_size);
+      if (source) {
+        T* tokens = tape.allocate<T>(groups.count * input_size);  // [groups, tokens, channels]
+        source->fill(groups.first, groups.count, tokens);
+        from = tokens;
+      }
       if constexpr (!has_extra) {
         nn::forward(p->stem_, from, x, groups.count, tape);
       } else {
-        const auto start = tape.mark();
         const Index rows = groups.count * config.extra_tokens;
         T* own = tape.allocate<T>(groups.count * own_size);  // [groups, tokens, data_dim]
         T* more = tape.allocate<T>(rows * config.data_dim);  // [groups, extra_tokens, data_dim]
@@ -151,16 +184,17 @@ class Encoder {
         nn::forward(p->extra_stem_, at(extra, groups, config.extra_tokens * config.extra_channels), more, rows, tape);
         nn::forward<T>(p->extra_stem_norm_, more, more, rows, tape);
         detail::join<T>(more, extra_size, own, own_size, x, groups.count);
-        tape.finish(start);
       }
+      tape.finish(start);
     }
 
     void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
-      T* to = at(input_gradient, groups, config.tokens * config.channels);
+      const auto frame = tape.pop();
+      const bool told = source && source->gradient;
+      T* to = told ? tape.scratch<T>(groups.count * input_size) : at(input_gradient, groups, input_size);
       if constexpr (!has_extra) {
         nn::backward<T>(p->stem_, x_gradient, to, gradient->stem_, groups.count, tape);
       } else {
-        const auto frame = tape.pop();
         const Index rows = groups.count * config.extra_tokens;
         T* more = tape.scratch<T>(rows * config.data_dim);
         T* between = detail::zeros<T>(rows * config.data_dim, tape);
@@ -172,20 +206,42 @@ class Encoder {
                         rows, tape);
         nn::backward<T>(p->stem_, own, to, gradient->stem_, groups.count, tape);
       }
+      if (told) source->gradient(groups.first, groups.count, to);
     }
 
     void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
+      if (loss) {
+        if (!again) end_loss(groups, x, tape);
+        return;
+      }
       nn::forward<T>(p->data_norm_, x, again ? x : at(data, groups, own_size + extra_size), groups.count * all_tokens,
                      tape);
     }
 
     void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
-      const Index size = groups.count * all_tokens * config.data_dim;
-      std::fill_n(x_gradient, size, T(0));
+      if (loss) return;
       const Arena::Scope scope(tape.arena());
       const T* from = at(data_gradient, groups, own_size + extra_size);
-      nn::backward<T>(p->data_norm_, from ? from : detail::zeros<T>(size, tape), x_gradient, gradient->data_norm_,
-                      groups.count * all_tokens, tape);
+      backward_norm(groups, from ? from : detail::zeros<T>(size_of(groups), tape), x_gradient, tape);
+    }
+
+   private:
+    static Index size_of(const detail::Chunk& groups) { return groups.count * (own_size + extra_size); }
+
+    void backward_norm(const detail::Chunk& groups, const T* from, T* x_gradient, Tape& tape) const {
+      std::fill_n(x_gradient, size_of(groups), T(0));
+      nn::backward<T>(p->data_norm_, from, x_gradient, gradient->data_norm_, groups.count * all_tokens, tape);
+    }
+
+    /// Adds to the total and, with a gradient, goes back at once: x becomes its own gradient.
+    void end_loss(const detail::Chunk& groups, T* x, Tape& tape) const {
+      const Tape::Recording recording(tape, gradient != nullptr);
+      const Arena::Scope scope(tape.arena());
+      T* output = tape.scratch<T>(size_of(groups));
+      T* output_gradient = gradient ? tape.scratch<T>(size_of(groups)) : nullptr;
+      nn::forward<T>(p->data_norm_, x, output, groups.count * all_tokens, tape);
+      *total += (*loss)(groups.first, groups.count, output, output_gradient);
+      if (gradient) backward_norm(groups, output_gradient, x, tape);
     }
   };
 
@@ -207,6 +263,33 @@ class Encoder {
     }
     detail::require_grid<config>(inputs.grid, groups);
     return {batch, groups, all_tokens, config.latents};
+  }
+
+  static Sizes check(const GroupSource<T>& source, const GroupLoss<T>& loss) {
+    require(source.fill && loss, "a loss by groups needs a source and a loss that are functions, not empty ones");
+    require(source.batch >= 0, "a batch must not be negative, but is ", source.batch);
+    require(config.groups == any || source.groups == config.groups, "the source must give ", config.groups,
+            " groups for an example, not ", source.groups);
+    detail::require_counts<config>(source.batch, source.groups, all_tokens);
+    detail::require_grid<config>(source.grid, source.groups);
+    return {source.batch, source.groups, all_tokens, config.latents};
+  }
+
+  double run_loss(const GroupSource<T>& source, const GroupLoss<T>& loss, const Sizes& sizes, Encoder* gradient,
+                  Tape& tape) const {
+    double total = 0;
+    const auto start = tape.mark();
+    Ends ends{this, nullptr, nullptr, nullptr};
+    ends.gradient = gradient;
+    ends.source = &source;
+    ends.loss = &loss;
+    ends.total = &total;
+    T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
+    T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, source.grid);
+    trunk_.forward(ends, x, z, {}, sizes, tape);
+    tape.finish(start, Record{sizes, ends, x});
+    return total;
   }
 
   static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, const Sizes& sizes) {

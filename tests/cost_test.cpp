@@ -110,20 +110,23 @@ void check_encoder() {
     check(cost, flops, tape);
     CHECK(cost.parameters == fit::count_parameters(encoder));
     if constexpr (!Encoder::has_extra) {
-      const fit::GroupSource<T> source{s.batch, input.dimension(1), [&](Index first, Index count, T* to) {
-                                         constexpr Index size = c.tokens * c.channels;
-                                         std::copy_n(input.data() + first * size, count * size, to);
-                                       }};
+      const auto fill = [&](Index first, Index count, T* to) {
+        constexpr Index size = c.tokens * c.channels;
+        std::copy_n(input.data() + first * size, count * size, to);
+      };
+      const fit::GroupSource<T> source{.batch = s.batch, .groups = groups, .fill = fill, .grid = inputs.grid};
       const fit::GroupLoss<T> loss = [](Index, Index count, const T* data, T* to) {
         if (to) std::copy_n(data, count * c.tokens * c.data_dim, to);
         return 0.0;
       };
       fit::Tape by_groups(executor), evaluating(executor);
       const auto step = count_of([&] { encoder.loss(source, loss, gradient, by_groups, s.options); });
-      check(fit::cost<c, T>(s.batch, {.training = true, .options = s.options, .threads = s.threads, .by_groups = true}),
+      check(fit::cost<c, T>(
+                s.batch,
+                {.training = true, .options = s.options, .threads = s.threads, .groups = groups, .by_groups = true}),
             step, by_groups);
       const auto pass = count_of([&] { encoder.loss(source, loss, evaluating); });
-      check(fit::cost<c, T>(s.batch, {.threads = s.threads, .by_groups = true}), pass, evaluating);
+      check(fit::cost<c, T>(s.batch, {.threads = s.threads, .groups = groups, .by_groups = true}), pass, evaluating);
     }
   }
 }

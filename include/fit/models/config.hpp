@@ -51,7 +51,7 @@ struct EncoderConfig {
   int latent_heads = 0;
   int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
-  Positions latent_positions = Positions::learned;  ///< all but sin_cos_2d; with fit::any also all but learned
+  Positions latent_positions = Positions::learned;  ///< not sin_cos_2d; with fit::any not learned
   LatentMask mask = LatentMask::none;
   int extra_tokens = 0;    ///< k, further data tokens per group, of their own width
   int extra_channels = 0;  ///< C_y, that width
@@ -82,7 +82,7 @@ struct DiffusionConfig {
   int latent_heads = 0;
   int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
-  Positions latent_positions = Positions::learned;  ///< all but sin_cos_2d; with fit::any also all but learned
+  Positions latent_positions = Positions::learned;  ///< not sin_cos_2d; with fit::any not learned
   LatentMask mask = LatentMask::none;
   int output_channels = 0;     ///< width of an output token
   int condition_channels = 0;  ///< c, width of a conditioning token; 0 for no condition but the noise level
@@ -119,7 +119,7 @@ struct AutoregressiveConfig {
   int latent_heads = 0;
   int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
-  Positions latent_positions = Positions::learned;  ///< all but sin_cos_2d; with fit::any also all but learned
+  Positions latent_positions = Positions::learned;  ///< not sin_cos_2d, sin_cos_grid; with fit::any not learned
   int vocabulary = 0;                               ///< V, ids are 0 .. V-1
   bool shared_embedding = true;                     ///< whether logits are products with the token embedding
   bool output_bias = true;                          ///< whether logits have a bias

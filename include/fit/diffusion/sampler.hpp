@@ -151,7 +151,8 @@ Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOpti
     Tensor<T, 4> first_x0(heun ? part : 0, groups, c.tokens, c.channels), first_eps = first_x0;
     Tensor<T, 4> carried(part, groups, c.latents, c.latent_dim);
     Tensor<double, 1> gamma(part);
-    typename Model::Inputs inputs{.noisy = x, .gamma = gamma, .grid = options.grid}, blank = inputs;
+    typename Model::Inputs inputs{x, gamma}, blank = inputs;
+    if constexpr (c.latent_positions == Positions::sin_cos_grid) inputs.grid = blank.grid = options.grid;
     Tensor<T, Model::condition_rank> zero;
     if constexpr (Model::has_condition) {
       auto dimensions = condition->dimensions();

@@ -36,7 +36,7 @@ int main() {
   const fit::WarmUpCosine rate{.peak = 3e-3, .warm_up = 20, .total = 600, .floor = 3e-4};
   while (state.step < 600) {
     const Batch batch(state.random.split());
-    tape.record({.drop_path = 0.05f}, state.random.split());
+    tape.record({.drop_units = 0.05f}, state.random.split());
     const auto logits = state.model.forward(batch.input, tape);
     const double loss = fit::cross_entropy(logits, batch.labels, logits_gradient, tape);
     state.model.backward(logits_gradient, gradient, tape);

@@ -17,7 +17,7 @@ int main(int argc, char** argv) {
   const auto results = fit::bench::sweep(
       {fit::bench::curve<config>("kept", sizes),
        fit::bench::curve<config>("streamed", sizes, {.recompute = fit::Recompute::stream})},
-      {.lengths = fit::bench::doublings(1024, longest), .seconds = argc > 2 ? std::atof(argv[2]) : 0.5});
+      {.lengths = fit::bench::doublings(longest / 16, longest), .seconds = argc > 2 ? std::atof(argv[2]) : 0.5});
   fit::bench::write_csv(std::cout, results);
   std::ofstream picture("own_sweep.svg");
   fit::plot::write_svg(picture, fit::bench::figure(results));

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <utility>
 
-#include <fit/cost/layers.hpp>
+#include <fit/cost/trunk.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {

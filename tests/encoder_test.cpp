@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 #include <thread>
 
 #include <fit/fit.hpp>
@@ -88,6 +89,54 @@ TEST_CASE("what an example's drop-outs drop does not depend on the batch and its
     return std::vector<float>(output.latents.data(), output.latents.data() + 3 * each);
   };
   CHECK(run(800) == run(3));
+}
+
+namespace {
+
+/// Whether equal examples, one of which is `apart` sequences behind the other and so at the same place of another
+/// chunk, come out differently where half of the branches are dropped.
+template <fit::EncoderConfig c, bool of_latents>
+bool dropped_apart(Index batch, Index apart) {
+  const fit::Encoder<c> encoder(fit::Random(3));
+  fit::Tensor<float, 4> input(batch, Index{c.groups}, Index{c.tokens}, Index{c.channels});
+  input.setConstant(0.5f);
+  fit::Tape tape;
+  tape.record({.drop_path = 0.5f}, fit::Random(9));
+  const auto output = encoder.forward(input, tape);
+  const auto& tokens = of_latents ? output.latents : output.data;
+  const Index each = tokens.size() / (batch * (of_latents ? 1 : c.groups));
+  Index different = 0;
+  for (Index i = 0; i < apart; ++i) {
+    const float* here = tokens.data() + i * each;
+    different += !std::equal(here, here + each, here + apart * each);
+  }
+  return different > apart / 4;
+}
+
+}  // namespace
+
+TEST_CASE("the chunks of a pass drop differently", "[encoder]") {
+  // Local blocks alone: 256 groups of 16 tokens are a chunk. Global ones alone: so are 256 examples of 16 latents.
+  constexpr fit::EncoderConfig local{.layers = "(2)",
+                                     .groups = 1,
+                                     .tokens = 16,
+                                     .channels = 2,
+                                     .latents = 1,
+                                     .data_dim = 8,
+                                     .latent_dim = 8,
+                                     .data_heads = 1,
+                                     .latent_heads = 1};
+  constexpr fit::EncoderConfig global{.layers = "(0)2",
+                                      .groups = 4,
+                                      .tokens = 1,
+                                      .channels = 2,
+                                      .latents = 4,
+                                      .data_dim = 8,
+                                      .latent_dim = 8,
+                                      .data_heads = 1,
+                                      .latent_heads = 1};
+  CHECK(dropped_apart<local, false>(512, 256));
+  CHECK(dropped_apart<global, true>(512, 256));
 }
 
 TEST_CASE("recompute changes memory and no bit, drop-outs included", "[encoder]") {
@@ -510,4 +559,47 @@ TEST_CASE("a loss over a source of groups is that over tensors, with the gradien
   wrong = source;
   wrong.grid = {0, 2, 3};
   refused(wrong, loss, "grid");
+}
+
+TEST_CASE("what a source or a loss throws reaches the caller, and the tape goes on", "[encoder]") {
+  constexpr Index input_size = Index{config.tokens} * config.channels, size = Index{config.tokens} * config.data_dim;
+  const Encoder encoder(fit::Random(5));
+  const auto input = random_input(80);
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  int left = 1 << 30;
+  const auto spend = [&] {
+    if (--left == 0) throw std::runtime_error("enough");
+  };
+  fit::GroupSource<float> source{.batch = 80, .groups = config.groups};
+  source.fill = [&](Index first, Index count, float* to) {
+    spend();
+    std::copy_n(input.data() + first * input_size, count * input_size, to);
+  };
+  source.gradient = [&](Index, Index, const float*) { spend(); };
+  const fit::GroupLoss<float> loss = [&](Index, Index count, const float* data, float* to) {
+    spend();
+    if (to) std::copy_n(data, count * size, to);
+    return 1.0;
+  };
+  for (const fit::Recompute recompute : test::recomputes) {
+    const auto step = [&] {
+      Encoder gradient;
+      encoder.loss(source, loss, gradient, tape, {.recompute = recompute});
+      return test::values_of(gradient);
+    };
+    left = 1 << 30;
+    const auto expected = step();
+    const int calls = (1 << 30) - left;
+    for (int k = 1; k <= calls; ++k) {
+      left = k;
+      CHECK_THROWS_AS(step(), std::runtime_error);
+    }
+    left = 1 << 30;
+    CHECK(same_bits(step(), expected));
+    CHECK(tape.recording());  // as loss() leaves it
+    left = 1;
+    CHECK_THROWS_AS(encoder.loss(source, loss, tape), std::runtime_error);
+    CHECK(tape.recording());
+  }
 }

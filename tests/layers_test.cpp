@@ -868,6 +868,28 @@ TEST_CASE("computing a block again gives the gradients that keeping it does", "[
   CHECK(tape.mark().total < whole / 4);
 }
 
+TEST_CASE("what a block drops does not depend on how its sequences are cut in chunks", "[layers]") {
+  constexpr Index sequences = 7, length = 3, size = length * 8;
+  using Block = fit::nn::Block<double, 8, 2, 2>;
+  const auto block = stirred<Block>();
+  const Values x = numbers(sequences * size, 3);
+  for (const TrainingOptions& options : {TrainingOptions{.drop_path = 0.5f}, TrainingOptions{.drop_units = 0.5f},
+                                         TrainingOptions{.drop_attention = 0.5f}}) {
+    Tape tape;
+    tape.record(options);
+    const auto run = [&](Values& y, Index first, Index count) {
+      fit::nn::forward(block, y.data() + first * size, count, length, Mask::none(), {Random(4), first}, tape);
+    };
+    Values whole = x, pieces = x, misplaced = x;
+    run(whole, 0, sequences);
+    for (const auto& [first, count] : {std::pair{Index{0}, Index{2}}, {2, 1}, {3, 4}}) run(pieces, first, count);
+    CHECK(pieces == whole);
+    // The numbers of a sequence are its own.
+    fit::nn::forward(block, misplaced.data(), sequences, length, Mask::none(), {Random(4), 1}, tape);
+    CHECK(misplaced != whole);
+  }
+}
+
 TEST_CASE("a block drops the branches of whole sequences", "[layers]") {
   constexpr std::size_t sequences = 400, size = 3 * 4;
   const fit::nn::Block<double, 4, 1, 1> block = [] {

@@ -80,6 +80,23 @@ void check(const fit::Cost& cost, const fit::Flops& flops, const fit::Tape& tape
   CHECK(cost.backward == backward);
 }
 
+/// Runs infer(tape) and train(tape), and holds what they take and count against the cost.
+template <auto c, class T, class Model, class Infer, class Train>
+void check_passes(const Setting& s, const Model& model, Infer&& infer, Train&& train, bool by_groups = false) {
+  CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute), by_groups);
+  fit::Executor executor(s.threads);
+  fit::Tape inference(executor), training(executor);
+  fit::CostOptions options{.threads = s.threads, .groups = groups_of(c), .by_groups = by_groups};
+  const auto pass = count_of([&] { infer(inference); });
+  check(fit::cost<c, T>(s.batch, options), pass, inference);
+  options.training = true;
+  options.options = s.options;
+  const auto step = count_of([&] { train(training); });
+  const auto cost = fit::cost<c, T>(s.batch, options);
+  check(cost, step, training);
+  CHECK(cost.parameters == fit::count_parameters(model));
+}
+
 template <fit::EncoderConfig c, class T>
 void check_encoder() {
   using Encoder = fit::Encoder<c, T>;
@@ -87,28 +104,18 @@ void check_encoder() {
   Encoder gradient;
   constexpr int groups = groups_of(c);
   for (const Setting& s : settings) {
-    CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
-    fit::Executor executor(s.threads);
     const auto input = filled<T>(s.batch, groups, c.tokens, c.channels);
     const auto extra = filled<T>(s.batch, groups, c.extra_tokens, c.extra_channels);
     typename Encoder::Inputs inputs{input};
     if (c.latent_positions == fit::Positions::sin_cos_grid) inputs.grid = {.rows = groups, .columns = 1};
     if (Encoder::has_extra) inputs.extra = extra;
-    {
-      fit::Tape tape(executor);
-      const auto flops = count_of([&] { encoder(inputs, tape); });
-      check(fit::cost<c, T>(s.batch, {.threads = s.threads, .groups = groups}), flops, tape);
-    }
-    fit::Tape tape(executor);
-    const auto flops = count_of([&] {
-      tape.record(s.options);
-      const auto output = encoder.forward(inputs, tape);
-      encoder.backward({output.data, output.latents}, gradient, tape);
-    });
-    const fit::CostOptions options{.training = true, .options = s.options, .threads = s.threads, .groups = groups};
-    const auto cost = fit::cost<c, T>(s.batch, options);
-    check(cost, flops, tape);
-    CHECK(cost.parameters == fit::count_parameters(encoder));
+    check_passes<c, T>(
+        s, encoder, [&](fit::Tape& tape) { encoder(inputs, tape); },
+        [&](fit::Tape& tape) {
+          tape.record(s.options);
+          const auto output = encoder.forward(inputs, tape);
+          encoder.backward({output.data, output.latents}, gradient, tape);
+        });
     if constexpr (!Encoder::has_extra) {
       const auto fill = [&](Index first, Index count, T* to) {
         constexpr Index size = c.tokens * c.channels;
@@ -119,14 +126,9 @@ void check_encoder() {
         if (to) std::copy_n(data, count * c.tokens * c.data_dim, to);
         return 0.0;
       };
-      fit::Tape by_groups(executor), evaluating(executor);
-      const auto step = count_of([&] { encoder.loss(source, loss, gradient, by_groups, s.options); });
-      check(fit::cost<c, T>(
-                s.batch,
-                {.training = true, .options = s.options, .threads = s.threads, .groups = groups, .by_groups = true}),
-            step, by_groups);
-      const auto pass = count_of([&] { encoder.loss(source, loss, evaluating); });
-      check(fit::cost<c, T>(s.batch, {.threads = s.threads, .groups = groups, .by_groups = true}), pass, evaluating);
+      check_passes<c, T>(
+          s, encoder, [&](fit::Tape& tape) { encoder.loss(source, loss, tape); },
+          [&](fit::Tape& tape) { encoder.loss(source, loss, gradient, tape, s.options); }, true);
     }
   }
 }
@@ -185,8 +187,6 @@ void check_diffusion() {
   Decoder gradient;
   constexpr int groups = groups_of(c);
   for (const Setting& s : settings) {
-    CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
-    fit::Executor executor(s.threads);
     const auto noisy = filled<float>(s.batch, groups, c.tokens, c.channels);
     const auto previous = filled<float>(s.batch, groups, c.latents, c.latent_dim);
     fit::Tensor<double, 1> gamma(s.batch);
@@ -201,21 +201,13 @@ void check_diffusion() {
     }();
     if (Decoder::has_condition) inputs.condition = typename Decoder::ConditionView(condition);
     if (Decoder::has_previous) inputs.previous_latents = previous;
-    {
-      fit::Tape tape(executor);
-      const auto flops = count_of([&] { decoder(inputs, tape); });
-      check(fit::cost<c>(s.batch, {.threads = s.threads, .groups = groups}), flops, tape);
-    }
-    fit::Tape tape(executor);
-    const auto flops = count_of([&] {
-      tape.record(s.options);
-      const auto output = decoder.forward(inputs, tape);
-      decoder.backward({.prediction = output.prediction}, gradient, tape);
-    });
-    const auto cost =
-        fit::cost<c>(s.batch, {.training = true, .options = s.options, .threads = s.threads, .groups = groups});
-    check(cost, flops, tape);
-    CHECK(cost.parameters == fit::count_parameters(decoder));
+    check_passes<c, float>(
+        s, decoder, [&](fit::Tape& tape) { decoder(inputs, tape); },
+        [&](fit::Tape& tape) {
+          tape.record(s.options);
+          const auto output = decoder.forward(inputs, tape);
+          decoder.backward({.prediction = output.prediction}, gradient, tape);
+        });
   }
 }
 
@@ -265,20 +257,10 @@ void check_autoregressive() {
   Decoder gradient;
   constexpr int groups = groups_of(c);
   for (const Setting& s : settings) {
-    CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute));
-    fit::Executor executor(s.threads);
     fit::Tensor<std::int32_t, 3> ids(s.batch, groups, c.tokens);
-    {
-      fit::Tape tape(executor);
-      const auto flops = count_of([&] { decoder(ids, tape); });
-      check(fit::cost<c>(s.batch, {.threads = s.threads, .groups = groups}), flops, tape);
-    }
-    fit::Tape tape(executor);
-    const auto flops = count_of([&] { decoder.loss(ids, gradient, tape, s.options); });
-    const auto cost =
-        fit::cost<c>(s.batch, {.training = true, .options = s.options, .threads = s.threads, .groups = groups});
-    check(cost, flops, tape);
-    CHECK(cost.parameters == fit::count_parameters(decoder));
+    check_passes<c, float>(
+        s, decoder, [&](fit::Tape& tape) { decoder(ids, tape); },
+        [&](fit::Tape& tape) { decoder.loss(ids, gradient, tape, s.options); });
   }
   fit::Generator generator(decoder, 1, fit::default_executor(), groups);
   constexpr fit::GenerationCost cost = fit::generation_cost_of([] {

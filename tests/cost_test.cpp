@@ -43,12 +43,12 @@ struct Setting {
 const Setting settings[] = {
     {1, 1, {}},
     {3, 2, {}},
-    {70, 1, {.drop_path = 0.1f, .drop_units = 0.1f, .drop_attention = 0.1f}},
+    {40, 1, {.drop_path = 0.1f, .drop_units = 0.1f, .drop_attention = 0.1f}},
     {3, 1, {.recompute = fit::Recompute::stage}},
-    {70, 2, {.drop_path = 0.2f, .recompute = fit::Recompute::stage}},
-    {70, 1, {.drop_path = 0.2f, .recompute = fit::Recompute::stream}},
+    {40, 2, {.drop_path = 0.2f, .recompute = fit::Recompute::stage}},
+    {40, 1, {.drop_path = 0.2f, .recompute = fit::Recompute::stream}},
     {3, 2, {.recompute = fit::Recompute::stream, .keep_data_every = 1}},
-    {90, 2, {.recompute = fit::Recompute::stream, .keep_data_every = 2}},
+    {40, 2, {.recompute = fit::Recompute::stream, .keep_data_every = 2}},
 };
 
 /// What a model of any number of groups is given.
@@ -78,22 +78,41 @@ void check(const fit::Cost& cost, const fit::Flops& flops, const fit::Tape& tape
   CHECK(cost.parameters == parameters);
   CHECK(cost.forward == forward);
   CHECK(cost.backward == backward);
+  CHECK(cost.peak == cost.weights + cost.gradients + cost.optimiser + cost.activations + cost.scratch + cost.outputs);
 }
 
-/// Runs infer(tape) and train(tape), and holds what they take and count against the cost.
+/// What records hold after a forward pass.
+Index kept(const fit::Cost& cost) {
+  Index bytes = 0;
+  for (const fit::PartCost& part : cost.parts) bytes += part.kept;
+  return bytes;
+}
+
+/// Runs infer(tape), which tells the elements of its outputs, and train(tape), which tells what records hold after its
+/// forward pass where it can, else -1, and holds what they take and count against the cost.
 template <auto c, class T, class Model, class Infer, class Train>
 void check_passes(const Setting& s, const Model& model, Infer&& infer, Train&& train, bool by_groups = false) {
   CAPTURE(s.batch, s.threads, static_cast<int>(s.options.recompute), by_groups);
   fit::Executor executor(s.threads);
   fit::Tape inference(executor), training(executor);
   fit::CostOptions options{.threads = s.threads, .groups = groups_of(c), .by_groups = by_groups};
-  const auto pass = count_of([&] { infer(inference); });
-  check(fit::cost<c, T>(s.batch, options), pass, inference);
+  Index outputs = 0, records = 0;
+  const auto pass = count_of([&] { outputs = infer(inference); });
+  options.options = s.options;  // of no account at inference
+  const auto inferred = fit::cost<c, T>(s.batch, options);
+  check(inferred, pass, inference);
+  CHECK(inferred.outputs == outputs * Index{sizeof(T)});
+  CHECK(kept(inferred) == 0);
   options.training = true;
-  options.options = s.options;
-  const auto step = count_of([&] { train(training); });
+  const auto step = count_of([&] { records = train(training); });
+  options.average = s.threads == 2;
   const auto cost = fit::cost<c, T>(s.batch, options);
   check(cost, step, training);
+  if (records >= 0) CHECK(kept(cost) == records);
+  CHECK(cost.weights == cost.parameters * Index{sizeof(T)});
+  CHECK(cost.gradients == cost.weights);
+  CHECK(cost.optimiser == cost.weights * (options.average ? 3 : 2));
+  CHECK(cost.tape == cost.activations + cost.scratch + cost.outputs);
   CHECK(cost.parameters == fit::count_parameters(model));
 }
 
@@ -110,11 +129,17 @@ void check_encoder() {
     if (c.latent_positions == fit::Positions::sin_cos_grid) inputs.grid = {.rows = groups, .columns = 1};
     if (Encoder::has_extra) inputs.extra = extra;
     check_passes<c, T>(
-        s, encoder, [&](fit::Tape& tape) { encoder(inputs, tape); },
+        s, encoder,
+        [&](fit::Tape& tape) {
+          const auto output = encoder(inputs, tape);
+          return output.data.size() + output.latents.size();
+        },
         [&](fit::Tape& tape) {
           tape.record(s.options);
           const auto output = encoder.forward(inputs, tape);
+          const auto records = static_cast<Index>(tape.mark().total);
           encoder.backward({output.data, output.latents}, gradient, tape);
+          return records;
         });
     if constexpr (!Encoder::has_extra) {
       const auto fill = [&](Index first, Index count, T* to) {
@@ -127,8 +152,16 @@ void check_encoder() {
         return 0.0;
       };
       check_passes<c, T>(
-          s, encoder, [&](fit::Tape& tape) { encoder.loss(source, loss, tape); },
-          [&](fit::Tape& tape) { encoder.loss(source, loss, gradient, tape, s.options); }, true);
+          s, encoder,
+          [&](fit::Tape& tape) {
+            encoder.loss(source, loss, tape);
+            return Index{0};
+          },
+          [&](fit::Tape& tape) {
+            encoder.loss(source, loss, gradient, tape, s.options);
+            return Index{-1};
+          },
+          true);
     }
   }
 }
@@ -156,6 +189,16 @@ constexpr fit::EncoderConfig demo{.layers = "(2)2(2)2(2)",
                                   .latent_heads = 4,
                                   .data_positions = fit::Positions::sin_cos_2d,
                                   .latent_positions = fit::Positions::sin_cos};
+// The latents of 20 examples are a chunk.
+constexpr fit::EncoderConfig many_latents{.layers = "(1)2(1)1",
+                                          .groups = 5,
+                                          .tokens = 7,
+                                          .channels = 2,
+                                          .latents = 40,
+                                          .data_dim = 8,
+                                          .latent_dim = 8,
+                                          .data_heads = 1,
+                                          .latent_heads = 1};
 constexpr fit::EncoderConfig plain{.layers = "(3)",
                                    .groups = 5,
                                    .tokens = 33,
@@ -171,6 +214,7 @@ constexpr fit::EncoderConfig plain{.layers = "(3)",
 TEST_CASE("the cost of an encoder is what its tape takes and its kernels count", "[cost]") {
   check_encoder<causal, float>();
   check_encoder<demo, float>();
+  check_encoder<many_latents, float>();
   check_encoder<plain, double>();
   check_encoder<any_groups<causal, fit::Positions::sin_cos>, float>();
   check_encoder<any_groups<causal, fit::Positions::sin_cos_grid>, double>();
@@ -202,11 +246,17 @@ void check_diffusion() {
     if (Decoder::has_condition) inputs.condition = typename Decoder::ConditionView(condition);
     if (Decoder::has_previous) inputs.previous_latents = previous;
     check_passes<c, float>(
-        s, decoder, [&](fit::Tape& tape) { decoder(inputs, tape); },
+        s, decoder,
+        [&](fit::Tape& tape) {
+          const auto output = decoder(inputs, tape);
+          return output.prediction.size() + output.latents.size();
+        },
         [&](fit::Tape& tape) {
           tape.record(s.options);
           const auto output = decoder.forward(inputs, tape);
+          const auto records = static_cast<Index>(tape.mark().total);
           decoder.backward({.prediction = output.prediction}, gradient, tape);
+          return records;
         });
   }
 }
@@ -259,8 +309,11 @@ void check_autoregressive() {
   for (const Setting& s : settings) {
     fit::Tensor<std::int32_t, 3> ids(s.batch, groups, c.tokens);
     check_passes<c, float>(
-        s, decoder, [&](fit::Tape& tape) { decoder(ids, tape); },
-        [&](fit::Tape& tape) { decoder.loss(ids, gradient, tape, s.options); });
+        s, decoder, [&](fit::Tape& tape) { return decoder(ids, tape).size(); },
+        [&](fit::Tape& tape) {
+          decoder.loss(ids, gradient, tape, s.options);
+          return Index{-1};
+        });
   }
   fit::Generator generator(decoder, 1, fit::default_executor(), groups);
   constexpr fit::GenerationCost cost = fit::generation_cost_of([] {
@@ -384,6 +437,11 @@ TEST_CASE("the bytes that an id of generation reads are those of what it goes th
     const fit::GenerationReads reads = fit::generation_reads_of(tiny, position);
     CHECK(reads.caches == 2 * 8 * 4 * (position % 2 + 1) + 2 * 8 * 4 * 4);
     // Tokens, read, the write's norm, keys and values, one global block, and the latents of the groups so far.
+    // The last group's end changes nothing that follows.
+    if (position >= 2) {
+      CHECK(reads.group_end == 0);
+      continue;
+    }
     const Index attention = 4 * (8 * 8 + 8), norm = 2 * 8, mlp = 8 * 32 + 32 + 32 * 8 + 8;
     CHECK(reads.group_end == 4 * (2 * 8 + (attention + 2 * norm) + (norm + 2 * (8 * 8 + 8)) +
                                   (attention + 2 * norm + mlp) + 2 * 8 * 4 * (position / 2 + 1)));
@@ -464,6 +522,29 @@ TEST_CASE("what no model can be has no cost", "[cost]") {
   c.layers = "(2)";
   c.tokens = 2000000000;
   refused(c, "too large", 100);
+  c = demo;
+  c.data_heads = 7;
+  refused(c, "data_dim = 64 is no multiple of data_heads = 7");
+  c = demo;
+  c.latent_heads = 3;
+  refused(c, "latent_dim = 128 is no multiple of latent_heads = 3");
+  c = demo;
+  c.extra_tokens = 3;
+  refused(c, "extra_tokens and extra_channels");
+  c = demo;
+  c.groups = fit::any;
+  c.latent_positions = fit::Positions::learned;
+  CHECK_THROWS_WITH(fit::cost_of(c, 1, {.groups = 4}), Catch::Matchers::ContainsSubstring("learned"));
+  const auto refused_options = [](const fit::CostOptions& options, const char* text) {
+    CHECK_THROWS_WITH(fit::cost_of(causal, 1, options), Catch::Matchers::ContainsSubstring(text));
+  };
+  refused_options({.by_groups = true}, "by_groups");
+  refused_options({.training = true, .options = {.drop_path = -1}}, "drop_path must be in [0, 1)");
+  refused_options({.training = true, .options = {.keep_data_every = -3}}, "keep_data_every");
+  CHECK_THROWS_AS(fit::cost_of(labelled, 1, {.by_groups = true}), fit::Error);
+  c = demo;
+  c.latents = 2000000000;
+  CHECK_THROWS_WITH(fit::cheapest_tokens(c, 97), Catch::Matchers::ContainsSubstring("no group size"));
 }
 
 TEST_CASE("the cost of a model of any number of groups is that of one with the number that is asked about", "[cost]") {

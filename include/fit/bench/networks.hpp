@@ -56,9 +56,9 @@ struct EncoderNetwork {
     Index tokens;
 
     Index rows(const Chunk& groups) const { return groups.count * tokens; }
-    T* output(const Chunk& groups) const { return data + groups.first * tokens * c.data_dim; }
+    T* output(const Chunk& groups) const { return groups.of(data, tokens * c.data_dim); }
     void start(const Chunk& groups, T* x, Tape& tape) const {
-      nn::forward(p.stem, input + groups.first * tokens * c.channels, x, rows(groups), tape);
+      nn::forward(p.stem, groups.of(input, tokens * c.channels), x, rows(groups), tape);
       nn::forward<T>(p.stem_norm, x, x, rows(groups), tape);
     }
     void start_backward(const Chunk& groups, const T* x_gradient, Tape& tape) const {
@@ -127,7 +127,7 @@ struct DecoderNetwork {
 
     Index rows(const Chunk& groups) const { return groups.count * tokens; }
     void start(const Chunk& groups, T* x, Tape& tape) const {
-      nn::forward(p.embedding, ids + groups.first * tokens, x, rows(groups), tape);
+      nn::forward(p.embedding, groups.of(ids, tokens), x, rows(groups), tape);
     }
     void start_backward(const Chunk& groups, const T* x_gradient, Tape& tape) const {
       nn::backward<T>(p.embedding, x_gradient, gradient->embedding, rows(groups), tape);
@@ -135,9 +135,10 @@ struct DecoderNetwork {
     /// Goes back at once, as AutoregressiveDecoder::loss() does, so that logits never stand all together.
     void end(const Chunk& groups, T* x, bool, Tape& tape) const {
       const Arena::Scope scope(tape.arena());
+      const Index piece = std::min(rows(groups), fit::detail::logit_rows(c.vocabulary));
       T* normed = tape.scratch<T>(rows(groups) * c.data_dim);
-      T* logits = tape.scratch<T>(std::min(rows(groups), piece) * c.vocabulary);
-      T* normed_gradient = gradient ? tape.scratch<T>(std::min(rows(groups), piece) * c.data_dim) : nullptr;
+      T* logits = tape.scratch<T>(piece * c.vocabulary);
+      T* normed_gradient = gradient ? tape.scratch<T>(piece * c.data_dim) : nullptr;
       nn::forward<T>(p.data_norm, x, normed, rows(groups), tape);
       for (Index first = 0; first < rows(groups); first += piece) {
         const Index count = std::min(piece, rows(groups) - first);
@@ -155,8 +156,6 @@ struct DecoderNetwork {
       nn::backward<T>(p.data_norm, normed, x, gradient->data_norm, rows(groups), tape);
     }
     void end_backward(const Chunk&, T*, Tape&) const {}
-
-    static constexpr Index piece = 4096;
   };
 
   /// The way back, from the logits as their own gradients, where `gradient` is given.
@@ -191,9 +190,7 @@ struct StagesNetwork {
     const T* input;
     Index size;
 
-    void start(const Chunk& groups, T* x, Tape&) const {
-      std::copy_n(input + groups.first * size, groups.count * size, x);
-    }
+    void start(const Chunk& groups, T* x, Tape&) const { std::copy_n(groups.of(input, size), groups.count * size, x); }
     void start_backward(const Chunk&, const T*, Tape&) const {}
     void end(const Chunk&, T*, bool, Tape&) const {}
     void end_backward(const Chunk&, T*, Tape&) const {}

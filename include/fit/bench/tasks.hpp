@@ -55,17 +55,14 @@ inline std::vector<kernels::AttentionShape> attention_calls(const TrunkConfig& c
   const Plan plan = plan_of(c.layers);
   const Index data_head = c.data_dim / c.data_heads, latent_head = c.latent_dim / c.latent_heads;
   const Index cross_head = c.cross_dim() / c.cross_heads(), all = s.groups * s.latents;
-  const auto local_mask = c.autoregressive ? kernels::Mask::causal() : kernels::Mask::none();
-  const auto global_mask =
-      c.mask == LatentMask::causal ? kernels::Mask::chunk_causal(s.latents) : kernels::Mask::none();
   std::vector<kernels::AttentionShape> calls;
   for (std::size_t i = 0; i < plan.count; ++i) {
     const auto add = [&](int times, const kernels::AttentionShape& shape) {
       calls.insert(calls.end(), static_cast<std::size_t>(times), shape);
     };
-    add(plan[i].local_blocks, {s.all_groups(), s.tokens, s.tokens, c.data_heads, data_head, local_mask});
+    add(plan[i].local_blocks, {s.all_groups(), s.tokens, s.tokens, c.data_heads, data_head, c.data_mask()});
     add(plan[i].reads, {s.all_groups(), s.latents, s.tokens, c.cross_heads(), cross_head});
-    add(plan[i].global_blocks, {s.batch, all, all, c.latent_heads, latent_head, global_mask});
+    add(plan[i].global_blocks, {s.batch, all, all, c.latent_heads, latent_head, c.latent_mask(s.latents)});
     add(plan[i].writes, {s.all_groups(), s.tokens, s.latents, c.cross_heads(), cross_head});
   }
   return calls;
@@ -106,10 +103,7 @@ class AttentionJob final : public Job {
     Index scratch = 0;
     for (const kernels::AttentionShape& call : calls) {
       expected.flops += attention_flops<T>(call);
-      if (backward) {  // weights are made again: five products for the two of the forward pass
-        expected.flops += {.attention = 10 * call.head_width * kernels::attention_pairs(call),
-                           .executed = 10 * call.head_width * kernels::attention_backward_pairs_computed<T>(call)};
-      }
+      if (backward) expected.flops += attention_backward_flops<T>(call);
       scratch = std::max(scratch, kernels::detail::AttentionScratch<T>::size(call));
       if (backward) scratch = std::max(scratch, kernels::detail::AttentionBackwardScratch<T>::size(call));
     }

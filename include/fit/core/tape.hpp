@@ -30,14 +30,9 @@ class Tape {
   }
 
   /// Starts a training pass: forgets what an earlier one left. Random numbers of the drop-outs come from `random`.
-  /// Throws Error for a rate outside [0, 1).
+  /// Throws Error for a rate outside [0, 1), or a negative keep_data_every.
   void record(const TrainingOptions& options = {}, Random random = Random(0)) {
-    for (const auto& [name, rate] : {std::pair{"drop_path", options.drop_path},
-                                     {"drop_units", options.drop_units},
-                                     {"drop_attention", options.drop_attention}}) {
-      require(rate >= 0 && rate < 1, name, " must be in [0, 1), not ", rate);
-    }
-    require(options.keep_data_every >= 0, "keep_data_every must not be negative, but is ", options.keep_data_every);
+    detail::check(options);
     clear();
     state_ = {.options = options, .random = random, .recording = true};
   }

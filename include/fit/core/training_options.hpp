@@ -1,6 +1,9 @@
 #pragma once
 
+#include <utility>
+
 #include <fit/core/abi.hpp>
+#include <fit/core/error.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
@@ -24,6 +27,20 @@ struct TrainingOptions {
   /// Streaming also keeps the data tokens at the start of every so many stages, to begin there; 0 for none.
   int keep_data_every = 0;
 };
+
+namespace detail {
+
+/// Throws Error for a rate outside [0, 1), or a negative keep_data_every.
+constexpr void check(const TrainingOptions& options) {
+  for (const auto& [name, rate] : {std::pair{"drop_path", options.drop_path},
+                                   {"drop_units", options.drop_units},
+                                   {"drop_attention", options.drop_attention}}) {
+    require(rate >= 0 && rate < 1, name, " must be in [0, 1), not ", rate);
+  }
+  require(options.keep_data_every >= 0, "keep_data_every must not be negative, but is ", options.keep_data_every);
+}
+
+}  // namespace detail
 
 }  // namespace FIT_ABI
 }  // namespace fit

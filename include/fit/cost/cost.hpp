@@ -49,6 +49,8 @@ template <class Config>
 constexpr Config with_groups(Config config, int groups) {
   if (config.groups == any) {
     require(groups >= 1, "the cost of a model of any number of groups needs options.groups, at least 1, not ", groups);
+    require(config.latent_positions != Positions::learned,
+            "a model of any number of groups has no learned latent positions");
     config.groups = groups;
   }
   require(groups == 0 || groups == config.groups, "this model has ", config.groups, " groups, and not options.groups, ",
@@ -56,7 +58,8 @@ constexpr Config with_groups(Config config, int groups) {
   return config;
 }
 
-/// Throws Error for what no model can be. Returns whether its work is small enough to be counted.
+/// Throws Error for counts that are not positive and widths that heads do not divide. Returns whether the work is small
+/// enough to be counted.
 template <class Config>
 constexpr bool check_counts(const Config& config, Index batch, int threads) {
   double tokens = 0, width = 0, blocks = 0;
@@ -75,6 +78,17 @@ constexpr bool check_counts(const Config& config, Index batch, int threads) {
         }
       },
       config);
+  const auto divides = [](const char* dim, Index width_of, const char* heads, Index count) {
+    require(width_of % count == 0, dim, " = ", width_of, " is no multiple of ", heads, " = ", count);
+  };
+  const TrunkConfig trunk = trunk_of(config);
+  divides("data_dim", config.data_dim, "data_heads", config.data_heads);
+  divides("latent_dim", config.latent_dim, "latent_heads", config.latent_heads);
+  divides("the width of read and write", trunk.cross_dim(), "their heads", trunk.cross_heads());
+  if constexpr (std::is_same_v<Config, EncoderConfig>) {
+    require((config.extra_tokens > 0) == (config.extra_channels > 0),
+            "extra_tokens and extra_channels must both be positive or both be zero");
+  }
   const Plan plan = plan_of(config.layers);
   require(plan.error == LayersError::none, "the layer string \"", config.layers.view(),
           "\" is not one like \"(2)4(2)\"");
@@ -91,12 +105,17 @@ constexpr void check_costs(const Config& config, Index batch, int threads) {
           " groups is too large to be counted");
 }
 
-/// The meter of a model's pass, and what comes to it in all. A diffusion decoder's training step has the gradient of
-/// the prediction alone, an autoregressive decoder's is its loss().
+/// The meter of a model's pass.
 template <class T, class Config>
 constexpr Meter<T> meter_of(const Config& config, Index batch, const CostOptions& options) {
   check_costs(config, batch, options.threads);
-  Meter<T> meter(options.training, options.options, options.threads);
+  check(options.options);
+  if constexpr (std::is_same_v<Config, EncoderConfig>) {
+    require(!options.by_groups || config.extra_tokens == 0, "an encoder with extra tokens has no loss by_groups");
+  } else {
+    require(!options.by_groups, "by_groups is for encoders");
+  }
+  Meter<T> meter(options.training, options.training ? options.options : TrainingOptions{}, options.threads);
   const auto model = metered::meter_model(config, batch, options.by_groups);
   model.describe_all(meter);
   if (options.training) {
@@ -111,7 +130,7 @@ constexpr Meter<T> meter_of(const Config& config, Index batch, const CostOptions
 
 /// The cost of one call of a model of this configuration, whose counts may be chosen at run time. An encoder is trained
 /// from gradients of both outputs, a diffusion decoder from that of its prediction, an autoregressive decoder by its
-/// loss(). T is the type it computes in. Throws Error for counts that no model has.
+/// loss(). T is the type it computes in. Throws Error for counts, heads and options that cannot be.
 template <class T = float, class Config>
 constexpr Cost cost_of(const Config& of, Index batch, const CostOptions& options = {}) {
   const Config config = detail::with_groups(of, options.groups);
@@ -151,13 +170,6 @@ constexpr Cost cost_of(const Config& of, Index batch, const CostOptions& options
 template <auto config, class T = float>
 constexpr Cost cost(Index batch, const CostOptions& options = {}) {
   return cost_of<T>(config, batch, options);
-}
-
-/// FLOPs of attention alone, forward; its way back takes 2.5 times as many.
-template <class T = float>
-constexpr Flops attention_flops(const kernels::AttentionShape& shape) {
-  return {.attention = 4 * shape.head_width * kernels::attention_pairs(shape),
-          .executed = 4 * shape.head_width * kernels::attention_pairs_computed<T>(shape)};
 }
 
 /// What a step of sampling costs.
@@ -246,9 +258,10 @@ constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) 
 
 /// Bytes that generation reads for one id, at the least.
 struct GenerationReads {
-  Index weights = 0;    ///< of the parameters that an id goes through
-  Index caches = 0;     ///< keys and values that it sees
-  Index group_end = 0;  ///< parameters, tokens, keys and values that the latents of its group go through at its end
+  Index weights = 0;  ///< of the parameters that an id goes through
+  Index caches = 0;   ///< keys and values that it sees
+  /// Parameters, tokens, keys and values that the latents of its group go through at its end; the last group has none.
+  Index group_end = 0;
 };
 
 /// What the id at a position reads, counted from 0. Throws Error for one outside the sequence, and as cost_of().
@@ -271,9 +284,11 @@ constexpr GenerationReads generation_reads_of(const AutoregressiveConfig& config
     const Index of_latents =
         2 * write.attention.key().parameters() + (write.context_norm ? write.norm_of_context().parameters() : 0);
     reads.weights += write.parameters() - of_latents;
-    reads.caches += 2 * trunk.c.cross_dim() * config.latents;
-    reads.group_end += trunk.read().parameters() + config.tokens * Index{config.data_dim} + of_latents +
-                       globals * (trunk.global().parameters() + 2 * config.latent_dim * config.latents * (group + 1));
+    reads.caches += Index{2} * trunk.c.cross_dim() * config.latents;
+    if (group + 1 == config.groups) continue;
+    reads.group_end +=
+        trunk.read().parameters() + config.tokens * Index{config.data_dim} + of_latents +
+        globals * (trunk.global().parameters() + Index{2} * config.latent_dim * config.latents * (group + 1));
   }
   constexpr Index size = sizeof(T);
   return {size * reads.weights, size * reads.caches, size * reads.group_end};
@@ -301,6 +316,7 @@ constexpr int cheapest_tokens(Config config, Index length) {
     try_tokens(tokens);
     try_tokens(length / tokens);
   }
+  require(best > 0, "no group size makes the work of a length of ", length, " small enough to be counted");
   return static_cast<int>(tokens_of_best);
 }
 

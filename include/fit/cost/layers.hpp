@@ -72,7 +72,7 @@ constexpr void backward(const LayerNorm& p, Index rows, Meter<T>& meter) {
 /// A residual branch of sequences that may be dropped.
 template <class T>
 constexpr void draw_path(Index sequences, Meter<T>& meter) {
-  if (meter.recording() && meter.options().drop_path > 0) meter.allocate(sequences);
+  if (meter.options().drop_path > 0) meter.allocate(sequences);
 }
 template <class T>
 constexpr void branch_gradient(bool path, Index rows, Index width, Meter<T>& meter) {
@@ -179,7 +179,7 @@ constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) 
   meter.add_column_sums({{rows, p.width}, {context_rows, p.width}, {context_rows, p.width}, {rows, p.query_dim}});
 }
 
-/// A width of zero stands for no MLP.
+/// An mlp_ratio of zero stands for no MLP.
 struct Cross {
   Attention attention;
   bool context_norm = true;
@@ -217,7 +217,7 @@ constexpr void backward(const Cross& p, const Lengths& of, Meter<T>& meter) {
   backward(p.query_norm(), rows, meter);
 }
 
-/// Block or, without heads, MLPBlock.
+/// A Block; no heads, no attention.
 struct Block {
   Index width, heads, ratio;
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <initializer_list>
@@ -33,6 +32,18 @@ struct Flops {
   }
   constexpr bool operator==(const Flops&) const = default;
 };
+
+/// FLOPs of attention alone, forward and on the way back.
+template <class T = float>
+constexpr Flops attention_flops(const kernels::AttentionShape& shape) {
+  return {.attention = 4 * shape.head_width * kernels::attention_pairs(shape),
+          .executed = 4 * shape.head_width * kernels::attention_pairs_computed<T>(shape)};
+}
+template <class T = float>
+constexpr Flops attention_backward_flops(const kernels::AttentionShape& shape) {
+  return {.attention = 10 * shape.head_width * kernels::attention_pairs(shape),
+          .executed = 10 * shape.head_width * kernels::attention_backward_pairs_computed<T>(shape)};
+}
 
 /// What a part of a model costs: the stem, the head, or one part of one stage with all its blocks.
 struct PartCost {
@@ -243,14 +254,12 @@ class Meter {
   constexpr void attention(const kernels::AttentionShape& shape) {
     const Frame frame = scope();
     scratch(kernels::detail::AttentionScratch<T>::size(shape) * threads_);
-    work({.attention = 4 * shape.head_width * kernels::attention_pairs(shape),
-          .executed = 4 * shape.head_width * kernels::attention_pairs_computed<T>(shape)});
+    work(attention_flops<T>(shape));
   }
   constexpr void attention_backward(const kernels::AttentionShape& shape) {
     const Frame frame = scope();
     scratch(kernels::detail::AttentionBackwardScratch<T>::size(shape) * threads_);
-    work({.attention = 10 * shape.head_width * kernels::attention_pairs(shape),
-          .executed = 10 * shape.head_width * kernels::attention_backward_pairs_computed<T>(shape)});
+    work(attention_backward_flops<T>(shape));
   }
   struct ColumnSum {
     Index rows, columns;

@@ -401,7 +401,7 @@ struct AutoregressiveDecoder {
  private:
   template <class T>
   constexpr void end_loss(Index count, Meter<T>& meter) const {
-    const Index piece = std::min(count, std::clamp<Index>((Index{1} << 20) / c.vocabulary, 64, 4096));
+    const Index piece = std::min(count, logit_rows(c.vocabulary));
     meter.record_briefly(true, [&] {
       meter.in_scope([&] {
         meter.scratch(count * c.data_dim);    // normed

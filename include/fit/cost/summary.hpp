@@ -61,9 +61,9 @@ Summary summary_of(const Config& of, Index batch = 1, const CostOptions& options
   summary.cost = cost_of<T>(config, batch, options);
   summary.title = concatenate(Config::kind, " ", config.layers.view(), ", batch ", batch,
                               options.training ? ", training step" : ", inference",
-                              options.options.recompute == Recompute::none    ? ""
-                              : options.options.recompute == Recompute::stage ? ", recompute by stage"
-                                                                              : ", streamed");
+                              !options.training || options.options.recompute == Recompute::none ? ""
+                              : options.options.recompute == Recompute::stage                   ? ", recompute by stage"
+                                                                                                : ", streamed");
   const Index groups = batch * config.groups;
   const auto add = [&](const PartCost& part, std::string name) {
     const Flops flops = part.forward + part.backward;

@@ -37,7 +37,7 @@ struct Chunks {
   Index each, whole, rest;
 
   constexpr Chunks(Index sequences, Index length)
-      : each(std::max<Index>(1, 4096 / length)), whole(sequences / each), rest(sequences % each) {}
+      : each(sequences_together(length)), whole(sequences / each), rest(sequences % each) {}
 };
 
 /// Parts of a stage that are computed again by themselves: those of groups and, one by one or together, of examples.
@@ -71,12 +71,6 @@ struct StagePass {
   }
 
   constexpr void enter(Part part, std::size_t i) const { meter.enter(part, static_cast<Index>(i)); }
-  constexpr kernels::Mask data_mask() const {
-    return p.c.autoregressive ? kernels::Mask::causal() : kernels::Mask::none();
-  }
-  constexpr kernels::Mask latent_mask() const {
-    return p.c.mask == LatentMask::causal ? kernels::Mask::chunk_causal(sizes.latents) : kernels::Mask::none();
-  }
   constexpr Lengths reading(Index groups) const { return {groups, sizes.latents, sizes.tokens}; }
   constexpr Lengths writing(Index groups) const { return {groups, sizes.tokens, sizes.latents}; }
   constexpr Lengths conditioning(Index examples) const { return {examples, sizes.groups * sizes.latents, condition}; }
@@ -90,7 +84,7 @@ struct StagePass {
       meter.repeat(1, [&] { forward(p.write(), writing(groups), meter); });
     }
     enter(Part::local, i);
-    meter.repeat(p.plan[i].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, data_mask(), meter); });
+    meter.repeat(p.plan[i].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, p.c.data_mask(), meter); });
   }
   constexpr bool last() const { return stage + 1 == p.plan.count; }
 
@@ -117,8 +111,8 @@ struct StagePass {
     }
     enter(Part::local, stage);
     meter.repeat_backward(
-        p.plan[stage].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, data_mask(), meter); },
-        [&] { backward(p.local(), groups, sizes.tokens, data_mask(), meter); });
+        p.plan[stage].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, p.c.data_mask(), meter); },
+        [&] { backward(p.local(), groups, sizes.tokens, p.c.data_mask(), meter); });
     if (stage > 0) {
       enter(Part::write, stage - 1);
       meter.repeat_backward(
@@ -145,7 +139,7 @@ struct StagePass {
     meter.repeat(1, [&] { forward(p.condition(), conditioning(examples), meter); });
   }
   constexpr void forward_global(Index examples) const {
-    forward(p.global(), examples, sizes.groups * sizes.latents, latent_mask(), meter);
+    forward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents), meter);
   }
   constexpr Index examples_size(Index examples) const {
     return examples * sizes.groups * sizes.latents * p.c.latent_dim;
@@ -179,7 +173,10 @@ struct StagePass {
               [&] {
                 meter.backward_recomputed(
                     again, [&] { forward_global(examples); },
-                    [&] { backward(p.global(), examples, sizes.groups * sizes.latents, latent_mask(), meter); });
+                    [&] {
+                      backward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents),
+                               meter);
+                    });
               });
           if (!p.c.conditioned) return;
           enter(Part::condition, stage);

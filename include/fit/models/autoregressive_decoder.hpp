@@ -120,8 +120,6 @@ class AutoregressiveDecoder {
   const auto& trunk() const { return trunk_; }
 
  private:
-  /// Rows whose logits are in memory together.
-  static constexpr Index chunk = std::clamp<Index>((Index{1} << 20) / config.vocabulary, 64, 4096);
   using DecoderTrunk = detail::Trunk<T, detail::trunk_of(config)>;
   /// What is before the trunk and behind it, for some groups: gives logits or, where there are targets, the loss, whose
   /// way back is then gone at once.
@@ -184,14 +182,14 @@ class AutoregressiveDecoder {
     void end_loss(const detail::Chunk& groups, T* x, Tape& tape) const {
       const Tape::Recording recording(tape, gradient != nullptr);
       const Arena::Scope scope(tape.arena());
-      const Index rows = rows_of(groups), piece = std::min(rows, chunk);
+      const Index rows = rows_of(groups), piece = std::min(rows, detail::logit_rows(config.vocabulary));
       T* normed = tape.scratch<T>(rows * config.data_dim);  // and then its gradient
       T* normed_gradient = gradient ? tape.scratch<T>(piece * config.data_dim) : nullptr;
       T* logits_of_piece = tape.scratch<T>(piece * config.vocabulary);
       T* losses = tape.scratch<T>(piece);
       nn::forward<T>(p->data_norm_, x, normed, rows, tape);
-      for (Index first = 0; first < rows; first += chunk) {
-        const Index count = std::min(chunk, rows - first);
+      for (Index first = 0; first < rows; first += piece) {
+        const Index count = std::min(piece, rows - first);
         T* of_piece = normed + first * config.data_dim;
         kernels::multiply({p->logits_product(of_piece, logits_of_piece, count)}, tape);
         kernels::cross_entropy<T>(

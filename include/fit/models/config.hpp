@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <fit/core/memory.hpp>
+#include <fit/kernels/mask.hpp>
 #include <fit/models/stages.hpp>
 #include <fit/nn/positions.hpp>
 
@@ -172,6 +173,12 @@ struct Sizes {
 
 namespace detail {
 
+/// Sequences of a length that go through a stage together: some thousands of tokens, in memory that a pass reuses.
+constexpr Index sequences_together(Index length) { return std::max<Index>(1, 4096 / length); }
+
+/// Rows whose logits are in memory together in a loss.
+constexpr Index logit_rows(Index vocabulary) { return std::clamp<Index>((Index{1} << 20) / vocabulary, 64, 4096); }
+
 /// What the three models' trunk needs to know of a configuration: no counts, which come with each pass.
 struct TrunkConfig {
   Layers layers;
@@ -183,6 +190,12 @@ struct TrunkConfig {
 
   constexpr int cross_dim() const { return std::min(data_dim, latent_dim); }
   constexpr int cross_heads() const { return std::min(data_heads, latent_heads); }
+  /// Of the local blocks.
+  constexpr kernels::Mask data_mask() const { return autoregressive ? kernels::Mask::causal() : kernels::Mask::none(); }
+  /// Of the global blocks, over groups of so many latents.
+  constexpr kernels::Mask latent_mask(Index latents) const {
+    return mask == LatentMask::causal ? kernels::Mask::chunk_causal(latents) : kernels::Mask::none();
+  }
 };
 
 /// What a model has no field for keeps its default.

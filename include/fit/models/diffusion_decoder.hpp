@@ -168,24 +168,21 @@ class DiffusionDecoder {
     DiffusionDecoder* gradient = nullptr;
     T* noisy_gradient = nullptr;
 
-    template <class U>
-    static U* at(U* data, const detail::Chunk& groups, Index width) {
-      return data ? data + groups.first * config.tokens * width : nullptr;
-    }
+    static constexpr Index input_size = Index{config.tokens} * config.channels;  // of a group
+    static constexpr Index output_size = Index{config.tokens} * config.output_channels;
 
     void start(const detail::Chunk& groups, T* x, Tape& tape) const {
-      nn::forward(p->stem_, at(noisy, groups, config.channels), x, groups.count, tape);
+      nn::forward(p->stem_, groups.of(noisy, input_size), x, groups.count, tape);
     }
     void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
-      nn::backward<T>(p->stem_, x_gradient, at(noisy_gradient, groups, config.channels), gradient->stem_, groups.count,
-                      tape);
+      nn::backward<T>(p->stem_, x_gradient, groups.of(noisy_gradient, input_size), gradient->stem_, groups.count, tape);
     }
 
     void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
       const auto start = tape.mark();
       const Index rows = groups.count * config.tokens;
       T* normed = tape.allocate<T>(rows * config.data_dim);  // [groups, tokens, data_dim]
-      T* to = again ? tape.allocate<T>(rows * config.output_channels) : at(prediction, groups, config.output_channels);
+      T* to = again ? tape.allocate<T>(rows * config.output_channels) : groups.of(prediction, output_size);
       nn::forward<T>(p->data_norm_, x, normed, rows, tape);
       nn::forward<T>(p->output_, normed, to, rows, tape);
       tape.finish(start);
@@ -193,7 +190,7 @@ class DiffusionDecoder {
     void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
       const auto frame = tape.pop();
       const Index rows = groups.count * config.tokens;
-      const T* from = at(prediction_gradient, groups, config.output_channels);
+      const T* from = groups.of(prediction_gradient, output_size);
       T* normed = tape.scratch<T>(rows * config.data_dim);
       nn::backward<T>(p->output_, from ? from : detail::zeros<T>(rows * config.output_channels, tape), normed,
                       gradient->output_, rows, tape);

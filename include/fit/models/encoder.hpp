@@ -112,8 +112,7 @@ class Encoder {
     T* z = detail::zeros<T>(latent_size, tape);
     nn::backward(latent_norm_, outputs.latents ? outputs.latents->data() : detail::zeros<T>(latent_size, tape), z,
                  gradient.latent_norm_, sizes.latent_rows(), tape);
-    trunk_.backward(ends, saved->x, z, {}, gradient.trunk_, sizes, tape);
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
+    backward_trunk(ends, saved->x, z, sizes, tape);
   }
 
   /// The sum of the loss of all groups' data tokens, [count, tokens, data_dim], at inference. Neither the input nor the
@@ -125,17 +124,15 @@ class Encoder {
     return run_loss(source, loss, sizes, nullptr, tape);
   }
   /// The same, recorded with these options, and the way back: adds the gradient of the sum to `gradient`. The loss may
-  /// run layers and their way back on the tape, which records while it is called.
+  /// run layers and their way back on the tape, which records while it is called. Where a function throws, part of the
+  /// gradient has been added.
   double loss(const GroupSource<T>& source, const GroupLoss<T>& loss, Encoder& gradient, Tape& tape,
               const TrainingOptions& options = {}, Random random = Random(0)) const requires(!has_extra) {
     const Sizes sizes = check(source, loss);
     tape.record(options, random);
     const double total = run_loss(source, loss, sizes, &gradient, tape);
     const auto saved = tape.pop<Record>();
-    T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
-    Ends ends = saved->ends;
-    trunk_.backward(ends, saved->x, z, {}, gradient.trunk_, sizes, tape);
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
+    backward_trunk(saved->ends, saved->x, detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape), sizes, tape);
     return total;
   }
 
@@ -157,18 +154,14 @@ class Encoder {
     const GroupLoss<T>* loss = nullptr;
     double* total = nullptr;
 
-    static constexpr Index input_size = config.tokens * config.channels;
-    static constexpr Index own_size = config.tokens * config.data_dim;
-    static constexpr Index extra_size = config.extra_tokens * config.data_dim;
-
-    template <class U>
-    static U* at(U* data, const detail::Chunk& groups, Index each) {
-      return data ? data + groups.first * each : nullptr;
-    }
+    static constexpr Index input_size = Index{config.tokens} * config.channels;  // of a group
+    static constexpr Index own_size = Index{config.tokens} * config.data_dim;
+    static constexpr Index extra_size = Index{config.extra_tokens} * config.data_dim;
+    static constexpr Index extra_input_size = Index{config.extra_tokens} * config.extra_channels;
 
     void start(const detail::Chunk& groups, T* x, Tape& tape) const {
       const auto start = tape.mark();
-      const T* from = at(input, groups, input_size);
+      const T* from = groups.of(input, input_size);
       if (source) {
         T* tokens = tape.allocate<T>(groups.count * input_size);  // [groups, tokens, channels]
         source->fill(groups.first, groups.count, tokens);
@@ -181,7 +174,7 @@ class Encoder {
         T* own = tape.allocate<T>(groups.count * own_size);  // [groups, tokens, data_dim]
         T* more = tape.allocate<T>(rows * config.data_dim);  // [groups, extra_tokens, data_dim]
         nn::forward(p->stem_, from, own, groups.count, tape);
-        nn::forward(p->extra_stem_, at(extra, groups, config.extra_tokens * config.extra_channels), more, rows, tape);
+        nn::forward(p->extra_stem_, groups.of(extra, extra_input_size), more, rows, tape);
         nn::forward<T>(p->extra_stem_norm_, more, more, rows, tape);
         detail::join<T>(more, extra_size, own, own_size, x, groups.count);
       }
@@ -191,7 +184,7 @@ class Encoder {
     void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
       const auto frame = tape.pop();
       const bool told = source && source->gradient;
-      T* to = told ? tape.scratch<T>(groups.count * input_size) : at(input_gradient, groups, input_size);
+      T* to = told ? tape.scratch<T>(groups.count * input_size) : groups.of(input_gradient, input_size);
       if constexpr (!has_extra) {
         nn::backward<T>(p->stem_, x_gradient, to, gradient->stem_, groups.count, tape);
       } else {
@@ -201,8 +194,7 @@ class Encoder {
         T* own = tape.scratch<T>(groups.count * own_size);
         detail::split<T>(x_gradient, more, extra_size, own, own_size, groups.count);
         nn::backward<T>(p->extra_stem_norm_, more, between, gradient->extra_stem_norm_, rows, tape);
-        nn::backward<T>(p->extra_stem_, between,
-                        at(extra_gradient, groups, config.extra_tokens * config.extra_channels), gradient->extra_stem_,
+        nn::backward<T>(p->extra_stem_, between, groups.of(extra_gradient, extra_input_size), gradient->extra_stem_,
                         rows, tape);
         nn::backward<T>(p->stem_, own, to, gradient->stem_, groups.count, tape);
       }
@@ -214,14 +206,14 @@ class Encoder {
         if (!again) end_loss(groups, x, tape);
         return;
       }
-      nn::forward<T>(p->data_norm_, x, again ? x : at(data, groups, own_size + extra_size), groups.count * all_tokens,
+      nn::forward<T>(p->data_norm_, x, again ? x : groups.of(data, own_size + extra_size), groups.count * all_tokens,
                      tape);
     }
 
     void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
       if (loss) return;
       const Arena::Scope scope(tape.arena());
-      const T* from = at(data_gradient, groups, own_size + extra_size);
+      const T* from = groups.of(data_gradient, own_size + extra_size);
       backward_norm(groups, from ? from : detail::zeros<T>(size_of(groups), tape), x_gradient, tape);
     }
 
@@ -301,6 +293,11 @@ class Encoder {
     check_one("the gradient of the latents", outputs.latents, config.latents, config.latent_dim);
     check_one("the gradient of the input", inputs.input, config.tokens, config.channels);
     check_one("the gradient of the extra tokens", inputs.extra, config.extra_tokens, config.extra_channels);
+  }
+
+  void backward_trunk(const Ends& ends, T* x, T* z_gradient, const Sizes& sizes, Tape& tape) const {
+    trunk_.backward(ends, x, z_gradient, {}, ends.gradient->trunk_, sizes, tape);
+    nn::backward(latent_positions_, z_gradient, ends.gradient->latent_positions_, sizes.batch, sizes.groups, tape);
   }
 
   void run(const Inputs& inputs, const Sizes& sizes, T* data, T* latents, Tape& tape, const Trace<T>& trace) const {

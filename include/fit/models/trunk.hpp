@@ -53,9 +53,15 @@ struct Conditioning {
   T* gradient = nullptr;
 };
 
-/// Some groups, all of whose tokens go through together: first .. first + count - 1 of batch * groups.
+/// Sequences that go through together: groups first .. first + count - 1 of batch * groups, or examples of the batch.
 struct Chunk {
   Index first, count;
+
+  /// Where they begin in a tensor with `each` elements for a sequence; null stays null.
+  template <class T>
+  T* of(T* data, Index each) const {
+    return data ? data + first * each : nullptr;
+  }
 };
 
 /// The interleaved stages that the three models share. Chen and Li, arXiv 2305.12689, figure 1.
@@ -80,6 +86,8 @@ struct Chunk {
 ///     void start_backward(const Chunk&, const T* x_gradient, Tape&) const;
 ///     void end(const Chunk&, T* x, bool again, Tape&) const;                  // reads x; again: for its records alone
 ///     void end_backward(const Chunk&, T* x_gradient, Tape&) const;            // writes x_gradient
+///
+/// A loss may go back at once: its end() makes x the gradient of x, and its end_backward() has nothing left to do.
 template <class T, TrunkConfig c>
 class Trunk {
  public:
@@ -116,7 +124,8 @@ class Trunk {
         forward_groups(pass, groups[k], data_of(x, groups[k], sizes), latents_of(z, groups[k], sizes), false);
       }
       if (!plan[i].reads) continue;
-      for (Index k = 0; k < examples.count; ++k) forward_examples(pass, examples[k], example_of(z, examples[k], sizes));
+      for (Index k = 0; k < examples.count; ++k)
+        forward_examples(pass, examples[k], examples[k].of(z, example_size(sizes)));
     }
     tape.finish(start, Record{kept});
   }
@@ -127,13 +136,13 @@ class Trunk {
   void backward(const Ends& ends, T* x_gradient, T* z_gradient, const Conditioning<T>& condition, Trunk& gradient,
                 const Sizes& sizes, Tape& tape) const {
     const Trace<T> untraced;
-    const Kept* kept = tape.peek<Record>().kept;
     const auto saved = tape.pop<Record>();
+    const Kept* kept = saved->kept;
     for (std::size_t i = plan.count; i-- > 0;) {
       const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, untraced};
       const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
       for (Index k = plan[i].reads ? examples.count : 0; k-- > 0;) {
-        backward_examples(pass, examples[k], example_of(z_gradient, examples[k], sizes), gradient);
+        backward_examples(pass, examples[k], examples[k].of(z_gradient, example_size(sizes)), gradient);
       }
       const Arena::Scope scope(tape.arena());
       T* before_gradient = kept[i].before ? zeros<T>(sizes.latent_rows() * c.latent_dim, tape) : nullptr;
@@ -155,7 +164,7 @@ class Trunk {
     Index sequences, each, count;
 
     Chunks(Index all, Index length)
-        : sequences(all), each(std::max<Index>(1, 4096 / length)), count((all + each - 1) / each) {}
+        : sequences(all), each(sequences_together(length)), count((all + each - 1) / each) {}
     Chunk operator[](Index k) const { return {k * each, std::min(each, sequences - k * each)}; }
   };
 
@@ -224,15 +233,13 @@ class Trunk {
 
   template <class U>
   static U* data_of(U* x, const Chunk& groups, const Sizes& sizes) {
-    return x + groups.first * sizes.tokens * c.data_dim;
+    return groups.of(x, sizes.tokens * c.data_dim);
   }
   template <class U>
   static U* latents_of(U* z, const Chunk& groups, const Sizes& sizes) {
-    return z + groups.first * sizes.latents * c.latent_dim;
+    return groups.of(z, sizes.latents * c.latent_dim);
   }
-  static T* example_of(T* z, const Chunk& examples, const Sizes& sizes) {
-    return z + examples.first * sizes.groups * sizes.latents * c.latent_dim;
-  }
+  static Index example_size(const Sizes& sizes) { return sizes.groups * sizes.latents * c.latent_dim; }
 
   /// Random numbers of a block's drop-outs: its own, and the same for a sequence in whatever chunk it comes.
   static nn::Draws draws(Part part, std::size_t stage, std::size_t block, const Chunk& chunk, const Tape& tape) {
@@ -243,17 +250,18 @@ class Trunk {
   /// the next one's: from the latents z [groups, latents, latent_dim] that stage i starts with.
   template <class Ends>
   void forward_data(const Pass<Ends>& pass, std::size_t i, const Chunk& groups, T* x, const T* z) const {
-    const auto& [ends, last, sizes, condition, kept, tape, trace] = pass;
-    if (i == 0) ends.start(groups, x, tape);
+    const Sizes& sizes = pass.sizes;
+    Tape& tape = pass.tape;
+    if (i == 0) pass.ends.start(groups, x, tape);
     if (i > 0) {
-      const T* context = kept[i].before ? latents_of(kept[i].before, groups, sizes) : z;
+      const T* before = pass.kept[i].before;
+      const T* context = before ? latents_of(before, groups, sizes) : z;
       nn::forward(*stages_[i - 1].write, x, context, {groups.count, sizes.tokens, sizes.latents}, tape);
       pass.tell(i - 1, Part::write, groups.first, groups.count, x);
     }
-    const auto mask = c.autoregressive ? kernels::Mask::causal() : kernels::Mask::none();
     for (std::size_t j = 0; j < stages_[i].local.size(); ++j) {
-      nn::forward(stages_[i].local[j], x, groups.count, sizes.tokens, mask, draws(Part::local, i, j, groups, tape),
-                  tape);
+      nn::forward(stages_[i].local[j], x, groups.count, sizes.tokens, c.data_mask(),
+                  draws(Part::local, i, j, groups, tape), tape);
     }
     pass.tell(i, Part::local, groups.first, groups.count, x);
   }
@@ -261,13 +269,13 @@ class Trunk {
   /// What groups do by themselves on their way from one stage's global blocks to the next one's.
   template <class Ends>
   void forward_groups(const Pass<Ends>& pass, const Chunk& groups, T* x, T* z, bool again) const {
-    const auto& [ends, i, sizes, condition, kept, tape, trace] = pass;
-    forward_data(pass, i, groups, x, z);
-    if (stages_[i].read) {
-      nn::forward<T>(*stages_[i].read, z, x, {groups.count, sizes.latents, sizes.tokens}, tape);
-      pass.tell(i, Part::read, groups.first, groups.count, z);
+    const auto& read = stages_[pass.stage].read;
+    forward_data(pass, pass.stage, groups, x, z);
+    if (read) {
+      nn::forward<T>(*read, z, x, {groups.count, pass.sizes.latents, pass.sizes.tokens}, pass.tape);
+      pass.tell(pass.stage, Part::read, groups.first, groups.count, z);
     }
-    if (i + 1 == plan.count) ends.end(groups, x, again, tape);
+    if (pass.stage + 1 == plan.count) pass.ends.end(groups, x, again, pass.tape);
   }
 
   /// Leaves the records of forward_groups() once more.
@@ -277,27 +285,30 @@ class Trunk {
     const Sizes& sizes = pass.sizes;
     const Kept* kept = pass.kept;
     const std::size_t i = pass.stage;
-    T* x = tape.scratch<T>(groups.count * sizes.tokens * c.data_dim);
-    T* z = tape.scratch<T>(groups.count * sizes.latents * c.latent_dim);
+    const Index size = groups.count * sizes.tokens * c.data_dim;
+    const Index latents_size = groups.count * sizes.latents * c.latent_dim;
+    T* x = tape.scratch<T>(size);
+    T* z = tape.scratch<T>(latents_size);
     std::size_t from = i;
     while (from > 0 && !kept[from].data) --from;
-    if (kept[from].data)
-      std::copy_n(data_of(kept[from].data, groups, sizes), groups.count * sizes.tokens * c.data_dim, x);
+    if (kept[from].data) std::copy_n(data_of(kept[from].data, groups, sizes), size, x);
     {
       const Tape::Recording unrecorded(tape, false);
       for (; from < i; ++from) forward_data(pass, from, groups, x, latents_of(kept[from].latents, groups, sizes));
     }
-    std::copy_n(latents_of(kept[i].latents, groups, sizes), groups.count * sizes.latents * c.latent_dim, z);
+    std::copy_n(latents_of(kept[i].latents, groups, sizes), latents_size, z);
     forward_groups(pass, groups, x, z, true);
   }
 
   template <class Ends>
   void backward_groups(const Pass<Ends>& pass, const Chunk& groups, T* x_gradient, T* z_gradient, T* before_gradient,
                        Trunk& gradient) const {
-    const auto& [ends, i, sizes, condition, kept, tape, trace] = pass;
+    const std::size_t i = pass.stage;
+    const Sizes& sizes = pass.sizes;
+    Tape& tape = pass.tape;
     const Stage<T, c>& stage = stages_[i];
     Stage<T, c>& to = gradient.stages_[i];
-    if (i + 1 == plan.count) ends.end_backward(groups, x_gradient, tape);
+    if (i + 1 == plan.count) pass.ends.end_backward(groups, x_gradient, tape);
     if (stage.read) {
       nn::backward(*stage.read, z_gradient, x_gradient, *to.read, {groups.count, sizes.latents, sizes.tokens}, tape);
     }
@@ -309,7 +320,7 @@ class Trunk {
       nn::backward(*stages_[i - 1].write, x_gradient, context, *gradient.stages_[i - 1].write,
                    {groups.count, sizes.tokens, sizes.latents}, tape);
     }
-    if (i == 0) ends.start_backward(groups, x_gradient, tape);
+    if (i == 0) pass.ends.start_backward(groups, x_gradient, tape);
   }
 
   /// What of the latents' parts is computed again by itself: all of a stage together, or each of them.
@@ -319,18 +330,16 @@ class Trunk {
   /// What the latents z [examples, groups, latents, latent_dim] do over all their groups.
   template <class Ends>
   void forward_examples(const Pass<Ends>& pass, const Chunk& examples, T* z) const {
-    const Index size = examples.count * pass.sizes.groups * pass.sizes.latents * c.latent_dim;
+    const Index size = examples.count * example_size(pass.sizes);
     nn::forward_recomputed(z, size, again_together(pass.tape), pass.tape,
                            [&](T* x) { forward_parts(pass, examples, x); });
   }
 
   template <class Ends>
   void backward_examples(const Pass<Ends>& pass, const Chunk& examples, T* z_gradient, Trunk& gradient) const {
-    const auto& [ends, i, sizes, condition, kept, tape, trace] = pass;
-    const Index length = sizes.groups * sizes.latents;
-    const std::size_t blocks = stages_[i].global.size();
+    const Index length = pass.sizes.groups * pass.sizes.latents;
     const auto backward_all = [&] {
-      for (std::size_t j = blocks; j-- > 0;) {
+      for (std::size_t j = stages_[pass.stage].global.size(); j-- > 0;) {
         nn::backward_recomputed<T>(
             again_alone(pass.tape), pass.tape, [&](T* z) { forward_global(pass, examples, j, z); },
             [&] {
@@ -350,13 +359,13 @@ class Trunk {
       }
     };
     nn::backward_recomputed<T>(
-        again_together(tape), tape, [&](T* z) { forward_parts(pass, examples, z); }, backward_all);
+        again_together(pass.tape), pass.tape, [&](T* z) { forward_parts(pass, examples, z); }, backward_all);
   }
 
   /// The parts of forward_examples().
   template <class Ends>
   void forward_parts(const Pass<Ends>& pass, const Chunk& examples, T* z) const {
-    const Index size = examples.count * pass.sizes.groups * pass.sizes.latents * c.latent_dim;
+    const Index size = examples.count * example_size(pass.sizes);
     const bool again = again_alone(pass.tape);
     if constexpr (c.conditioned) {
       nn::forward_recomputed(z, size, again, pass.tape, [&](T* x) { forward_condition(pass, examples, x); });
@@ -378,9 +387,8 @@ class Trunk {
   template <class Ends>
   void forward_global(const Pass<Ends>& pass, const Chunk& examples, std::size_t block, T* z) const {
     const Sizes& sizes = pass.sizes;
-    const auto mask = c.mask == LatentMask::causal ? kernels::Mask::chunk_causal(sizes.latents) : kernels::Mask::none();
-    nn::forward(stages_[pass.stage].global[block], z, examples.count, sizes.groups * sizes.latents, mask,
-                draws(Part::global, pass.stage, block, examples, pass.tape), pass.tape);
+    nn::forward(stages_[pass.stage].global[block], z, examples.count, sizes.groups * sizes.latents,
+                c.latent_mask(sizes.latents), draws(Part::global, pass.stage, block, examples, pass.tape), pass.tape);
   }
 
   std::vector<Stage<T, c>> stages_;

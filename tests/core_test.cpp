@@ -777,3 +777,39 @@ TEST_CASE("a tape's peak is that of all its memory at one moment", "[core]") {
   tape.output<std::byte>(128);
   CHECK(tape.peak() == 128);
 }
+
+TEST_CASE("memory that moves counts where it goes", "[core]") {
+  fit::Executor executor(1);
+  fit::Arena::Usage usage;
+  fit::Workspace workspace(executor, &usage);
+  workspace.arena().allocate<std::byte>(1024);
+  CHECK(usage.now == 1024);
+  fit::Workspace taken = std::move(workspace);
+  CHECK(usage.now == 0);
+  CHECK(usage.peak == 1024);
+  taken.arena().allocate<std::byte>(4096);
+  workspace = std::move(taken);
+  CHECK(usage.now == 5120);
+  workspace.arena().rewind({});
+  CHECK(usage.now == 0);
+  CHECK(usage.peak == 5120);
+
+  fit::Tape first(executor), second(executor);
+  first.record();
+  first.allocate<std::byte>(1000);  // 1024
+  second.scratch<std::byte>(6400);
+  second = std::move(first);
+  CHECK(second.peak() == 1024);
+  CHECK(first.peak() == 0);
+  CHECK(second.recording());
+  CHECK_FALSE(first.recording());
+  fit::Tape& same = second;
+  second = std::move(same);
+  CHECK(second.peak() == 1024);
+  CHECK(second.recording());
+  CHECK(second.mark().total == 1024);
+  second.scratch<std::byte>(64);
+  CHECK(second.peak() == 1088);
+  first.output<std::byte>(64);
+  CHECK(first.peak() == 64);
+}

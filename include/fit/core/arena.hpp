@@ -38,16 +38,26 @@ class Arena {
   /// Bytes in use, and the most that ever were at once: of one arena, or of several that count into the same.
   struct Usage {
     std::size_t now = 0, peak = 0;
+
+    void add(std::size_t bytes) {
+      now += bytes;
+      peak = std::max(peak, now);
+    }
   };
 
   /// Also counts what it hands out in `joint`, which must outlive it and stay where it is.
   explicit Arena(Usage* joint = nullptr) : joint_(joint) {}
-  /// What was handed out stays where it is; the other arena is left empty. Each goes on counting where it did before.
+  /// What was handed out stays where it is; the other arena is left empty. What it held now counts where this one does.
   Arena(Arena&& other) noexcept { *this = std::move(other); }
   Arena& operator=(Arena&& other) noexcept {
+    if (this == &other) return *this;
+    rewind({});
     blocks_ = std::exchange(other.blocks_, {});
-    top_ = std::exchange(other.top_, {});
     peak_ = std::exchange(other.peak_, 0);
+    const Mark top = other.top_;
+    other.rewind({});
+    top_ = top;
+    if (joint_) joint_->add(top_.total);
     return *this;
   }
 
@@ -104,7 +114,7 @@ class Arena {
     std::byte* memory = blocks_[at.block].data() + at.used;
     top_ = {at.block, at.used + bytes, at.total + bytes};
     peak_ = std::max(peak_, top_.total);
-    if (joint_) joint_->peak = std::max(joint_->peak, joint_->now += bytes);
+    if (joint_) joint_->add(bytes);
     return memory;
   }
   std::size_t size_of(std::size_t block) const { return static_cast<std::size_t>(blocks_[block].size()); }

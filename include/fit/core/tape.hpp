@@ -24,7 +24,7 @@ class Tape {
     workspace_ = std::move(other.workspace_);
     records_ = std::move(other.records_);
     outputs_ = std::move(other.outputs_);
-    usage_ = std::exchange(other.usage_, {});
+    usage_.peak = std::exchange(other.usage_.peak, 0);
     state_ = std::exchange(other.state_, {});
     return *this;
   }

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "catch.hpp"
+#include "support.hpp"
 
 using fit::Index, fit::Sizes;
 using namespace fit::bench;
@@ -28,6 +29,13 @@ constexpr fit::AutoregressiveConfig decoder{.layers = "(1)2(1)",
                                             .data_heads = 2,
                                             .latent_heads = 3,
                                             .vocabulary = 40};
+
+/// Its logits are most of its memory, and go through in several pieces.
+constexpr fit::AutoregressiveConfig talkative = [] {
+  auto c = decoder;
+  c.vocabulary = 20000;
+  return c;
+}();
 
 Sizes groups_of_16(Index length) { return {1, length / 16, 16, 2}; }
 
@@ -60,14 +68,10 @@ std::vector<fit::plot::Point> line(std::vector<double> y) {
   return points;
 }
 
-template <class F>
-std::string message(F&& f) {
-  try {
-    f();
-  } catch (const fit::Error& error) {
-    return error.what();
-  }
-  return "no error";
+/// What the kernels have counted so far.
+fit::Flops counted() {
+  using fit::detail::work_count;
+  return {work_count.products, work_count.attention, work_count.executed};
 }
 
 }  // namespace
@@ -84,6 +88,8 @@ TEST_CASE("exponents are those of the upper half, with the error of a least-squa
   CHECK(rough->value == Approx(1.5));
   CHECK(rough->error == Approx(std::sqrt(1.0 / 12)));
   CHECK_FALSE(fit_exponent(line({1, 2})));
+  CHECK_FALSE(fit_exponent(line({1, 0, 8})));
+  CHECK_FALSE(fit_exponent(std::vector<fit::plot::Point>{{1, 1}, {1, 2}, {1, 3}}));
 
   Line part{.points = {}};
   for (const Index length : {1, 2, 4, 8, 16}) {
@@ -173,7 +179,7 @@ TEST_CASE("wrong sweeps say what was expected, before anything runs", "[complexi
   std::vector<Index> runs;
   const std::vector<Curve> curves{counting_curve(runs)};
   const auto refusal = [&](const std::vector<Curve>& of, const SweepOptions& options) {
-    return message([&] { sweep(of, options); });
+    return test::error_of([&] { sweep(of, options); });
   };
   CHECK(refusal({}, {}) == "a sweep needs at least one curve and one length");
   CHECK(refusal(curves, {.lengths = {}}) == "a sweep needs at least one curve and one length");
@@ -189,6 +195,16 @@ TEST_CASE("wrong sweeps say what was expected, before anything runs", "[complexi
   CHECK(refusal({curve<encoder>("mine", groups_of_16)}, {.lengths = {Index{1} << 40}})
             .starts_with("the operations of curve mine cannot be counted"));
   CHECK(refusal({curve<encoder>("yours, mine", groups_of_16)}, {.lengths = {32}}).starts_with("the name of a curve"));
+  const std::vector<Curve> alike{counting_curve(runs), counting_curve(runs)};
+  CHECK(refusal(alike, {.lengths = {8}}) ==
+        "two curves are called counting, with the same work, width and mask");
+  CHECK(refusal({{"bare", groups_of_16, {}}}, {.lengths = {32}}) == "curve bare needs sizes and at least one task");
+  CHECK(refusal({{"bare", {}, {counting_task(runs)}}}, {.lengths = {32}}) ==
+        "curve bare needs sizes and at least one task");
+  CHECK(refusal({{"bare", groups_of_16, {Task{}}}}, {.lengths = {32}}).starts_with("a task of curve bare needs passes"));
+  const auto many_latents = [](Index length) { return Sizes{1, 1, length, Index{1} << 32}; };
+  CHECK(refusal({{"wide", many_latents, {attention_task<encoder>()}}}, {.lengths = {32}})
+            .starts_with("the operations of attention over such sequences"));
   CHECK(runs.empty());
 }
 
@@ -198,15 +214,22 @@ TEST_CASE("what runs does the work and takes the memory that the cost model has 
     const Sizes sizes{1, 24, 16, 2};
     CAPTURE(name_of(task.work), name_of(pass), task.causal);
     const auto job = task.prepare(sizes, pass, executor);
-    for (int i = 0; i < 2; ++i) job->run();
-    const auto expected = static_cast<double>(task.expect(sizes, pass, 2).bytes);
-    CHECK(static_cast<double>(job->bytes()) == Approx(expected).epsilon(tolerance));
+    job->run();
+    const fit::Flops before = counted();
+    job->run();
+    const fit::Flops after = counted();
+    const Expected expected = task.expect(sizes, pass, 2);
+    CHECK(after.products - before.products == expected.flops.products);
+    CHECK(after.attention - before.attention == expected.flops.attention);
+    CHECK(after.executed - before.executed == expected.flops.executed);
+    CHECK(static_cast<double>(job->bytes()) == Approx(static_cast<double>(expected.bytes)).epsilon(tolerance));
   };
   for (const Pass pass : {Pass::forward, Pass::forward_backward}) {
     check(attention_task<encoder>(), pass, 0.02);
     check(attention_task<decoder>(), pass, 0.02);
     check(model_task<encoder>(), pass, 0.05);
     check(model_task<decoder>(), pass, 0.2);
+    check(model_task<talkative>(), pass, 0.02);
     check(layer_task<encoder>(), pass, 0.2);
   }
   const Sizes sizes{1, 24, 16, 2};

@@ -6,8 +6,10 @@
 #include <fstream>
 #include <functional>
 #include <new>
+#include <set>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -122,9 +124,17 @@ inline double median_seconds(Job& job, double most, const std::function<bool()>&
   return *middle;
 }
 
-inline void check(const Curve& curve, Index length) {
+inline void check(const Curve& curve) {
+  require(curve.sizes && !curve.tasks.empty(), "curve ", curve.name, " needs sizes and at least one task");
+  for (const Task& task : curve.tasks) {
+    require(task.expect && task.prepare && !task.passes.empty(), "a task of curve ", curve.name,
+            " needs passes, and functions for what to expect and what to run");
+  }
   require(curve.name.find_first_of(",\"\n") == std::string::npos,
           "the name of a curve must not have commas, quotes or new lines, as it goes into a table: ", curve.name);
+}
+
+inline void check(const Curve& curve, Index length) {
   // Attention's operations, fourteen for each number and pair of tokens in some dozen layers, are counted in 64 bits.
   for (const Task& task : curve.tasks) {
     const auto pairs = static_cast<double>(length) * static_cast<double>(length);
@@ -154,7 +164,7 @@ Curve curve(std::string name, std::function<Sizes(Index length)> sizes, const Tr
 /// Runs the tasks of all curves at all lengths. What would take too long or too much memory, or finds none, is
 /// estimated from the cost model, with time and memory in proportion to the largest length that ran before; where none
 /// has, at a quarter of the peak. Throws Error before anything runs when there is nothing to do, when lengths do not
-/// ascend from one or more, or when a curve cannot divide one.
+/// ascend from one or more, when a curve cannot divide one, lacks something, or has the name and work of another.
 inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& options = {}) {
   require(!curves.empty() && !options.lengths.empty(), "a sweep needs at least one curve and one length");
   for (std::size_t i = 0; i < options.lengths.size(); ++i) {
@@ -163,7 +173,13 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
   }
   require(options.seconds > 0, "a point needs some time, not ", options.seconds, " seconds");
   require(options.memory > 0, "a memory limit must be positive, not ", options.memory);
+  std::set<std::tuple<std::string, Work, Index, bool>> lines;
   for (const Curve& curve : curves) {
+    detail::check(curve);
+    for (const Task& task : curve.tasks) {
+      require(lines.emplace(curve.name, task.work, task.width, task.causal).second, "two curves are called ", curve.name,
+              ", with the same work, width and mask");
+    }
     for (const Index length : options.lengths) detail::check(curve, length);
   }
   Executor executor(options.threads);

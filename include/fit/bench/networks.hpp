@@ -104,13 +104,27 @@ struct DecoderNetwork {
   nn::Embedding<T, c.vocabulary, c.data_dim> embedding;
   Trunk<T, trunk_of(c)> trunk;
   nn::LayerNorm<T, c.data_dim> data_norm;
-  nn::Linear<T, c.vocabulary, c.data_dim> output;
+  If<!c.shared_embedding, nn::Embedding<T, c.vocabulary, c.data_dim>> output_embedding;
+  If<c.output_bias, Vector<T, c.vocabulary>> output_bias;
 
   static void visit(auto&& f, auto&... p) {
     f("token_embedding", p.embedding...);
     f("trunk", p.trunk...);
     f("data_norm", p.data_norm...);
-    f("output", p.output...);
+    f("output_embedding", p.output_embedding...);
+    f("output_bias", p.output_bias...);
+  }
+  static auto& output_table(auto& network) {
+    if constexpr (c.shared_embedding) {
+      return network.embedding.weight;
+    } else {
+      return network.output_embedding.weight;
+    }
+  }
+  kernels::Product<T> logits_product(const T* normed, T* logits, Index rows) const {
+    const T* bias = nullptr;
+    if constexpr (c.output_bias) bias = output_bias.data();
+    return nn::output_product(output_table(*this), bias, normed, logits, rows);
   }
   static Buffer<std::int32_t> input(const Sizes& sizes) {
     Buffer<std::int32_t> ids(sizes.data_rows());
@@ -122,6 +136,7 @@ struct DecoderNetwork {
   struct Ends {
     const DecoderNetwork& p;
     const std::int32_t* ids;
+    T* all_logits;  // null on the way back, which goes at once, so that they never stand all together
     DecoderNetwork* gradient;
     Index tokens;
 
@@ -132,26 +147,30 @@ struct DecoderNetwork {
     void start_backward(const Chunk& groups, const T* x_gradient, Tape& tape) const {
       nn::backward<T>(p.embedding, x_gradient, gradient->embedding, rows(groups), tape);
     }
-    /// Goes back at once, as AutoregressiveDecoder::loss() does, so that logits never stand all together.
     void end(const Chunk& groups, T* x, bool, Tape& tape) const {
       const Arena::Scope scope(tape.arena());
       const Index piece = std::min(rows(groups), fit::detail::logit_rows(c.vocabulary));
       T* normed = tape.scratch<T>(rows(groups) * c.data_dim);
-      T* logits = tape.scratch<T>(piece * c.vocabulary);
-      T* normed_gradient = gradient ? tape.scratch<T>(piece * c.data_dim) : nullptr;
       nn::forward<T>(p.data_norm, x, normed, rows(groups), tape);
+      if (all_logits) {
+        T* logits = groups.of(all_logits, tokens * c.vocabulary);
+        kernels::multiply({p.logits_product(normed, logits, rows(groups))}, tape);
+        return;
+      }
+      T* logits = tape.scratch<T>(piece * c.vocabulary);
+      T* normed_gradient = tape.scratch<T>(piece * c.data_dim);
       for (Index first = 0; first < rows(groups); first += piece) {
         const Index count = std::min(piece, rows(groups) - first);
         T* of_piece = normed + first * c.data_dim;
-        kernels::multiply({nn::output_product<T>(p.output, of_piece, logits, count)}, tape);
-        if (!gradient) continue;
-        kernels::multiply({nn::input_product<T>(p.output.weight, logits, normed_gradient, count),
-                           nn::weight_product<T>(gradient->output.weight, of_piece, logits, count)},
+        kernels::multiply({p.logits_product(of_piece, logits, count)}, tape);
+        kernels::multiply({nn::input_product(output_table(p), logits, normed_gradient, count),
+                           nn::weight_product(output_table(*gradient), of_piece, logits, count)},
                           tape);
-        kernels::add_column_sums({nn::bias_sum<T>(gradient->output, logits, count)}, tape);
+        if constexpr (c.output_bias) {
+          kernels::add_column_sums<T>({{logits, count, c.vocabulary, gradient->output_bias.data()}}, tape);
+        }
         std::copy_n(normed_gradient, count * c.data_dim, of_piece);
       }
-      if (!gradient) return;
       std::fill_n(x, rows(groups) * c.data_dim, T(0));
       nn::backward<T>(p.data_norm, normed, x, gradient->data_norm, rows(groups), tape);
     }
@@ -161,7 +180,8 @@ struct DecoderNetwork {
   /// The way back, from the logits as their own gradients, where `gradient` is given.
   void run(const std::int32_t* ids, DecoderNetwork* gradient, const Sizes& sizes, Tape& tape) const {
     const Index z_size = sizes.latent_rows() * c.latent_dim;
-    const Ends ends{*this, ids, gradient, sizes.tokens};
+    T* logits = gradient ? nullptr : tape.output<T>(sizes.data_rows() * c.vocabulary);
+    const Ends ends{*this, ids, logits, gradient, sizes.tokens};
     const auto start = tape.mark();
     T* x = tape.allocate<T>(sizes.data_rows() * c.data_dim);
     T* z = tape.allocate<T>(z_size);

@@ -30,7 +30,7 @@ struct Exponent {
 };
 
 /// By least squares of log y over log x, of the upper half of the points, which ascend in x, but of three at least;
-/// none where there are not so many.
+/// none where there are not so many, or a logarithm is not finite.
 inline std::optional<Exponent> fit_exponent(std::span<const plot::Point> points) {
   if (points.size() < 3) return std::nullopt;
   points = points.last(std::max<std::size_t>(3, (points.size() + 1) / 2));
@@ -47,7 +47,9 @@ inline std::optional<Exponent> fit_exponent(std::span<const plot::Point> points)
     yy += y * y;
   }
   const double rest = std::max(0.0, yy - xy * xy / xx);
-  return Exponent{xy / xx, std::sqrt(rest / (n - 2) / xx)};
+  const Exponent exponent{xy / xx, std::sqrt(rest / (n - 2) / xx)};
+  if (!std::isfinite(exponent.value) || !std::isfinite(exponent.error)) return std::nullopt;
+  return exponent;
 }
 
 /// Where the first of two lines, over the same x, comes to be below the second for good, between two points by their

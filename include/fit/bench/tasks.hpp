@@ -101,6 +101,12 @@ class AttentionJob final : public Job {
     const bool backward = pass == Pass::forward_backward;
     Expected expected;
     Index scratch = 0;
+    double flops = 0;
+    for (const kernels::AttentionShape& call : calls) {
+      flops += 14.0 * static_cast<double>(call.sequences) * static_cast<double>(call.queries) *
+               static_cast<double>(call.keys) * static_cast<double>(call.width());
+    }
+    require(flops < 0x1p62, "the operations of attention over such sequences, some ", flops, ", cannot be counted");
     for (const kernels::AttentionShape& call : calls) {
       expected.flops += attention_flops<T>(call);
       if (backward) expected.flops += attention_backward_flops<T>(call);

@@ -167,6 +167,34 @@ TEST_CASE("recompute changes memory and no bit, drop-outs included", "[encoder]"
   CHECK(peaks[2] < peaks[1]);
 }
 
+TEST_CASE("recompute changes no bit where the latents of an example are many thousands", "[encoder]") {
+  constexpr fit::EncoderConfig c{.layers = "(1)2(1)",
+                                 .groups = 700,
+                                 .tokens = 2,
+                                 .channels = 2,
+                                 .latents = 8,
+                                 .data_dim = 8,
+                                 .latent_dim = 8,
+                                 .data_heads = 1,
+                                 .latent_heads = 1};
+  using Long = fit::Encoder<c>;
+  const Long encoder(fit::Random(5));
+  fit::Tensor<float, 4> input(1, Index{c.groups}, Index{c.tokens}, Index{c.channels});
+  const auto values = test::normal_values<float>(input.size(), 3);
+  std::copy(values.begin(), values.end(), input.data());
+  std::vector<float> kept;
+  for (const fit::Recompute recompute : test::recomputes) {
+    fit::Tape tape;
+    tape.record({.drop_path = 0.2f, .drop_units = 0.1f, .recompute = recompute}, fit::Random(2));
+    Long gradient;
+    const auto [data, latents] = encoder.forward(input, tape);
+    encoder.backward({.data = data, .latents = latents}, gradient, tape);
+    const auto seen = test::values_of(gradient);
+    if (recompute == fit::Recompute::none) kept = seen;
+    CHECK(same_bits(seen, kept));
+  }
+}
+
 TEST_CASE("a training step allocates nothing after the first", "[encoder]") {
   for (const fit::Recompute recompute : test::recomputes) {
     fit::Executor executor(2);

@@ -630,7 +630,7 @@ Layer stirred() {
   Random random(6);
   fit::for_each_parameter(
       [&](const fit::ParameterName&, auto p) {
-        for (Index i = 0; i < p.size; ++i) p.data[i] = random.normal();
+        for (Index i = 0; i < p.size; ++i) p.data[i] = static_cast<std::remove_reference_t<decltype(*p.data)>>(random.normal());
       },
       layer);
   return layer;
@@ -887,6 +887,42 @@ TEST_CASE("what a block drops does not depend on how its sequences are cut in ch
     // The numbers of a sequence are its own.
     fit::nn::forward(block, misplaced.data(), sequences, length, Mask::none(), {Random(4), 1}, tape);
     CHECK(misplaced != whole);
+  }
+}
+
+TEST_CASE("a long sequence goes through a block's MLP in pieces, or waits for the way back", "[layers]") {
+  // Without attention, rows are the same whether they are one sequence, which is cut, or one each, which are not.
+  using Block = fit::nn::Block<float, 8, 0, 2>;
+  const auto block = stirred<Block>();
+  constexpr Index rows = 9001;
+  const auto input = test::normal_values<float>(rows * 8, 1), upward = test::normal_values<float>(rows * 8, 2);
+  struct Seen {
+    std::vector<float> output, input_gradient, gradient;
+  };
+  const auto run = [&](const TrainingOptions& options, Index sequences, bool again) {
+    Tape tape;
+    tape.record(options);
+    Seen seen{input, upward, {}};
+    Block gradient;
+    fit::nn::forward(block, seen.output.data(), sequences, rows / sequences, Mask::none(), {Random(5)}, tape, again);
+    fit::nn::backward(block, seen.input_gradient.data(), gradient, sequences, rows / sequences, tape);
+    fit::for_each_parameter(
+        [&](const fit::ParameterName&, auto p) {
+          seen.gradient.insert(seen.gradient.end(), p.data, p.data + p.size);
+        },
+        gradient);
+    return seen;
+  };
+  const TrainingOptions units{.drop_units = 0.3f}, both{.drop_path = 0.5f, .drop_units = 0.3f};
+  for (const TrainingOptions& options : {TrainingOptions{}, units, both}) {
+    const Seen cut = run(options, 1, false), late = run(options, 1, true);
+    CHECK(test::same_bits(late.input_gradient, cut.input_gradient));
+    CHECK(test::same_bits(late.gradient, cut.gradient));
+    if (options.drop_path > 0) continue;
+    const Seen whole = run(options, rows, false);
+    CHECK(test::same_bits(cut.output, whole.output));
+    CHECK(test::same_bits(cut.input_gradient, whole.input_gradient));
+    CHECK(test::relative_error(cut.gradient.data(), whole.gradient.data(), std::ssize(whole.gradient)) < 1e-5);
   }
 }
 

@@ -135,6 +135,7 @@ class Tape {
       tape_.consolidate();
     }
     const Record* operator->() const { return &record_; }
+    const Record& operator*() const { return record_; }
 
    private:
     Tape& tape_;

@@ -3,6 +3,7 @@
 #include <cstddef>
 
 #include <fit/cost/meter.hpp>
+#include <fit/nn/mlp_rows.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
@@ -229,8 +230,18 @@ struct Block {
   }
 };
 
+/// Rows of its MLP that go through together: `whole` times `each`, and once the `rest`.
+struct Pieces {
+  Index each, whole, rest;
+
+  constexpr Pieces(Index sequences, Index length)
+      : each(nn::mlp_rows(sequences, length)), whole(sequences * length / each), rest(sequences * length % each) {}
+};
+
+/// With `again`, without the MLP, which waits for the way back.
 template <class T>
-constexpr void forward(const Block& p, Index sequences, Index length, const kernels::Mask& mask, Meter<T>& meter) {
+constexpr void forward(const Block& p, Index sequences, Index length, const kernels::Mask& mask, bool again,
+                       Meter<T>& meter) {
   const Index start = meter.mark(), rows = sequences * length;
   if (p.heads > 0) {
     draw_path(sequences, meter);
@@ -239,14 +250,36 @@ constexpr void forward(const Block& p, Index sequences, Index length, const kern
     forward(p.attention(), {sequences, length, length, mask}, meter);
   }
   draw_path(sequences, meter);
-  forward(p.mlp(), rows, meter);
-  meter.finish(start);
+  if (!again) {
+    const Pieces pieces(sequences, length);
+    meter.repeat(pieces.whole, [&] { forward(p.mlp(), pieces.each, meter); });
+    meter.repeat(pieces.rest > 0, [&] { forward(p.mlp(), pieces.rest, meter); });
+  }
+  meter.finish(start, sizeof(void*) + path_size + sizeof(kernels::Dropout));
 }
 template <class T>
-constexpr void backward(const Block& p, Index sequences, Index length, const kernels::Mask& mask, Meter<T>& meter) {
+constexpr void backward(const Block& p, Index sequences, Index length, const kernels::Mask& mask, bool again,
+                        Meter<T>& meter) {
   const auto frame = meter.pop();
   const Index rows = sequences * length;
-  backward(p.mlp(), rows, meter);
+  const Pieces pieces(sequences, length);
+  meter.add_above(Meter<T>::entry_bytes(sizeof(void*) + path_size + sizeof(kernels::Dropout)));
+  const auto back = [&](Index count, Index each) {
+    if (count == 0) return;
+    if (again) {
+      const Index above = meter.take_above();
+      meter.times(count, [&] {
+        forward(p.mlp(), each, meter);
+        backward(p.mlp(), each, meter);
+      });
+      meter.add_above(above);
+    } else {
+      meter.repeat_backward(
+          count, [&] { forward(p.mlp(), each, meter); }, [&] { backward(p.mlp(), each, meter); });
+    }
+  };
+  back(pieces.rest > 0, pieces.rest);
+  back(pieces.whole, pieces.each);
   if (p.heads > 0) {
     meter.scratch(rows * p.width);  // normed
     backward(p.attention(), {sequences, length, length, mask}, meter);

@@ -84,7 +84,7 @@ struct StagePass {
       meter.repeat(1, [&] { forward(p.write(), writing(groups), meter); });
     }
     enter(Part::local, i);
-    meter.repeat(p.plan[i].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, p.c.data_mask(), meter); });
+    meter.repeat(p.plan[i].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, p.c.data_mask(), false, meter); });
   }
   constexpr bool last() const { return stage + 1 == p.plan.count; }
 
@@ -111,8 +111,8 @@ struct StagePass {
     }
     enter(Part::local, stage);
     meter.repeat_backward(
-        p.plan[stage].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, p.c.data_mask(), meter); },
-        [&] { backward(p.local(), groups, sizes.tokens, p.c.data_mask(), meter); });
+        p.plan[stage].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, p.c.data_mask(), false, meter); },
+        [&] { backward(p.local(), groups, sizes.tokens, p.c.data_mask(), false, meter); });
     if (stage > 0) {
       enter(Part::write, stage - 1);
       meter.repeat_backward(
@@ -138,8 +138,8 @@ struct StagePass {
     enter(Part::condition, stage);
     meter.repeat(1, [&] { forward(p.condition(), conditioning(examples), meter); });
   }
-  constexpr void forward_global(Index examples) const {
-    forward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents), meter);
+  constexpr void forward_global(Index examples, bool again = false) const {
+    forward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents), again, meter);
   }
   constexpr Index examples_size(Index examples) const {
     return examples * sizes.groups * sizes.latents * p.c.latent_dim;
@@ -172,9 +172,9 @@ struct StagePass {
               [&] { meter.forward_recomputed(size, again, [&] { forward_global(examples); }); },
               [&] {
                 meter.backward_recomputed(
-                    again, [&] { forward_global(examples); },
+                    again, [&] { forward_global(examples, true); },
                     [&] {
-                      backward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents),
+                      backward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents), again,
                                meter);
                     });
               });

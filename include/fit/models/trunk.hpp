@@ -341,7 +341,7 @@ class Trunk {
     const auto backward_all = [&] {
       for (std::size_t j = stages_[pass.stage].global.size(); j-- > 0;) {
         nn::backward_recomputed<T>(
-            again_alone(pass.tape), pass.tape, [&](T* z) { forward_global(pass, examples, j, z); },
+            again_alone(pass.tape), pass.tape, [&](T* z) { forward_global(pass, examples, j, z, true); },
             [&] {
               nn::backward(stages_[pass.stage].global[j], z_gradient, gradient.stages_[pass.stage].global[j],
                            examples.count, length, pass.tape);
@@ -385,10 +385,12 @@ class Trunk {
   }
 
   template <class Ends>
-  void forward_global(const Pass<Ends>& pass, const Chunk& examples, std::size_t block, T* z) const {
+  void forward_global(const Pass<Ends>& pass, const Chunk& examples, std::size_t block, T* z,
+                      bool again = false) const {
     const Sizes& sizes = pass.sizes;
     nn::forward(stages_[pass.stage].global[block], z, examples.count, sizes.groups * sizes.latents,
-                c.latent_mask(sizes.latents), draws(Part::global, pass.stage, block, examples, pass.tape), pass.tape);
+                c.latent_mask(sizes.latents), draws(Part::global, pass.stage, block, examples, pass.tape), pass.tape,
+                again);
   }
 
   std::vector<Stage<T, c>> stages_;

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <span>
 
 #include <fit/nn/attention.hpp>
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/mlp.hpp>
+#include <fit/nn/mlp_rows.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
@@ -26,10 +28,33 @@ struct Block {
   }
 };
 
-/// x [sequences, length, Width] in place; each sequence by itself, under the mask.
+namespace detail {
+
+template <class T>
+struct BlockRecord {
+  T* waiting;  // the input of the MLP, which has not run yet; or null
+  PathScale<T> path;
+  kernels::Dropout dropout;
+};
+
+/// The MLP of rows first .. first + rows - 1 of x.
+template <class T, int Width, int Ratio>
+void forward_rows(const ResidualMLP<T, Width, Ratio>& p, T* x, Index first, Index rows, Index sequences,
+                  const BlockRecord<T>& with, Tape& tape) {
+  PathScale<T> path = with.path;
+  if (sequences == 1) path.rows_per_sequence = rows;
+  kernels::Dropout dropout = with.dropout;
+  dropout.offset += static_cast<std::uint64_t>(first * Width * Ratio);
+  forward<T>(p, x, rows, path, dropout, tape);
+}
+
+}  // namespace detail
+
+/// x [sequences, length, Width] in place; each sequence by itself, under the mask. With `again` for its records alone:
+/// the MLP waits for the way back, where it runs some rows at a time, and x with it.
 template <class T, int Width, int Heads, int Ratio>
 void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Index length, const kernels::Mask& mask,
-             Draws draws, Tape& tape) {
+             Draws draws, Tape& tape, bool again = false) {
   const auto start = tape.mark();
   const Index rows = sequences * length;
   if constexpr (Heads > 0) {
@@ -40,18 +65,32 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
                draw_dropout(tape.options().drop_attention, draws, Heads * length * length), tape);
   }
   const PathScale<T> path = draw_path<T>(sequences, length, draws, tape);
-  forward<T>(p.residual_mlp, x, rows, path, draw_dropout(tape.options().drop_units, draws, length * Width * Ratio),
-             tape);
-  tape.finish(start);
+  const detail::BlockRecord<T> record{
+      again ? x : nullptr, path, draw_dropout(tape.options().drop_units, draws, length * Width * Ratio)};
+  const Index piece = mlp_rows(sequences, length);
+  for (Index first = 0; first < rows && !again; first += piece) {
+    detail::forward_rows(p.residual_mlp, x + first * Width, first, std::min(piece, rows - first), sequences, record,
+                         tape);
+  }
+  tape.finish(start, record);
 }
 
 /// The gradient of x in place; adds to `gradient`.
 template <class T, int Width, int Heads, int Ratio>
 void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Width, Heads, Ratio>& gradient,
               Index sequences, Index length, Tape& tape) {
-  const auto frame = tape.pop();
-  const Index rows = sequences * length;
-  backward<T>(p.residual_mlp, x_gradient, gradient.residual_mlp, rows, tape);
+  const auto saved = tape.pop<detail::BlockRecord<T>>();
+  const Index rows = sequences * length, piece = mlp_rows(sequences, length);
+  for (Index end = rows; end > 0;) {
+    const Index first = (end - 1) / piece * piece, count = end - first;
+    const Arena::Scope scope(tape.arena());
+    if (saved->waiting) {
+      T* x = saved->waiting + first * Width;
+      detail::forward_rows(p.residual_mlp, x, first, count, sequences, *saved, tape);
+    }
+    backward<T>(p.residual_mlp, x_gradient + first * Width, gradient.residual_mlp, count, tape);
+    end = first;
+  }
   if constexpr (Heads > 0) {
     T* normed = tape.scratch<T>(rows * Width);
     backward<T>(p.attention, x_gradient, normed, nullptr, gradient.attention, {sequences, length, length}, tape);

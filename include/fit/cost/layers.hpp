@@ -158,7 +158,7 @@ constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) 
   const auto frame = meter.pop();
   const Index rows = of.sequences * of.queries, context_rows = of.sequences * of.keys;
   branch_gradient(p.self, rows, p.query_dim, meter);
-  meter.scratch(rows * p.width);          // mixed
+  if (p.width != p.query_dim) meter.scratch(rows * p.width);  // mixed
   meter.scratch(rows * p.width);          // q
   meter.scratch(context_rows * p.width);  // k
   meter.scratch(context_rows * p.width);  // v

@@ -72,7 +72,7 @@ struct Encoder {
   Trunk trunk;
   bool by_groups = false;  // its loss() over a source, or its calls with tensors
 
-  static constexpr std::size_t record_size = sizeof(Sizes) + 12 * sizeof(void*);
+  static constexpr std::size_t record_size = sizeof(Sizes) + 13 * sizeof(void*);
 
   constexpr Encoder(const EncoderConfig& config, Index batch)
       : c(config),
@@ -162,10 +162,10 @@ struct Encoder {
   constexpr void backward(Meter<T>& meter) const {
     const auto frame = meter.pop();
     meter.enter(Part::head);
-    meter.scratch(sizes.latent_rows() * c.latent_dim);  // z
     if (by_groups) {
       meter.add_above(Meter<T>::entry_bytes(record_size));
     } else {
+      meter.scratch(sizes.latent_rows() * c.latent_dim);  // z
       metered::backward(latent_norm(), sizes.latent_rows(), meter);
     }
     metered::backward(trunk, *this, 0, sizes, meter);
@@ -212,6 +212,8 @@ struct DiffusionDecoder {
   DiffusionConfig c;
   Sizes sizes;
   Trunk trunk;
+
+  static constexpr std::size_t record_size = sizeof(Sizes) + 8 * sizeof(void*);
 
   constexpr DiffusionDecoder(const DiffusionConfig& config, Index batch)
       : c(config),
@@ -290,7 +292,7 @@ struct DiffusionDecoder {
       meter.allocate(sizes.batch * condition() * c.latent_dim);  // all
     }
     metered::forward(trunk, *this, condition(), sizes, meter);
-    meter.finish(start, sizeof(Sizes) + 8 * sizeof(void*));
+    meter.finish(start, record_size);
   }
   template <class T>
   constexpr void backward(Meter<T>& meter) const {
@@ -298,7 +300,7 @@ struct DiffusionDecoder {
     meter.enter(Part::stem);
     meter.scratch(latent_size());                             // z
     meter.scratch(sizes.batch * condition() * c.latent_dim);  // condition
-    meter.add_above(Meter<T>::entry_bytes(sizeof(Sizes) + 8 * sizeof(void*)));
+    meter.add_above(Meter<T>::entry_bytes(record_size));
     metered::backward(trunk, *this, condition(), sizes, meter);
     meter.enter(Part::stem);
     meter.scratch(sizes.batch * c.latent_dim);                 // time
@@ -325,6 +327,8 @@ struct AutoregressiveDecoder {
   AutoregressiveConfig c;
   Sizes sizes;
   Trunk trunk;
+
+  static constexpr std::size_t record_size = sizeof(Sizes) + 10 * sizeof(void*);
 
   constexpr AutoregressiveDecoder(const AutoregressiveConfig& config, Index batch)
       : c(config),
@@ -379,7 +383,7 @@ struct AutoregressiveDecoder {
     meter.allocate(rows() * c.data_dim);                 // x
     meter.allocate(sizes.latent_rows() * c.latent_dim);  // z
     metered::forward(trunk, *this, 0, sizes, meter);
-    meter.finish(start, sizeof(Sizes) + 9 * sizeof(void*));
+    meter.finish(start, record_size);
   }
   /// AutoregressiveDecoder::loss().
   template <class T>
@@ -391,8 +395,7 @@ struct AutoregressiveDecoder {
     meter.set_backward(true);
     const auto saved = meter.pop();
     meter.enter(Part::stem);
-    meter.scratch(sizes.latent_rows() * c.latent_dim);  // z
-    meter.add_above(Meter<T>::entry_bytes(sizeof(Sizes) + 9 * sizeof(void*)));
+    meter.add_above(Meter<T>::entry_bytes(record_size));
     metered::backward(trunk, losing, 0, sizes, meter);
     meter.enter(Part::stem);
     add_latent_positions(c, sizes, meter);

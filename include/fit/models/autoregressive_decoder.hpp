@@ -207,7 +207,7 @@ class AutoregressiveDecoder {
   struct Record {
     Sizes sizes;
     Ends ends;
-    T* x;
+    T *x, *z;  // for their gradients
   };
 
   static Sizes check(const char* name, const Ids& ids) {
@@ -227,7 +227,7 @@ class AutoregressiveDecoder {
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
     nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, {});
     trunk_.forward(ends, x, z, {}, sizes, tape, trace);
-    tape.finish(start, Record{sizes, ends, x});
+    tape.finish(start, Record{sizes, ends, x, z});
   }
 
   void backward_trunk(Ends ends, AutoregressiveDecoder& gradient, Tape& tape) const {
@@ -235,9 +235,9 @@ class AutoregressiveDecoder {
     const Sizes& sizes = saved->sizes;
     ends.p = this;
     ends.gradient = &gradient;
-    T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);
-    trunk_.backward(ends, saved->x, z, {}, gradient.trunk_, sizes, tape);
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
+    std::fill_n(saved->z, sizes.latent_rows() * config.latent_dim, T(0));
+    trunk_.backward(ends, saved->x, saved->z, {}, gradient.trunk_, sizes, tape);
+    nn::backward(latent_positions_, saved->z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
   }
 
   /// The product that gives logits [rows, V] of normalised tokens [rows, data_dim].

@@ -132,7 +132,8 @@ class Encoder {
     tape.record(options, random);
     const double total = run_loss(source, loss, sizes, &gradient, tape);
     const auto saved = tape.pop<Record>();
-    backward_trunk(saved->ends, saved->x, detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape), sizes, tape);
+    std::fill_n(saved->z, sizes.latent_rows() * config.latent_dim, T(0));
+    backward_trunk(saved->ends, saved->x, saved->z, sizes, tape);
     return total;
   }
 
@@ -240,7 +241,7 @@ class Encoder {
   struct Record {
     Sizes sizes;
     Ends ends;
-    T* x;
+    T *x, *z;  // for their gradients; z is null where it is the caller's
   };
 
   static Sizes check(const Inputs& inputs) {
@@ -280,7 +281,7 @@ class Encoder {
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
     nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, source.grid);
     trunk_.forward(ends, x, z, {}, sizes, tape);
-    tape.finish(start, Record{sizes, ends, x});
+    tape.finish(start, Record{sizes, ends, x, z});
     return total;
   }
 
@@ -308,7 +309,7 @@ class Encoder {
     nn::copy_positions(latent_positions_, latents, sizes.batch, sizes.groups, inputs.grid);
     trunk_.forward(ends, x, latents, {}, sizes, tape, trace);
     nn::forward<T>(latent_norm_, latents, latents, sizes.latent_rows(), tape);
-    tape.finish(start, Record{sizes, ends, x});
+    tape.finish(start, Record{sizes, ends, x, nullptr});
   }
 
   Stem stem_;

@@ -82,7 +82,8 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T
   const auto saved = tape.pop<detail::AttentionRecord<T>>();
   const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
   const T* branch = branch_gradient(saved->path, residual_gradient, rows, Index{QueryDim}, tape);
-  T* mixed = tape.scratch<T>(rows * Width);
+  // Its last reader is done before the input's gradient is written.
+  T* mixed = Width == QueryDim ? input_gradient : tape.scratch<T>(rows * Width);
   T* q = tape.scratch<T>(rows * Width);
   T* k = tape.scratch<T>(context_rows * Width);
   T* v = tape.scratch<T>(context_rows * Width);

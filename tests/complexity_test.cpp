@@ -196,12 +196,12 @@ TEST_CASE("wrong sweeps say what was expected, before anything runs", "[complexi
             .starts_with("the operations of curve mine cannot be counted"));
   CHECK(refusal({curve<encoder>("yours, mine", groups_of_16)}, {.lengths = {32}}).starts_with("the name of a curve"));
   const std::vector<Curve> alike{counting_curve(runs), counting_curve(runs)};
-  CHECK(refusal(alike, {.lengths = {8}}) ==
-        "two curves are called counting, with the same work, width and mask");
+  CHECK(refusal(alike, {.lengths = {8}}) == "two curves are called counting, with the same work, width and mask");
   CHECK(refusal({{"bare", groups_of_16, {}}}, {.lengths = {32}}) == "curve bare needs sizes and at least one task");
   CHECK(refusal({{"bare", {}, {counting_task(runs)}}}, {.lengths = {32}}) ==
         "curve bare needs sizes and at least one task");
-  CHECK(refusal({{"bare", groups_of_16, {Task{}}}}, {.lengths = {32}}).starts_with("a task of curve bare needs passes"));
+  CHECK(
+      refusal({{"bare", groups_of_16, {Task{}}}}, {.lengths = {32}}).starts_with("a task of curve bare needs passes"));
   const auto many_latents = [](Index length) { return Sizes{1, 1, length, Index{1} << 32}; };
   CHECK(refusal({{"wide", many_latents, {attention_task<encoder>()}}}, {.lengths = {32}})
             .starts_with("the operations of attention over such sequences"));

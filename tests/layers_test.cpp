@@ -630,7 +630,8 @@ Layer stirred() {
   Random random(6);
   fit::for_each_parameter(
       [&](const fit::ParameterName&, auto p) {
-        for (Index i = 0; i < p.size; ++i) p.data[i] = static_cast<std::remove_reference_t<decltype(*p.data)>>(random.normal());
+        for (Index i = 0; i < p.size; ++i)
+          p.data[i] = static_cast<std::remove_reference_t<decltype(*p.data)>>(random.normal());
       },
       layer);
   return layer;
@@ -907,9 +908,7 @@ TEST_CASE("a long sequence goes through a block's MLP in pieces, or waits for th
     fit::nn::forward(block, seen.output.data(), sequences, rows / sequences, Mask::none(), {Random(5)}, tape, again);
     fit::nn::backward(block, seen.input_gradient.data(), gradient, sequences, rows / sequences, tape);
     fit::for_each_parameter(
-        [&](const fit::ParameterName&, auto p) {
-          seen.gradient.insert(seen.gradient.end(), p.data, p.data + p.size);
-        },
+        [&](const fit::ParameterName&, auto p) { seen.gradient.insert(seen.gradient.end(), p.data, p.data + p.size); },
         gradient);
     return seen;
   };

@@ -177,8 +177,8 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
   for (const Curve& curve : curves) {
     detail::check(curve);
     for (const Task& task : curve.tasks) {
-      require(lines.emplace(curve.name, task.work, task.width, task.causal).second, "two curves are called ", curve.name,
-              ", with the same work, width and mask");
+      require(lines.emplace(curve.name, task.work, task.width, task.causal).second, "two curves are called ",
+              curve.name, ", with the same work, width and mask");
     }
     for (const Index length : options.lengths) detail::check(curve, length);
   }

@@ -159,9 +159,9 @@ constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) 
   const Index rows = of.sequences * of.queries, context_rows = of.sequences * of.keys;
   branch_gradient(p.self, rows, p.query_dim, meter);
   if (p.width != p.query_dim) meter.scratch(rows * p.width);  // mixed
-  meter.scratch(rows * p.width);          // q
-  meter.scratch(context_rows * p.width);  // k
-  meter.scratch(context_rows * p.width);  // v
+  meter.scratch(rows * p.width);                              // q
+  meter.scratch(context_rows * p.width);                      // k
+  meter.scratch(context_rows * p.width);                      // v
   meter.multiply({input_product<T>(p.output(), rows), weight_product<T>(p.output(), rows)});
   meter.attention_backward(p.shape(of.sequences, of.queries, of.keys, of.mask));
   auto to_input = input_product<T>(p.query(), rows);

@@ -84,7 +84,8 @@ struct StagePass {
       meter.repeat(1, [&] { forward(p.write(), writing(groups), meter); });
     }
     enter(Part::local, i);
-    meter.repeat(p.plan[i].local_blocks, [&] { forward(p.local(), groups, sizes.tokens, p.c.data_mask(), false, meter); });
+    meter.repeat(p.plan[i].local_blocks,
+                 [&] { forward(p.local(), groups, sizes.tokens, p.c.data_mask(), false, meter); });
   }
   constexpr bool last() const { return stage + 1 == p.plan.count; }
 
@@ -174,8 +175,8 @@ struct StagePass {
                 meter.backward_recomputed(
                     again, [&] { forward_global(examples, true); },
                     [&] {
-                      backward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents), again,
-                               meter);
+                      backward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents),
+                               again, meter);
                     });
               });
           if (!p.c.conditioned) return;

@@ -65,8 +65,8 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
                draw_dropout(tape.options().drop_attention, draws, Heads * length * length), tape);
   }
   const PathScale<T> path = draw_path<T>(sequences, length, draws, tape);
-  const detail::BlockRecord<T> record{
-      again ? x : nullptr, path, draw_dropout(tape.options().drop_units, draws, length * Width * Ratio)};
+  const detail::BlockRecord<T> record{again ? x : nullptr, path,
+                                      draw_dropout(tape.options().drop_units, draws, length * Width * Ratio)};
   const Index piece = mlp_rows(sequences, length);
   for (Index first = 0; first < rows && !again; first += piece) {
     detail::forward_rows(p.residual_mlp, x + first * Width, first, std::min(piece, rows - first), sequences, record,

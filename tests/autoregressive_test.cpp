@@ -108,6 +108,31 @@ TEST_CASE("the loss in chunks is the cross entropy of the logits, and its gradie
         if (!name.text().ends_with("key.bias")) CHECK(test::relative_error(a.data, b.data, a.size) < 2e-5);
       },
       gradient, by_logits);
+  // A chunk is written from its own groups' latents: its examples are as they are alone, and so is the gradient.
+  const auto of_last = [&](const auto& tensor, Index each) {
+    return std::vector(tensor.data() + (batch - 1) * each, tensor.data() + batch * each);
+  };
+  fit::Tensor<std::int32_t, 3> last(1, Index{config.groups}, Index{config.tokens});
+  const Index each = last.size();
+  const auto last_ids = of_last(shifted, each);
+  std::copy(last_ids.begin(), last_ids.end(), last.data());
+  const auto alone = decoder(last, tape);
+  CHECK(test::max_error(alone.data(), of_last(logits, each * vocabulary).data(), alone.size()) < 1e-5);
+  Decoder of_halves;
+  for (const Index first : {Index{0}, batch / 2}) {
+    const fit::TensorView<const std::int32_t, 3> half(ids.data() + first * each, batch / 2, Index{config.groups},
+                                                      Index{config.tokens});
+    decoder.loss(half, of_halves, tape);
+  }
+  const auto whole = test::values_of(gradient);
+  auto halves = test::values_of(of_halves);
+  for (float& value : halves) value /= 2;
+  CHECK(test::relative_error(whole.data(), halves.data(), std::ssize(whole)) < 1e-5);
+  for (const fit::Recompute recompute : test::recomputes) {
+    Decoder again;
+    decoder.loss(ids, again, tape, {.recompute = recompute});
+    CHECK(equal(again, gradient));
+  }
   CHECK(std::abs(fit::bits_per_dimension(std::log(256.0)) - 8) < 1e-12);
   const fit::Tensor<std::int32_t, 3> nothing(0, Index{config.groups}, Index{config.tokens});
   CHECK(decoder.loss(nothing, tape) == 0);

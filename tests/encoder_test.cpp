@@ -589,6 +589,61 @@ TEST_CASE("a loss over a source of groups is that over tensors, with the gradien
   refused(wrong, loss, "grid");
 }
 
+TEST_CASE("a loss by groups may run layers and their way back on the tape", "[encoder]") {
+  constexpr Index batch = 80, outputs = 5;
+  using Head = fit::nn::Linear<float, outputs, config.data_dim>;
+  const Encoder encoder(fit::Random(5));
+  Head head;
+  head.weight.data()[7] = 0.5f;
+  head.weight.data()[60] = -1;
+  head.bias.data()[2] = 0.25f;
+  const auto input = random_input(batch);
+  fit::Tape tape;
+
+  // Half the squared length of what the head gives, whose gradient that is.
+  tape.record();
+  const auto output = encoder.forward(input, tape);
+  const Index rows = output.data.size() / config.data_dim;
+  std::vector<float> given(static_cast<std::size_t>(rows * outputs)),
+      data_gradient(static_cast<std::size_t>(rows * config.data_dim));
+  fit::nn::forward(head, output.data.data(), given.data(), rows, tape);
+  double expected_loss = 0;
+  for (const float value : given) expected_loss += 0.5 * static_cast<double>(value) * static_cast<double>(value);
+  Encoder expected;
+  Head expected_head;
+  fit::nn::backward<float>(head, given.data(), data_gradient.data(), expected_head, rows, tape);
+  fit::Tensor<float, 4> of_data(output.data.dimensions());
+  std::copy(data_gradient.begin(), data_gradient.end(), of_data.data());
+  encoder.backward({.data = of_data}, expected, tape);
+
+  fit::GroupSource<float> source{.batch = batch, .groups = config.groups};
+  source.fill = [&](Index first, Index count, float* to) {
+    constexpr Index input_size = Index{config.tokens} * config.channels;
+    std::copy_n(input.data() + first * input_size, count * input_size, to);
+  };
+  Head head_gradient;
+  const fit::GroupLoss<float> loss = [&](Index, Index count, const float* data, float* to) {
+    const fit::Arena::Scope scope(tape.arena());
+    const Index tokens = count * config.tokens;
+    float* y = tape.scratch<float>(tokens * outputs);
+    fit::nn::forward(head, data, y, tokens, tape);
+    double share = 0;
+    for (Index i = 0; i < tokens * outputs; ++i) share += 0.5 * static_cast<double>(y[i]) * static_cast<double>(y[i]);
+    if (to) fit::nn::backward<float>(head, y, to, head_gradient, tokens, tape);
+    return share;
+  };
+  for (const fit::Recompute recompute : test::recomputes) {
+    Encoder gradient;
+    fit::set_zero(head_gradient);
+    CHECK(encoder.loss(source, loss, gradient, tape, {.recompute = recompute}) == Approx(expected_loss).epsilon(1e-6));
+    const auto values = test::values_of(gradient), wanted = test::values_of(expected);
+    CHECK(test::relative_error(values.data(), wanted.data(), std::ssize(wanted)) < 1e-5);
+    CHECK(test::relative_error(head_gradient.weight.data(), expected_head.weight.data(), head.weight.size()) < 1e-5);
+    CHECK(test::relative_error(head_gradient.bias.data(), expected_head.bias.data(), head.bias.size()) < 1e-5);
+  }
+  CHECK(encoder.loss(source, loss, tape) == Approx(expected_loss).epsilon(1e-6));
+}
+
 TEST_CASE("what a source or a loss throws reaches the caller, and the tape goes on", "[encoder]") {
   constexpr Index input_size = Index{config.tokens} * config.channels, size = Index{config.tokens} * config.data_dim;
   const Encoder encoder(fit::Random(5));

@@ -6,7 +6,9 @@
 #include <string_view>
 #include <type_traits>
 
-#include <fit/cost/models.hpp>
+#include <fit/cost/autoregressive_decoder.hpp>
+#include <fit/cost/diffusion_decoder.hpp>
+#include <fit/cost/encoder.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include <fit/core/assert.hpp>
 #include <fit/nn/attention.hpp>
 #include <fit/nn/layer_norm.hpp>
 #include <fit/nn/mlp.hpp>
@@ -50,11 +51,12 @@ void forward_rows(const ResidualMLP<T, Width, Ratio>& p, T* x, Index first, Inde
 
 }  // namespace detail
 
-/// x [sequences, length, Width] in place; each sequence by itself, under the mask. With `again` for its records alone:
-/// the MLP waits for the way back, where it runs some rows at a time, and x with it.
+/// x [sequences, length, Width] in place; each sequence by itself, under the mask. With `again`, for its records alone:
+/// x is left as the MLP's input, which must stay until the way back, where the MLP runs some rows at a time.
 template <class T, int Width, int Heads, int Ratio>
 void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Index length, const kernels::Mask& mask,
              Draws draws, Tape& tape, bool again = false) {
+  FIT_ASSERT(!again || tape.recording());
   const auto start = tape.mark();
   const Index rows = sequences * length;
   if constexpr (Heads > 0) {

@@ -96,13 +96,13 @@ int run(const Options& options) {
                                    {"accuracy", 100 * right / images, 3},
                                    {"images/s", images / seconds}});
     }
-    const double now = examples::accuracy(examples::classify(state.average, data.test, testing), data.test);
+    const double now = examples::accuracy(examples::classify(*state.average, data.test, testing), data.test);
     char text[64];
     std::snprintf(text, sizeof(text), "epoch %td: test accuracy %.2f %%", epoch + 1, now);
     progress.note(text);
     if (now > best) {
       best = now;
-      fit::save(best_path, state.average);
+      fit::save(best_path, *state.average);
     }
     fit::save(state_path, state);
   }

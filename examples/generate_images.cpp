@@ -178,9 +178,9 @@ int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
                                  {"loss", recent},
                                  {"images/s", static_cast<double>((state.step - first_step) * batch) / seconds}});
     if (state.step % options.every == 0 || state.step == options.steps) {
-      write_sheet(sheet_path, generate(state.average, options.sampling, labels_of(40, -1), 1, sampling),
+      write_sheet(sheet_path, generate(*state.average, options.sampling, labels_of(40, -1), 1, sampling),
                   "step " + std::to_string(state.step));
-      fit::save(weights_path, state.average);
+      fit::save(weights_path, *state.average);
       fit::save(state_path, state);
       progress.note("step " + std::to_string(state.step) + ": " + sheet_path.string() + ", " + weights_path.string());
     }

@@ -63,7 +63,7 @@ int main() {
   fit::Tensor<float, 2> kinds(6, 2);
   for (fit::Index i = 0; i < 6; ++i) kinds(i, i % 2) = 1;
   const auto samples = fit::sample(
-      state.average, {.steps = 25, .prediction = fit::Prediction::v, .x0_clip = fit::Range{}}, kinds, fit::Random(3));
+      *state.average, {.steps = 25, .prediction = fit::Prediction::v, .x0_clip = fit::Range{}}, kinds, fit::Random(3));
   const auto images = fit::ungroup_image(samples, {8, 8}, grouping);
   for (fit::Index row = 0; row < 8; ++row) {
     for (fit::Index i = 0; i < 6; ++i) {

@@ -45,7 +45,7 @@ int main() {
   }
 
   const Batch test(fit::Random(3));
-  const auto logits = state.average(test.input);
+  const auto logits = (*state.average)(test.input);
   int right = 0;
   for (fit::Index i = 0; i < 32; ++i) {
     fit::Index best = 0;

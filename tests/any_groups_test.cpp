@@ -481,7 +481,7 @@ TEST_CASE("a file of a number of groups is one of any, and the other way round",
   fit::TrainingState<Six> resumed;
   fit::load(folder / "state", resumed);
   CHECK(resumed.step == 5);
-  CHECK(test::same_bits(test::values_of(resumed.average), test::values_of(any)));
+  CHECK(test::same_bits(test::values_of(*resumed.average), test::values_of(any)));
 }
 
 TEST_CASE("a generator's file says for how many groups its caches are", "[any_groups]") {

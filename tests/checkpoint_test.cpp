@@ -366,7 +366,7 @@ TEST_CASE("a part of a model is loaded, the rest and what is not there stays", "
   // The averaged model of a training run.
   const fit::TrainingState<Encoder> state{.model = Encoder(fit::Random(5)), .average = Encoder(fit::Random(6))};
   fit::save(path, state);
-  fit::TrainingState<Encoder> other{.step = 3};
+  fit::TrainingState<Encoder> other{.average = Encoder(), .step = 3};
   CHECK(fit::load_part(path, other, [](std::string_view name) { return name.starts_with("average."); }).empty());
   CHECK(values(other, "average.") == values(state, "average."));
   CHECK(test::same_bits(test::values_of(other.model), test::values_of(Encoder())));
@@ -391,6 +391,32 @@ TEST_CASE("a causal encoder's file says so, and is none for an encoder without a
   CHECK(fit::SafetensorsFile(folder / "a").metadata().at("config.mask") == "none");
 }
 
+TEST_CASE("a training state has a moving average where its file has one", "[checkpoint]") {
+  const test::TemporaryFolder folder;
+  using State = fit::TrainingState<Encoder>;
+  const State without{.model = Encoder(fit::Random(1))};
+  const State with{.model = Encoder(fit::Random(2)), .average = Encoder(fit::Random(3))};
+  CHECK(fit::count_parameters(without) == 3 * fit::count_parameters(Encoder()));
+  CHECK(fit::count_parameters(with) == 4 * fit::count_parameters(Encoder()));
+  for (const State& before : {without, with}) {
+    for (const State& saved : {without, with}) {
+      fit::save(folder / "state", saved);
+      State state = before;
+      fit::load(folder / "state", state);
+      CHECK(state.average.has_value() == saved.average.has_value());
+      CHECK(test::same_bits(test::values_of(state), test::values_of(saved)));
+
+      State bad = saved;
+      fit::for_each_parameter([](const fit::ParameterName&, auto p) { p.data[0] = NAN; }, bad.model);
+      fit::save(folder / "state", bad);
+      state = before;
+      CHECK_THROWS_AS(fit::load(folder / "state", state), fit::Error);
+      CHECK(state.average.has_value() == before.average.has_value());
+      CHECK(test::same_bits(test::values_of(state), test::values_of(before)));
+    }
+  }
+}
+
 TEST_CASE("a run that is interrupted and resumed gives the bits of one that was not", "[checkpoint]") {
   const test::TemporaryFolder folder;
   fit::Executor executor(2);
@@ -404,10 +430,10 @@ TEST_CASE("a run that is interrupted and resumed gives the bits of one that was 
     Encoder gradient;
     state.model.backward({.data = views.data}, gradient, tape);
     state.optimizer.step(state.model, gradient, 1e-2, tape);
-    fit::update_average(state.average, state.model, 0.9, tape);
+    fit::update_average(*state.average, state.model, 0.9, tape);
     ++state.step;
   };
-  State whole{.model = Encoder(fit::Random(1)), .random = fit::Random(4)};
+  State whole{.model = Encoder(fit::Random(1)), .average = Encoder(fit::Random(1)), .random = fit::Random(4)};
   State first = whole;
   for (int i = 0; i < 6; ++i) step(whole);
   for (int i = 0; i < 3; ++i) step(first);

@@ -133,7 +133,7 @@ struct Run {
                               state.random.split());
     fit::clip_gradient(gradient, 1.0, tape);
     state.optimizer.step(state.model, gradient, 1e-2, tape);
-    fit::update_average(state.average, state.model, 0.9, tape);
+    fit::update_average(*state.average, state.model, 0.9, tape);
     ++state.step;
     return value;
   }

@@ -52,7 +52,7 @@ std::vector<float> train(fit::Executor& executor, const fit::TrainingOptions& op
     fit::for_each_parameter(
         [&](const fit::ParameterName&, auto p) { seen.insert(seen.end(), p.data, p.data + p.size); }, gradient);
     state.optimizer.step(state.model, gradient, 1e-2, tape);
-    fit::update_average(state.average, state.model, 0.9, tape);
+    fit::update_average(*state.average, state.model, 0.9, tape);
   }
   fit::for_each_parameter([&](const fit::ParameterName&, auto p) { seen.insert(seen.end(), p.data, p.data + p.size); },
                           state);
@@ -199,7 +199,7 @@ TEST_CASE("a training step allocates nothing after the first", "[encoder]") {
   for (const fit::Recompute recompute : test::recomputes) {
     fit::Executor executor(2);
     fit::Tape tape(executor);
-    fit::TrainingState<Encoder> state{.model = Encoder(fit::Random(5)), .random = fit::Random(8)};
+    fit::TrainingState<Encoder> state{.model = Encoder(fit::Random(5)), .average = Encoder(), .random = fit::Random(8)};
     Encoder gradient;
     const auto input = random_input(70);
     long before = 0;
@@ -212,7 +212,7 @@ TEST_CASE("a training step allocates nothing after the first", "[encoder]") {
       state.model.backward({.data = data, .latents = latents}, gradient, tape);
       fit::clip_gradient(gradient, 1.0, tape);
       state.optimizer.step(state.model, gradient, 1e-3, tape);
-      fit::update_average(state.average, state.model, 0.9, tape);
+      fit::update_average(*state.average, state.model, 0.9, tape);
     }
     CHECK(test::allocations() - before == 0);
   }

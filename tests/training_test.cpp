@@ -187,7 +187,7 @@ TEST_CASE("a rule freezes parameters and scales their learning rate", "[training
   CHECK(equal(ruled.model.positions, before.model.positions));
   CHECK(equal(ruled.optimizer.first_moment.positions, before.optimizer.first_moment.positions));
   CHECK(equal(ruled.optimizer.second_moment.positions, before.optimizer.second_moment.positions));
-  CHECK(!equal(ruled.average.positions, before.average.positions));
+  CHECK(!equal(ruled.average->positions, before.average->positions));
   State half = plain;
   plain.optimizer.step(plain.model, same, 0.02, tape);
   CHECK(equal(ruled.model.bias, plain.model.bias));
@@ -332,19 +332,25 @@ TEST_CASE("a gradient is clipped where its squares overflow", "[training]") {
 TEST_CASE("an update clips, steps, averages, counts and leaves a gradient of zero", "[training]") {
   fit::Executor executor(2);
   fit::Tape tape(executor);
-  State state = random_state(), expected = state;
+  State state = random_state(), expected = state, without = state;
+  without.average.reset();
   for (std::uint64_t step = 0; step < 30; ++step) {
     const double rate = 0.01 + 0.001 * static_cast<double>(step), n = static_cast<double>(step);
     Small gradient = random_model(10 + 3 * step, step % 2 == 0 ? 1 : 1e-4), same = gradient;
+    const fit::UpdateOptions options{.learning_rate = rate, .clip = 2, .average_decay = 0.6};
+    Small other = gradient;
     const double norm = fit::clip_gradient(same, 2.0, tape);
     expected.optimizer.step(expected.model, same, rate, tape);
-    fit::update_average(expected.average, expected.model, std::min(0.6, (1 + n) / (10 + n)), tape);
-    CHECK(state.update(gradient, {.learning_rate = rate, .clip = 2, .average_decay = 0.6}, tape) == norm);
+    fit::update_average(*expected.average, expected.model, std::min(0.6, (1 + n) / (10 + n)), tape);
+    CHECK(state.update(gradient, options, tape) == norm);
+    CHECK(without.update(other, options, tape) == norm);
     CHECK((norm > 2) == (step % 2 == 0));
     CHECK(same_bits(values_of(gradient), values_of(Small())));
     CHECK(state.step == static_cast<Index>(step + 1));
     CHECK(tape.arena().mark().total == 0);
     CHECK(same_bits(values_of(state), values_of(expected)));
+    CHECK(same_bits(values_of(without.model), values_of(expected.model)));
+    CHECK(!without.average);
   }
   CHECK(state.optimizer.steps == 30);
 }

@@ -103,9 +103,9 @@ void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& 
                      {"tokens/s", steps * static_cast<double>(ids.size()) / seconds}});
     if (timed && seconds >= 60 * plan.minutes) total = state.step;
     if (state.step % plan.every == 0 || state.step == total) {
-      fit::save(plan.weights(), state.average);
+      fit::save(plan.weights(), *state.average);
       fit::save(plan.state(), state);
-      progress.note("step " + std::to_string(state.step) + ": " + evaluate(state.average));
+      progress.note("step " + std::to_string(state.step) + ": " + evaluate(*state.average));
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <concepts>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -212,7 +213,8 @@ template <class Model, std::predicate<std::string_view> Wanted>
   return missing;
 }
 
-/// save() and load() for the state of a training run, steps and random numbers included.
+/// save() and load() for the state of a training run, steps and random numbers included. A loaded state has an average
+/// where the file has one.
 template <class Model>
 void save(const std::filesystem::path& path, const TrainingState<Model>& state, const SaveOptions& options = {}) {
   Metadata metadata = detail::metadata_of<Model>();
@@ -230,7 +232,18 @@ void load(const std::filesystem::path& path, TrainingState<Model>& state, const 
   const auto key = detail::number_in<std::uint64_t>(file, "state.random_key");
   const auto counter = detail::number_in<std::uint64_t>(file, "state.random_counter");
   require(step >= 0 && optimizer_steps >= 0, path.string(), ": the steps of a training state must not be negative");
-  detail::read_model<Model>(file, state, options);
+  const bool averaged = std::any_of(file.tensors().begin(), file.tensors().end(),
+                                    [](const auto& tensor) { return tensor.first.starts_with("average."); });
+  std::optional<Model> other;
+  if (averaged && !state.average) other.emplace();
+  const bool changed = averaged != state.average.has_value();
+  if (changed) state.average.swap(other);
+  try {
+    detail::read_model<Model>(file, state, options);
+  } catch (...) {
+    if (changed) state.average.swap(other);
+    throw;
+  }
   state.step = step;
   state.optimizer.steps = optimizer_steps;
   state.random = Random(key, counter);

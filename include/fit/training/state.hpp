@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include <fit/core/random.hpp>
 #include <fit/training/adamw.hpp>
@@ -30,7 +31,7 @@ struct TrainingState {
   using Scalar = typename Model::Scalar;
 
   Model model = {};
-  Model average = {};  ///< the moving average of the parameters
+  std::optional<Model> average = {};  ///< the moving average of the parameters, if there shall be one: begin from model
   AdamW<Model> optimizer = {};
   Index step = 0;
   Random random{0};
@@ -58,7 +59,9 @@ struct TrainingState {
     if (std::isfinite(norm)) {
       optimizer.step(model, gradient, options.learning_rate, workspace);
       const auto done = static_cast<double>(step);
-      update_average(average, model, std::min(options.average_decay, (1 + done) / (10 + done)), workspace);
+      if (average) {
+        update_average(*average, model, std::min(options.average_decay, (1 + done) / (10 + done)), workspace);
+      }
     }
     set_zero(gradient);
     require(std::isfinite(norm) || options.not_finite == NotFinite::skip, "the norm of the gradient in step ", step,

@@ -598,7 +598,7 @@ TEST_CASE("a summary has a line for every part, and they add up to the cost", "[
   CHECK(parameters == cost.parameters);
   CHECK(std::abs(share - 1) < 1e-12);
   CHECK(summary.lines[4].shape == std::array<Index, 4>{3, 4, 8, 128});
-  CHECK(summary.lines[4].flops + summary.lines[9].flops ==
+  CHECK(summary.lines[4].flops() + summary.lines[9].flops() ==
         cost.of(fit::Part::global).forward + cost.of(fit::Part::global).backward);
 
   std::ostringstream text;

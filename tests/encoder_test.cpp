@@ -3,6 +3,7 @@
 #include <limits>
 #include <stdexcept>
 #include <thread>
+#include <tuple>
 
 #include <fit/fit.hpp>
 
@@ -642,6 +643,57 @@ TEST_CASE("a loss by groups may run layers and their way back on the tape", "[en
     CHECK(test::relative_error(head_gradient.bias.data(), expected_head.bias.data(), head.bias.size()) < 1e-5);
   }
   CHECK(encoder.loss(source, loss, tape) == Approx(expected_loss).epsilon(1e-6));
+}
+
+TEST_CASE("a pass says how far it is, stage by stage and back", "[encoder]") {
+  constexpr Index batch = 80;
+  const Encoder encoder(fit::Random(5));
+  const auto input = random_input(batch);
+  fit::Tape tape;
+  fit::GroupSource<float> source{.batch = batch, .groups = config.groups};
+  source.fill = [&](Index first, Index count, float* to) {
+    constexpr Index input_size = Index{config.tokens} * config.channels;
+    std::copy_n(input.data() + first * input_size, count * input_size, to);
+  };
+  const fit::GroupLoss<float> loss = [](Index, Index count, const float*, float* to) {
+    if (to) std::fill_n(to, count * config.tokens * config.data_dim, 0.0f);
+    return 0.0;
+  };
+  using Phase = std::tuple<bool, std::size_t, fit::Part>;
+  const std::vector<Phase> there{{false, 0, fit::Part::local},
+                                 {false, 0, fit::Part::global},
+                                 {false, 1, fit::Part::local},
+                                 {false, 1, fit::Part::global},
+                                 {false, 2, fit::Part::local}};
+  auto both = there;
+  for (auto phase = there.rbegin(); phase != there.rend(); ++phase) {
+    both.emplace_back(true, std::get<1>(*phase), std::get<2>(*phase));
+  }
+  std::vector<Phase> phases;
+  Index last = 0, all = 0;
+  const fit::Watch watch = [&](const fit::PassProgress& at) {
+    const Phase phase{at.backward, at.stage, at.part};
+    if (phases.empty() || phases.back() != phase) {
+      CHECK(last == all);
+      phases.push_back(phase);
+      last = 0;
+      all = at.part == fit::Part::local ? batch * config.groups : batch * (at.stage == 0 ? 1 : 2);
+    }
+    CHECK(at.all == all);
+    CHECK(at.done > last);
+    last = at.done;
+  };
+  for (const fit::Recompute recompute : test::recomputes) {
+    phases.clear();
+    Encoder gradient;
+    encoder.loss(source, loss, gradient, tape, {.recompute = recompute}, fit::Random(1), watch);
+    CHECK((phases == both));
+    CHECK(last == all);
+  }
+  phases.clear();
+  encoder.loss(source, loss, tape, watch);
+  CHECK((phases == there));
+  CHECK(last == all);
 }
 
 TEST_CASE("what a source or a loss throws reaches the caller, and the tape goes on", "[encoder]") {

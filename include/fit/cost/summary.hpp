@@ -15,12 +15,16 @@ inline namespace FIT_ABI {
 
 /// A line of a summary: the stem, the head, or one part of a stage.
 struct SummaryLine {
-  std::string name;                 ///< "stages.0.local x 2"
+  std::string name;  ///< "stages.0.local x 2"
+  Part part = Part::stem;
+  Index stage = 0;
   std::array<Index, 4> shape = {};  ///< of what it changes: [batch, groups, tokens or latents, width]
   Index parameters = 0;
-  Flops flops;       ///< forward and, in training, the way back
+  Flops forward, backward;
   double share = 0;  ///< of all FLOPs
   Index kept = 0;    ///< bytes kept for the way back
+
+  Flops flops() const { return forward + backward; }
 };
 
 /// What a model is made of and what it costs, part by part, as text or as numbers.
@@ -67,13 +71,15 @@ Summary summary_of(const Config& of, Index batch = 1, const CostOptions& options
                                                                                                 : ", streamed");
   const Index groups = batch * config.groups;
   const auto add = [&](const PartCost& part, std::string name) {
-    const Flops flops = part.forward + part.backward;
     const auto all = static_cast<double>(summary.cost.flops().total());
     summary.lines.push_back({std::move(name),
+                             part.part,
+                             part.stage,
                              {batch, config.groups, part.rows / groups, part.width},
                              part.parameters,
-                             flops,
-                             all > 0 ? static_cast<double>(flops.total()) / all : 0,
+                             part.forward,
+                             part.backward,
+                             all > 0 ? static_cast<double>((part.forward + part.backward).total()) / all : 0,
                              part.kept});
   };
   const auto add_part = [&](Part wanted, Index stage, const char* name) {
@@ -118,7 +124,7 @@ inline std::ostream& operator<<(std::ostream& out, const Summary& summary) {
     char share[16];
     std::snprintf(share, sizeof share, "%.1f %%", 100 * l.share);
     line(l.name, concatenate("[", l.shape[0], ", ", l.shape[1], ", ", l.shape[2], ", ", l.shape[3], "]"),
-         concatenate(l.parameters), flops_text(l.flops), share, bytes(l.kept));
+         concatenate(l.parameters), flops_text(l.flops()), share, bytes(l.kept));
   }
   const Cost& c = summary.cost;
   Index kept = 0;

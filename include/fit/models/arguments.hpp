@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <functional>
 #include <limits>
 
@@ -27,6 +28,18 @@ struct GroupSource {
 /// returns their share of a loss and, where there is a place for it, writes its gradient by them, shaped alike.
 template <class T>
 using GroupLoss = std::function<double(Index first, Index count, const T* output, T* gradient)>;
+
+/// How far a pass through a model is. Of a stage there are what its groups do by themselves, Part::local, and then its
+/// blocks over the latents, Part::global; the way back meets them in reverse order.
+struct PassProgress {
+  std::size_t stage;
+  Part part;
+  bool backward;
+  Index done, all;  ///< groups of the batch, or blocks of its examples
+};
+
+/// Told after every chunk of groups, and after every block over the latents of some examples.
+using Watch = std::function<void(const PassProgress&)>;
 
 namespace detail {
 

@@ -118,22 +118,24 @@ class Encoder {
   /// The sum of the loss of all groups' data tokens, [count, tokens, data_dim], at inference. Neither the input nor the
   /// output ever stands in memory as a whole, and the loss may as well just look at what it is given, or keep it. The
   /// tape is left as it was. Throws Error for a source without a function, or with counts or a grid that cannot be.
-  double loss(const GroupSource<T>& source, const GroupLoss<T>& loss, Tape& tape) const requires(!has_extra) {
+  double loss(const GroupSource<T>& source, const GroupLoss<T>& loss, Tape& tape, const Watch& watch = {}) const
+      requires(!has_extra) {
     const Sizes sizes = check(source, loss);
     const Tape::Inference inference(tape);
-    return run_loss(source, loss, sizes, nullptr, tape);
+    return run_loss(source, loss, sizes, nullptr, tape, watch);
   }
   /// The same, recorded with these options, and the way back: adds the gradient of the sum to `gradient`. The loss may
   /// run layers and their way back on the tape, which records while it is called. Where a function throws, part of the
   /// gradient has been added.
   double loss(const GroupSource<T>& source, const GroupLoss<T>& loss, Encoder& gradient, Tape& tape,
-              const TrainingOptions& options = {}, Random random = Random(0)) const requires(!has_extra) {
+              const TrainingOptions& options = {}, Random random = Random(0), const Watch& watch = {}) const
+      requires(!has_extra) {
     const Sizes sizes = check(source, loss);
     tape.record(options, random);
-    const double total = run_loss(source, loss, sizes, &gradient, tape);
+    const double total = run_loss(source, loss, sizes, &gradient, tape, watch);
     const auto saved = tape.pop<Record>();
     std::fill_n(saved->z, sizes.latent_rows() * config.latent_dim, T(0));
-    backward_trunk(saved->ends, saved->x, saved->z, sizes, tape);
+    backward_trunk(saved->ends, saved->x, saved->z, sizes, tape, watch);
     return total;
   }
 
@@ -269,7 +271,7 @@ class Encoder {
   }
 
   double run_loss(const GroupSource<T>& source, const GroupLoss<T>& loss, const Sizes& sizes, Encoder* gradient,
-                  Tape& tape) const {
+                  Tape& tape, const Watch& watch) const {
     double total = 0;
     const auto start = tape.mark();
     Ends ends{this, nullptr, nullptr, nullptr};
@@ -280,7 +282,7 @@ class Encoder {
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
     nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, source.grid);
-    trunk_.forward(ends, x, z, {}, sizes, tape);
+    trunk_.forward(ends, x, z, {}, sizes, tape, {}, watch);
     tape.finish(start, Record{sizes, ends, x, z});
     return total;
   }
@@ -296,8 +298,9 @@ class Encoder {
     check_one("the gradient of the extra tokens", inputs.extra, config.extra_tokens, config.extra_channels);
   }
 
-  void backward_trunk(const Ends& ends, T* x, T* z_gradient, const Sizes& sizes, Tape& tape) const {
-    trunk_.backward(ends, x, z_gradient, {}, ends.gradient->trunk_, sizes, tape);
+  void backward_trunk(const Ends& ends, T* x, T* z_gradient, const Sizes& sizes, Tape& tape,
+                      const Watch& watch = {}) const {
+    trunk_.backward(ends, x, z_gradient, {}, ends.gradient->trunk_, sizes, tape, watch);
     nn::backward(latent_positions_, z_gradient, ends.gradient->latent_positions_, sizes.batch, sizes.groups, tape);
   }
 

@@ -112,16 +112,17 @@ class Trunk {
   /// latent_dim] in place.
   template <class Ends>
   void forward(const Ends& ends, T* x, T* z, const Conditioning<T>& condition, const Sizes& sizes, Tape& tape,
-               const Trace<T>& trace = {}) const {
+               const Trace<T>& trace = {}, const Watch& watch = {}) const {
     const auto start = tape.mark();
     Kept* kept = tape.allocate<Kept>(static_cast<Index>(plan.count));
     for (std::size_t i = 0; i < plan.count; ++i) {
       kept[i] = keep(i, x, z, sizes, tape);
-      const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, trace};
+      const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, trace, watch, false};
       const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
       for (Index k = 0; k < groups.count; ++k) {
         const Tape::Recording recording(tape, tape.recording() && tape.options().recompute == Recompute::none);
         forward_groups(pass, groups[k], data_of(x, groups[k], sizes), latents_of(z, groups[k], sizes), false);
+        pass.report(Part::local, groups[k].first + groups[k].count, groups.sequences);
       }
       if (!plan[i].reads) continue;
       for (Index k = 0; k < examples.count; ++k)
@@ -134,12 +135,12 @@ class Trunk {
   /// into the memory of forward's x, too. Adds to `gradient`.
   template <class Ends>
   void backward(const Ends& ends, T* x_gradient, T* z_gradient, const Conditioning<T>& condition, Trunk& gradient,
-                const Sizes& sizes, Tape& tape) const {
+                const Sizes& sizes, Tape& tape, const Watch& watch = {}) const {
     const Trace<T> untraced;
     const auto saved = tape.pop<Record>();
     const Kept* kept = saved->kept;
     for (std::size_t i = plan.count; i-- > 0;) {
-      const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, untraced};
+      const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, untraced, watch, true};
       const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
       for (Index k = plan[i].reads ? examples.count : 0; k-- > 0;) {
         backward_examples(pass, examples[k], examples[k].of(z_gradient, example_size(sizes)), gradient);
@@ -151,6 +152,7 @@ class Trunk {
         if (tape.options().recompute != Recompute::none) run_again(pass, groups[k]);
         backward_groups(pass, groups[k], data_of(x_gradient, groups[k], sizes),
                         latents_of(z_gradient, groups[k], sizes), before_gradient, gradient);
+        pass.report(Part::local, groups.sequences - groups[k].first, groups.sequences);
       }
       if (before_gradient) add_latents_before(before_gradient, z_gradient, sizes);
     }
@@ -188,7 +190,12 @@ class Trunk {
     const Kept* kept;
     Tape& tape;
     const Trace<T>& trace;
+    const Watch& watch;
+    bool backward;
 
+    void report(Part part, Index done, Index all) const {
+      if (watch) watch({stage, part, backward, done, all});
+    }
     void tell(std::size_t of_stage, Part part, Index first, Index count, const T* data) const {
       if (trace) trace(of_stage, part, first, count, data);
     }
@@ -338,6 +345,7 @@ class Trunk {
   template <class Ends>
   void backward_examples(const Pass<Ends>& pass, const Chunk& examples, T* z_gradient, Trunk& gradient) const {
     const Index length = pass.sizes.groups * pass.sizes.latents;
+    const auto blocks = static_cast<Index>(stages_[pass.stage].global.size());
     const auto backward_all = [&] {
       for (std::size_t j = stages_[pass.stage].global.size(); j-- > 0;) {
         nn::backward_recomputed<T>(
@@ -346,6 +354,9 @@ class Trunk {
               nn::backward(stages_[pass.stage].global[j], z_gradient, gradient.stages_[pass.stage].global[j],
                            examples.count, length, pass.tape);
             });
+        const Index after = pass.sizes.batch - examples.first - examples.count;
+        pass.report(Part::global, after * blocks + examples.count * (blocks - static_cast<Index>(j)),
+                    pass.sizes.batch * blocks);
       }
       if constexpr (c.conditioned) {
         nn::backward_recomputed<T>(
@@ -367,11 +378,15 @@ class Trunk {
   void forward_parts(const Pass<Ends>& pass, const Chunk& examples, T* z) const {
     const Index size = examples.count * example_size(pass.sizes);
     const bool again = again_alone(pass.tape);
+    const auto blocks = static_cast<Index>(stages_[pass.stage].global.size());
     if constexpr (c.conditioned) {
       nn::forward_recomputed(z, size, again, pass.tape, [&](T* x) { forward_condition(pass, examples, x); });
     }
     for (std::size_t j = 0; j < stages_[pass.stage].global.size(); ++j) {
       nn::forward_recomputed(z, size, again, pass.tape, [&](T* x) { forward_global(pass, examples, j, x); });
+      if (pass.backward) continue;
+      pass.report(Part::global, examples.first * blocks + examples.count * static_cast<Index>(j + 1),
+                  pass.sizes.batch * blocks);
     }
     pass.tell(pass.stage, Part::global, examples.first * pass.sizes.groups, examples.count * pass.sizes.groups, z);
   }

@@ -56,6 +56,7 @@ const std::string classify = std::string(FIT_EXAMPLES_DIR) + "/classify_images";
 const std::string generate = std::string(FIT_EXAMPLES_DIR) + "/generate_images";
 const std::string model_images = std::string(FIT_EXAMPLES_DIR) + "/model_images";
 const std::string complete_text = std::string(FIT_EXAMPLES_DIR) + "/complete_text";
+const std::string train_gigapixel = std::string(FIT_EXAMPLES_DIR) + "/train_gigapixel";
 
 /// What a command prints, which must succeed.
 std::string succeed(const std::string& command) {
@@ -257,4 +258,67 @@ TEST_CASE("complete_text trains on files, measures those held out, and writes on
   fail(complete_text + " --out " + out.string() + " train", "--data");
   fail(complete_text + " --data " + (folder / "none").string() + " train", "no such file or folder");
   fail(complete_text + " --data " + (data / "binary").string() + " train", "fewer than a window");
+}
+
+TEST_CASE("train_gigapixel trains, resumes to the same bits, and draws", "[examples]") {
+  const test::TemporaryFolder folder;
+  const auto out = folder / "out", other = folder / "other";
+  const std::string small = train_gigapixel + " --size 640x320";
+  const std::string first = succeed(small + " --steps 2 --recompute none --out " + out.string());
+  for (const char* part : {"TFLOP a step", "a picture made by a formula, 640 x 320", "step 1: loss ", "step 2: loss ",
+                           "loss of the pictures "}) {
+    CHECK(test::contains(first, part));
+  }
+  for (const char* name : {"picture.png", "part.png"}) CHECK(test::contains(bytes_of(out / name), "\x89PNG"));
+  CHECK(test::contains(bytes_of(out / "loss.svg"), "</svg>"));
+  const std::string losses = bytes_of(out / "loss.csv");
+  CHECK(losses.starts_with("step,loss,seconds\n1,"));
+  CHECK(std::count(losses.begin(), losses.end(), '\n') == 3);
+
+  // The steps' rates follow from their number: the same in both runs.
+  const std::string state = (out / "state.safetensors").string(), saved = (folder / "saved").string();
+  succeed(small + " --steps 2 --recompute stage --threads 1 --out " + other.string() + " --save " + saved);
+  CHECK((bytes_of(saved) == bytes_of(state)));
+  const std::string more = succeed(small + " --steps 3 --out " + out.string() + " --resume " + state);
+  CHECK(test::contains(more, "Resumed after 2 steps"));
+  CHECK(!test::contains(more, "step 2:"));
+  CHECK(bytes_of(out / "loss.csv").starts_with(losses));
+  CHECK(fit::SafetensorsFile(state).metadata().at("state.step") == "3");
+  fail(small + " --config large --out " + out.string() + " --resume " + state, "config.data_dim");
+  CHECK(bytes_of(out / "loss.csv").starts_with(losses));
+}
+
+TEST_CASE("train_gigapixel ends soon when it is interrupted, with what it has", "[examples]") {
+  const test::TemporaryFolder folder;
+  const std::string out = (folder / "out").string();
+  // Until the first step is done, and then in the second, of some seconds.
+  const std::string text =
+      succeed(train_gigapixel + " --size 1920 --steps 9 --out " + out + " > " + out + "-log & pid=$!; " +
+              "until grep -q 'step 1:' " + out + "-log; do sleep 0.1; kill -0 $pid || exit 1; done; sleep 0.3; " +
+              "kill -INT $pid; wait $pid; test $? -eq 130 && cat " + out + "-log");
+  CHECK(test::contains(text, "Interrupted in step 2.\nThe state before it is in "));
+  CHECK(!test::contains(text, "step 2: loss"));
+  CHECK(fit::SafetensorsFile(folder / "out" / "state.safetensors").metadata().at("state.step") == "1");
+}
+
+TEST_CASE("train_gigapixel says what is wrong, before it begins", "[examples]") {
+  const test::TemporaryFolder folder;
+  const auto out = folder / "out";
+  const std::string to_out = train_gigapixel + " --steps 1 --out " + out.string();
+  for (const char* size :
+       {"600", "320x300", "0", "-320", "320000000", "99999999999999999999", "320x", "x320", "320y"}) {
+    fail(to_out + " --size=" + size,
+         size == std::string("320x300") || size == std::string("600") ? "multiples of 320" : "");
+  }
+  fail(to_out + " --size 320000", "too large to be counted");
+  fail(to_out + " --size 6400 --memory-limit 0.5", "--memory-limit allows 0.50 GB");
+  fail(to_out + " --config large --latents 4", "only the base configuration");
+  fail(to_out + " --recompute some", "--recompute");
+  fail(to_out + " --image " + (folder / "none").string(), "none: cannot be opened");
+  std::ofstream(folder / "text") << "no picture";
+  fail(to_out + " --size 320 --image " + (folder / "text").string(), "text: neither a PNG nor a JPEG file");
+  CHECK(!std::filesystem::exists(out / "loss.csv"));
+  fail(train_gigapixel + " --size 320 --out " + (folder / "text").string(), "text");
+  fail(to_out + " --size 320 --save " + (folder / "none" / "state").string(), "none/state");
+  fail(to_out + " --size 320 --resume " + (folder / "text").string(), "text");
 }

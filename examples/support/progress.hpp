@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <string>
 #include <thread>
 #include <utility>
@@ -22,6 +23,15 @@ namespace examples {
 /// As many threads as are asked for; for 0, one for each processor.
 inline int threads(int wanted) {
   return wanted > 0 ? wanted : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+/// Of the machine, in bytes; infinity where it cannot be known.
+inline double physical_memory() {
+#if EXAMPLES_HAS_TERMINAL
+  return static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE));
+#else
+  return std::numeric_limits<double>::infinity();
+#endif
 }
 
 /// "1:02:03" for 3723 seconds.

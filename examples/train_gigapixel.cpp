@@ -1,0 +1,678 @@
+// Trains a masked autoencoder (He et al., arXiv 2111.06377) on one large picture: three of four patches are hidden, and
+// the model learns to fill them in from the others. Neither the patches nor what the model makes of them stand in
+// memory as a whole: both are made from the pixels, some groups at a time.
+#include <fit/fit.hpp>
+#include <fit/plot/chart.hpp>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <numeric>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "support/picture.hpp"
+#include "support/png.hpp"
+#include "support/progress.hpp"
+
+namespace {
+
+using examples::Picture;
+using examples::PictureSize;
+using fit::Index;
+
+constexpr Index patch = 16, group_side = 20, group_pixels = patch * group_side;
+constexpr int group_tokens = group_side * group_side, hidden_tokens = group_tokens * 3 / 4;
+constexpr int channels = patch * patch * 3;
+
+constexpr fit::EncoderConfig config_of(fit::Layers layers, int latents, int data_dim, int latent_dim) {
+  return {.layers = layers,
+          .groups = fit::any,
+          .tokens = group_tokens,
+          .channels = channels,
+          .latents = latents,
+          .data_dim = data_dim,
+          .latent_dim = latent_dim,
+          .data_heads = data_dim / 64,
+          .latent_heads = latent_dim / 64,
+          .latent_positions = fit::Positions::sin_cos_grid};
+}
+
+template <fit::EncoderConfig c>
+struct Autoencoder {
+  using Scalar = float;
+  static constexpr fit::EncoderConfig config = c;
+
+  fit::Encoder<c> encoder;
+  fit::nn::Linear<float, channels, c.data_dim> head;
+  fit::Vector<float, channels> mask_token;
+
+  static void visit(auto&& f, auto&... p) {
+    f("encoder", p.encoder...);
+    f("head", p.head...);
+    f("mask_token", p.mask_token...);
+  }
+};
+
+struct Options {
+  std::filesystem::path image, out = "gigapixel", save, resume;
+  std::string size, config = "base";
+  fit::Recompute recompute = fit::Recompute::stream;
+  Index steps = 20;
+  int latents = 16, threads = 0;
+  double rate = 1e-3, memory_limit = 0;
+  std::uint64_t seed = 7;
+
+  std::filesystem::path state() const { return save.empty() ? out / "state.safetensors" : save; }
+};
+
+/// A picture as the model sees it in one pass: patches of which some are hidden. Each colour has mean 0 and deviation 1
+/// over the whole picture, so that a loss of 1 is that of guessing the mean colour.
+class MaskedPicture {
+ public:
+  explicit MaskedPicture(const Picture& picture)
+      : picture_(picture), rows_(picture.size.height / group_pixels), columns_(picture.size.width / group_pixels) {
+    std::array<double, 3> sums{}, squares{};
+    const auto& pixels = picture.pixels;
+    for (std::size_t i = 0; i < pixels.size(); ++i) {
+      const double value = pixels[i];
+      sums[i % 3] += value;
+      squares[i % 3] += value * value;
+    }
+    const double count = static_cast<double>(pixels.size()) / 3;
+    for (std::size_t c = 0; c < 3; ++c) {
+      const double mean = sums[c] / count, variance = squares[c] / count - mean * mean;
+      mean_[c] = static_cast<float>(mean);
+      deviation_[c] = static_cast<float>(std::sqrt(std::max(1.0, variance)));
+    }
+  }
+
+  const Picture& picture() const { return picture_; }
+  fit::Grid grid() const { return {.rows = rows_, .columns = columns_}; }
+  Index groups() const { return rows_ * columns_; }
+  double hidden_values() const { return static_cast<double>(groups()) * hidden_tokens * channels; }
+
+  /// Which tokens are hidden follows from these numbers.
+  void hide(const fit::Random& random) { random_ = random; }
+
+  /// Tokens [count, group_tokens, channels] of some groups.
+  void fill(Index first, Index count, const float* mask_token, float* to) const {
+    for_each_token(first, count, [&](Index group, Index token, bool hidden) {
+      if (hidden) {
+        std::copy_n(mask_token, channels, to);
+      } else {
+        values_of(group, token, to);
+      }
+      to += channels;
+    });
+  }
+
+  /// Adds what of the tokens' gradient is the mask token's.
+  void add_mask_gradient(Index first, Index count, const float* from, float* mask_gradient) const {
+    for_each_token(first, count, [&](Index, Index, bool hidden) {
+      for (Index i = 0; hidden && i < channels; ++i) mask_gradient[i] += from[i];
+      from += channels;
+    });
+  }
+
+  /// The groups' share of the mean squared error of hidden tokens; what was made of them becomes its gradient.
+  double compare(Index first, Index count, float* made) const {
+    const auto scale = static_cast<float>(2 / hidden_values());
+    std::array<float, channels> truth;
+    double sum = 0;
+    for_each_token(first, count, [&](Index group, Index token, bool hidden) {
+      if (hidden) {
+        values_of(group, token, truth.data());
+        float squares = 0;
+        for (std::size_t i = 0; i < truth.size(); ++i) {
+          const float difference = made[i] - truth[i];
+          squares += difference * difference;
+          made[i] = scale * difference;
+        }
+        sum += static_cast<double>(squares);
+      } else {
+        std::fill_n(made, channels, 0.0f);
+      }
+      made += channels;
+    });
+    return sum / hidden_values();
+  }
+
+  /// draw(x, y, values) of every token in three versions, each [patch, patch, 3] from 0 to 255: as it is, as it is
+  /// seen, and with what was made of it where it is hidden.
+  template <class Draw>
+  void show(Index first, Index count, const float* made, Draw&& draw) const {
+    std::array<std::array<float, channels>, 3> versions;
+    for_each_token(first, count, [&](Index group, Index token, bool hidden) {
+      values_of(group, token, versions[0].data());
+      for (std::size_t i = 0; i < channels; ++i) {
+        const auto colour = [&](float value) {
+          return std::clamp(mean_[i % 3] + deviation_[i % 3] * value, 0.0f, 255.0f);
+        };
+        const float guess = colour(made[i]);
+        versions[0][i] = colour(versions[0][i]);
+        versions[1][i] = hidden ? 128 : versions[0][i];
+        versions[2][i] = hidden ? guess : versions[0][i];
+      }
+      draw(left_of(group, token), top_of(group, token), versions);
+      made += channels;
+    });
+  }
+
+ private:
+  template <class Each>
+  void for_each_token(Index first, Index count, Each&& each) const {
+    for (Index group = first; group < first + count; ++group) {
+      const auto hidden = hidden_in(group);
+      for (Index token = 0; token < group_tokens; ++token) each(group, token, hidden[static_cast<std::size_t>(token)]);
+    }
+  }
+
+  /// The first of a random order of the group's tokens.
+  std::array<bool, group_tokens> hidden_in(Index group) const {
+    fit::Random random = random_.fork(group);
+    std::array<std::size_t, group_tokens> order;
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::array<bool, group_tokens> hidden{};
+    for (std::size_t i = 0; i < hidden_tokens; ++i) {
+      std::swap(order[i], order[i + static_cast<std::size_t>(random.below(std::ssize(order) - static_cast<Index>(i)))]);
+      hidden[order[i]] = true;
+    }
+    return hidden;
+  }
+
+  Index left_of(Index group, Index token) const { return group % columns_ * group_pixels + token % group_side * patch; }
+  Index top_of(Index group, Index token) const { return group / columns_ * group_pixels + token / group_side * patch; }
+
+  void values_of(Index group, Index token, float* to) const {
+    const Index row = 3 * picture_.size.width;
+    const std::uint8_t* from = picture_.pixels.data() + top_of(group, token) * row + 3 * left_of(group, token);
+    for (Index y = 0; y < patch; ++y, from += row) {
+      for (std::size_t i = 0; i < 3 * patch; ++i) {
+        *to++ = (static_cast<float>(from[i]) - mean_[i % 3]) / deviation_[i % 3];
+      }
+    }
+  }
+
+  const Picture& picture_;
+  Index rows_, columns_;
+  std::array<float, 3> mean_, deviation_;
+  fit::Random random_{0};
+};
+
+/// A part of the picture in the three versions, scaled down by a whole number.
+class View {
+ public:
+  View(Index left, Index top, PictureSize size, Index factor)
+      : left_(left), top_(top), factor_(factor), size_{size.width / factor, size.height / factor} {
+    for (auto& sums : sums_) sums.resize(static_cast<std::size_t>(3 * size_.width * size_.height));
+  }
+
+  void add(Index left, Index top, const std::array<std::array<float, channels>, 3>& versions) {
+    for (Index i = 0; i < patch * patch; ++i) {
+      const Index x = left + i % patch - left_, y = top + i / patch - top_;
+      if (x < 0 || y < 0 || x / factor_ >= size_.width || y / factor_ >= size_.height) continue;
+      const Index to = 3 * (y / factor_ * size_.width + x / factor_);
+      for (std::size_t k = 0; k < 3; ++k) {
+        for (Index c = 0; c < 3; ++c) {
+          sums_[k][static_cast<std::size_t>(to + c)] += versions[k][static_cast<std::size_t>(3 * i + c)];
+        }
+      }
+    }
+  }
+
+  void write(const std::filesystem::path& path, const std::string& title) const {
+    examples::Sheet sheet(3, static_cast<int>(size_.height), static_cast<int>(size_.width), 3, title,
+                          {.scale = 1, .text_scale = 1, .gap = 12});
+    const float unit = 255 * static_cast<float>(factor_ * factor_);
+    for (std::size_t k = 0; k < 3; ++k) {
+      std::vector<float> values = sums_[k];
+      for (float& value : values) value /= unit;
+      sheet.add(values.data(), std::array{"the picture", "what the model sees", "what it makes of that"}[k]);
+    }
+    sheet.write(path);
+  }
+
+ private:
+  Index left_, top_, factor_;
+  PictureSize size_;
+  std::array<std::vector<float>, 3> sums_;
+};
+
+/// How much of a step's work is done, in FLOPs, by what the trunk says and the cost model knows of each phase.
+class Work {
+ public:
+  explicit Work(const fit::Summary& summary) {
+    for (const fit::SummaryLine& line : summary.lines) {
+      const bool last = line.part == fit::Part::head, global = line.part == fit::Part::global;
+      const std::size_t phase = (last ? phases_.size() / 2 - 1 : static_cast<std::size_t>(line.stage)) * 2 + global;
+      phases_.resize(std::max(phases_.size(), phase / 2 * 2 + 2));
+      phases_[phase].forward += static_cast<double>(line.forward.total());
+      phases_[phase].backward += static_cast<double>(line.backward.total());
+    }
+  }
+
+  std::size_t stages() const { return phases_.size() / 2; }
+  double total(bool backward) const {
+    double sum = 0;
+    for (const Phase& phase : phases_) sum += phase.forward + (backward ? phase.backward : 0);
+    return sum;
+  }
+  double done(const fit::PassProgress& at) const {
+    if (at.all == 0) return 0;
+    const std::size_t now = 2 * at.stage + (at.part == fit::Part::global);
+    const double share = static_cast<double>(at.done) / static_cast<double>(at.all);
+    double sum = 0;
+    for (std::size_t i = 0; i < phases_.size(); ++i) {
+      const double before = i < now ? 1 : i == now ? share : 0, after = i > now ? 1 : i == now ? share : 0;
+      sum += (at.backward ? 1 : before) * phases_[i].forward + (at.backward ? after : 0) * phases_[i].backward;
+    }
+    return sum;
+  }
+
+ private:
+  struct Phase {
+    double forward = 0, backward = 0;
+  };
+  std::vector<Phase> phases_;  // of every stage two: what its groups do, and its blocks over the latents
+};
+
+/// The losses of all steps, in files that appear whole or not at all.
+class Losses {
+ public:
+  explicit Losses(std::filesystem::path folder) : folder_(std::move(folder)) {}
+
+  /// Those of the first steps of an earlier run.
+  void resume(Index steps) {
+    std::ifstream file(folder_ / "loss.csv");
+    std::string line;
+    std::getline(file, line);
+    Row row;
+    while (std::getline(file, line) &&
+           std::sscanf(line.c_str(), "%td,%lf,%lf", &row.step, &row.loss, &row.seconds) == 3 && row.step <= steps) {
+      rows_.push_back(row);
+    }
+  }
+  void add(Index step, double loss, double seconds) { rows_.push_back({step, loss, seconds}); }
+
+  void write() const {
+    std::string text = "step,loss,seconds\n";
+    for (const Row& row : rows_) {
+      char line[96];
+      std::snprintf(line, sizeof line, "%td,%.6f,%.3f\n", row.step, row.loss, row.seconds);
+      text += line;
+    }
+    put("loss.csv", text);
+  }
+  void draw(const std::string& title) const {
+    fit::plot::Series series;
+    for (const Row& row : rows_) series.points.push_back({static_cast<double>(row.step), row.loss});
+    std::ostringstream text;
+    fit::plot::write_svg(text, fit::plot::Chart{.title = title,
+                                                .x = {.title = "step"},
+                                                .y = {.title = "mean squared error of hidden patches"},
+                                                .series = {series}});
+    put("loss.svg", text.str());
+  }
+
+ private:
+  struct Row {
+    Index step = 0;
+    double loss = 0, seconds = 0;
+  };
+
+  void put(const char* name, const std::string& text) const {
+    fit::AtomicFile file(folder_ / name);
+    file.write(text.data(), text.size());
+    file.commit();
+  }
+
+  std::filesystem::path folder_;
+  std::vector<Row> rows_;
+};
+
+std::atomic<bool> interrupted = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+/// A second interruption ends the program at once.
+void interrupt(int) {
+  interrupted = true;
+  std::signal(SIGINT, SIG_DFL);
+}
+
+std::string gigabytes(double bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.2f GB", bytes / 1e9);
+  return text;
+}
+
+/// What a step needs, from the cost model, the pixels and what is made of them.
+template <fit::EncoderConfig config>
+fit::Summary check_memory(const Options& options, const PictureSize& size, int threads) {
+  const Index groups = size.width / group_pixels * (size.height / group_pixels);
+  const fit::Summary summary = fit::summary<config>(1, {.training = true,
+                                                        .options = {.recompute = options.recompute},
+                                                        .threads = threads,
+                                                        .groups = static_cast<int>(groups),
+                                                        .by_groups = true});
+  constexpr double head = sizeof(float) * channels * (4.0 * (config.data_dim + 2) + 2.0 * 4096);
+  const double pixels = static_cast<double>(3 * size.width * size.height);
+  const double needed = static_cast<double>(summary.cost.peak) + head + pixels;
+  std::printf("%s: %td parameters, %.1f TFLOP a step, %s of memory, %s of them pixels.\n", summary.title.c_str(),
+              summary.cost.parameters, static_cast<double>(summary.cost.flops().total()) / 1e12,
+              gigabytes(needed).c_str(), gigabytes(pixels).c_str());
+  const double limit = options.memory_limit > 0 ? 1e9 * options.memory_limit : examples::physical_memory();
+  fit::require(needed <= limit, "a step on ", examples::text_of(size), " pixels needs ", gigabytes(needed),
+               options.memory_limit > 0 ? ", and --memory-limit allows " : ", and this machine has ", gigabytes(limit));
+  return summary;
+}
+
+/// Steps on a thread of their own, while the calling one says how far they are.
+template <fit::EncoderConfig config>
+class Training {
+ public:
+  using Model = Autoencoder<config>;
+
+  Training(const Options& options, MaskedPicture& picture, fit::Executor& executor, const Work& work)
+      : options_(options), picture_(picture), tape_(executor), work_(work), losses_(options.out) {
+    state_.optimizer.options = {.beta2 = 0.95, .weight_decay = 0.05};
+    state_.random = fit::Random(options.seed);
+    if (options.resume.empty()) {
+      fit::nn::initialise(state_.model, fit::Random(options.seed + 1));
+    } else {
+      fit::load(options.resume, state_);
+      losses_.resume(state_.step);
+      std::printf("Resumed after %td steps.\n", state_.step);
+    }
+    first_step_ = state_.step;
+    losses_.write();
+    // Better now than after an hour.
+    const std::filesystem::path state = std::filesystem::absolute(options.state());
+    const fit::AtomicFile writable(state);
+    const auto needed = sizeof(float) * static_cast<std::uintmax_t>(fit::count_parameters(state_));
+    const std::uintmax_t room = std::filesystem::space(state.parent_path()).available;
+    fit::require(room > needed, state.string(), ": the state takes ", gigabytes(static_cast<double>(needed)),
+                 ", and there is room for ", gigabytes(static_cast<double>(room)));
+  }
+
+  int run() {
+    std::exception_ptr error;
+    std::thread worker([&] {
+      try {
+        train();
+        if (!interrupted) draw();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      const std::lock_guard lock(mutex_);
+      ended_ = true;
+      changed_.notify_one();
+    });
+    watch();
+    worker.join();
+    try {
+      if (unsaved_) save();
+    } catch (const fit::Error&) {
+      if (!error) throw;
+    }
+    if (error) std::rethrow_exception(error);
+    return 0;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void train() {
+    const fit::WarmUpCosine rate{.peak = options_.rate,
+                                 .warm_up = std::clamp<Index>(options_.steps / 10, 1, 100),
+                                 .total = options_.steps,
+                                 .floor = options_.rate / 100};
+    Model gradient;
+    auto last_saved = Clock::now();
+    while (state_.step < options_.steps && !interrupted) {
+      const auto start = Clock::now();
+      picture_.hide(state_.random.fork(state_.step + 1));
+      const double loss = pass(&gradient, [](Index, Index, const float*) {});
+      const std::lock_guard lock(mutex_);
+      state_.update(gradient, {.learning_rate = rate(state_.step)}, tape_);
+      unsaved_ = true;
+      progress_ = {};
+      const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+      say("step %td: loss %.4f, %.2f s, %.0f GFLOP/s", state_.step, loss, seconds, work_.total(true) / seconds / 1e9);
+      losses_.add(state_.step, loss, seconds);
+      losses_.write();
+      if (state_.step == options_.steps || Clock::now() - last_saved > std::chrono::minutes(10)) {
+        save();
+        last_saved = Clock::now();
+      }
+    }
+  }
+
+  /// The loss of the hidden patches, with its gradient where there is a place for it. look(first, count, made) sees
+  /// what the head makes of every group's tokens.
+  template <class Look>
+  double pass(Model* gradient, Look&& look) {
+    const Model& model = state_.model;
+    fit::GroupSource<float> source{.groups = picture_.groups(), .grid = picture_.grid()};
+    source.fill = [&](Index first, Index count, float* to) {
+      picture_.fill(first, count, model.mask_token.data(), to);
+    };
+    source.gradient = [&](Index first, Index count, const float* from) {
+      picture_.add_mask_gradient(first, count, from, gradient->mask_token.data());
+    };
+    const fit::GroupLoss<float> loss = [&](Index first, Index count, const float* data, float* to) {
+      const fit::Arena::Scope scope(tape_.arena());
+      const Index rows = count * group_tokens;
+      float* made = tape_.scratch<float>(rows * channels);
+      fit::nn::forward(model.head, data, made, rows, tape_);
+      look(first, count, made);
+      const double share = picture_.compare(first, count, made);
+      if (to) fit::nn::backward<float>(model.head, made, to, gradient->head, rows, tape_);
+      return share;
+    };
+    const fit::Watch watch = [&](const fit::PassProgress& at) {
+      const std::lock_guard lock(mutex_);
+      progress_ = at;
+    };
+    if (!gradient) return model.encoder.loss(source, loss, tape_, watch);
+    return model.encoder.loss(source, loss, gradient->encoder, tape_, {.recompute = options_.recompute}, fit::Random(0),
+                              watch);
+  }
+
+  void draw() {
+    constexpr Index side = 448;
+    const Picture& picture = picture_.picture();
+    const PictureSize &size = picture.size, part{std::min(size.width, side), std::min(size.height, side)};
+    std::array views{View(0, 0, size, (std::max(size.width, size.height) + side - 1) / side),
+                     View((size.width - part.width) / 2, (size.height - part.height) / 2, part, 1)};
+    picture_.hide(state_.random.fork(0));
+    {
+      const std::lock_guard lock(mutex_);
+      drawing_ = true;
+    }
+    const double loss = pass(nullptr, [&](Index first, Index count, const float* made) {
+      picture_.show(first, count, made, [&](Index left, Index top, const auto& versions) {
+        for (View& view : views) view.add(left, top, versions);
+      });
+    });
+    const std::lock_guard lock(mutex_);
+    views[0].write(options_.out / "picture.png", picture.about);
+    views[1].write(options_.out / "part.png", "its middle, pixel by pixel");
+    losses_.draw(picture.about);
+    progress_ = {};
+    say("loss of the pictures %.4f; loss.csv, loss.svg, picture.png and part.png are in %s", loss,
+        options_.out.c_str());
+  }
+
+  void save() {
+    fit::save(options_.state(), state_);
+    unsaved_ = false;
+  }
+
+  /// A line for the other thread to print.
+  void say(const char* format, auto... values) {
+    char text[512];
+    std::snprintf(text, sizeof text, format, values...);
+    lines_.emplace_back(text);
+  }
+
+  /// Until the worker has ended. An interruption within a pass, which may take an hour, ends the program with the state
+  /// as it was before.
+  void watch() {
+    std::optional<examples::Progress> progress;
+    auto start = Clock::now();
+    std::unique_lock lock(mutex_);
+    for (bool last = false; !last;) {
+      changed_.wait_for(lock, std::chrono::milliseconds(100));
+      last = ended_;
+      if (!lines_.empty()) progress.reset();
+      for (const std::string& line : lines_) std::printf("%s\n", line.c_str());
+      lines_.clear();
+      if (interrupted && !last) leave();
+      if (last || progress_.all == 0) continue;
+      if (!progress) {
+        progress.emplace(drawing_ ? "pictures" : "step " + std::to_string(state_.step + 1),
+                         std::llround(work_.total(!drawing_) / 1e9));
+        start = Clock::now();
+      }
+      if (Clock::now() - start < std::chrono::seconds(3)) continue;  // of short steps their losses say enough
+      const fit::PassProgress& at = progress_;
+      progress->update(std::llround(work_.done(at) / 1e9),
+                       {{"stage", fit::concatenate(at.stage + 1, "/", work_.stages(), at.backward ? " back" : "")},
+                        {at.part == fit::Part::local ? "groups" : "blocks", fit::concatenate(at.done, "/", at.all)}});
+    }
+  }
+
+  [[noreturn]] void leave() {
+    try {
+      if (unsaved_) save();
+      std::printf("Interrupted in step %td.\n", state_.step + 1);
+      if (state_.step > first_step_) std::printf("The state before it is in %s.\n", options_.state().c_str());
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "%s\n", error.what());
+    }
+    std::fflush(stdout);
+    std::_Exit(130);
+  }
+
+  const Options& options_;
+  MaskedPicture& picture_;
+  fit::Tape tape_;
+  const Work& work_;
+  fit::TrainingState<Model> state_;
+  Losses losses_;
+  Index first_step_ = 0;
+
+  // Of what both threads use. A pass reads the state without it, as it only changes between them.
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  fit::PassProgress progress_{};
+  std::vector<std::string> lines_;
+  bool drawing_ = false, unsaved_ = false, ended_ = false;
+};
+
+/// From "6400" or "6400x3200".
+PictureSize size_from(const std::string& text) {
+  PictureSize size;
+  const char* const end = text.data() + text.size();
+  std::from_chars_result at = std::from_chars(text.data(), end, size.width);
+  size.height = size.width;
+  if (at.ec == std::errc() && at.ptr != end && *at.ptr == 'x') at = std::from_chars(at.ptr + 1, end, size.height);
+  fit::require(at.ec == std::errc() && at.ptr == end, "--size must be like 6400 or 6400x3200, not ", text);
+  return size;
+}
+
+/// What is asked for, else as many groups as the picture has, else the paper's size.
+PictureSize size_of(const Options& options) {
+  PictureSize size{6400, 6400};
+  if (!options.size.empty()) {
+    size = size_from(options.size);
+  } else if (!options.image.empty()) {
+    size = examples::picture_size(options.image);
+    for (Index* side : {&size.width, &size.height}) *side = std::max(group_pixels, *side / group_pixels * group_pixels);
+  }
+  for (const Index side : {size.width, size.height}) {
+    fit::require(side > 0 && side <= 320'000 && side % group_pixels == 0, "a picture's sides must be multiples of ",
+                 group_pixels, " pixels, the side of a group, up to 320000, unlike ", examples::text_of(size));
+  }
+  return size;
+}
+
+template <fit::EncoderConfig config>
+int run(const Options& options) {
+  const PictureSize size = size_of(options);
+  fit::Executor executor(examples::threads(options.threads));
+  const fit::Summary summary = check_memory<config>(options, size, executor.lanes());
+  std::filesystem::create_directories(options.out);
+  const Picture picture =
+      options.image.empty() ? examples::formula_picture(size) : examples::read_picture(options.image, size);
+  std::printf("%s.\n", picture.about.c_str());
+  MaskedPicture masked(picture);
+  const Work work(summary);
+  return Training<config>(options, masked, executor, work).run();
+}
+
+int run_configured(const Options& options) {
+  fit::require(options.latents == 16 || options.config == "base", "only the base configuration has --latents 4");
+  if (options.config == "local") return run<config_of("(6)", 16, 256, 512)>(options);
+  if (options.config == "large") return run<config_of("(2)4(2)4(2)", 16, 512, 768)>(options);
+  if (options.latents == 4) return run<config_of("(2)4(2)4(2)", 4, 256, 512)>(options);
+  return run<config_of("(2)4(2)4(2)", 16, 256, 512)>(options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Trains a FIT encoder to fill in the hidden three quarters of a large picture.");
+  app.add_option("--image", options.image, "a PNG or JPEG file; without one, a picture made by a formula");
+  app.add_option("--size", options.size,
+                 "pixels, as 6400 or 6400x3200: the picture is cropped or repeated by reflection to it");
+  app.add_option("--config", options.config, "base (35 M parameters), large, or local: local blocks alone")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"base", "large", "local"}));
+  app.add_option("--latents", options.latents, "of a group")->capture_default_str()->check(CLI::IsMember({4, 16}));
+  app.add_option("--recompute", options.recompute, "none, stage or stream: more work, less memory")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, fit::Recompute>{
+          {"none", fit::Recompute::none}, {"stage", fit::Recompute::stage}, {"stream", fit::Recompute::stream}}));
+  app.add_option("--steps", options.steps, "in all, with those of the run that is resumed")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--seed", options.seed, "of everything random")->capture_default_str();
+  app.add_option("--memory-limit", options.memory_limit, "in GB: what needs more is refused; the machine's by default")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--out", options.out, "folder of losses and pictures")->capture_default_str();
+  app.add_option("--save", options.save, "where the state goes, at the end, every ten minutes and when interrupted");
+  app.add_option("--resume", options.resume, "a state to go on from");
+  CLI11_PARSE(app, argc, argv);
+  std::signal(SIGINT, interrupt);
+  try {
+    return run_configured(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

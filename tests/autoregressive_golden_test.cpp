@@ -1,3 +1,4 @@
+#include <fit/grouping/shift.hpp>
 #include <fit/models/autoregressive_decoder.hpp>
 
 #include "golden_model.hpp"

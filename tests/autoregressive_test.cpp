@@ -1,3 +1,4 @@
+#include <fit/grouping/shift.hpp>
 #include <fit/io/checkpoint.hpp>
 #include <fit/models/autoregressive_decoder.hpp>
 #include <fit/training/clip.hpp>
@@ -157,6 +158,60 @@ TEST_CASE("it learns a sequence that it can only know from the groups before", "
   }
   // Not to know the id costs 2 bits, once in 54 places; a model that sees one group alone pays them in all six groups.
   CHECK(fit::bits_per_dimension(state.model.loss(batch_of(1), tape)) < 3.0 * 2 / 54);
+}
+
+TEST_CASE("ids that come from a source give the bits of those of a tensor", "[autoregressive]") {
+  constexpr Index batch = 100;  // two chunks, the second of which begins inside an example
+  const Decoder decoder(fit::Random(3));
+  const auto ids = random_ids(batch, 4);
+  fit::Tape tape;
+  int bad_call = -1, calls = 0;
+  fit::GroupSource<std::int32_t> source{.batch = batch, .groups = config.groups};
+  source.fill = [&](Index first, Index count, std::int32_t* to) {
+    REQUIRE((first >= 0 && count > 0 && first + count <= batch * config.groups));
+    CHECK(count <= 4096 / config.tokens + 1);
+    std::copy_n(ids.data() + first * config.tokens, count * config.tokens, to);
+    if (calls++ == bad_call) to[count * config.tokens - 1] = 21;
+  };
+  CHECK(decoder.loss(source, tape) == decoder.loss(ids, tape));
+  CHECK(calls == 4);
+  for (const fit::Recompute recompute : test::recomputes) {
+    const fit::TrainingOptions options{.drop_units = 0.2f, .recompute = recompute};
+    Decoder expected, gradient;
+    const double loss = decoder.loss(ids, expected, tape, options, fit::Random(5));
+    bool back = false;
+    const auto watch = [&](const fit::PassProgress& at) { back = at.backward && at.stage == 0 && at.done == at.all; };
+    CHECK(decoder.loss(source, gradient, tape, options, fit::Random(5), watch) == loss);
+    CHECK(equal(gradient, expected));
+    CHECK(back);
+  }
+
+  const auto fails = [&](const fit::GroupSource<std::int32_t>& wrong, const char* part) {
+    Decoder gradient;
+    CHECK(test::contains(test::error_of([&] { decoder.loss(wrong, tape); }), part));
+    CHECK(test::contains(test::error_of([&] { decoder.loss(wrong, gradient, tape); }), part));
+    return gradient;
+  };
+  for (bad_call = 0; bad_call < 4; ++bad_call) {
+    calls = 0;
+    CHECK(test::contains(test::error_of([&] { decoder.loss(source, tape); }), "ids must be in 0 .. 20, not 21"));
+  }
+  bad_call = -1;
+  auto wrong = source;
+  wrong.fill = {};
+  CHECK(equal(fails(wrong, "a function that fills them"), Decoder()));
+  wrong = source;
+  wrong.gradient = [](Index, Index, const std::int32_t*) {};
+  CHECK(equal(fails(wrong, "ids have no gradient"), Decoder()));
+  wrong = source;
+  wrong.groups = 7;
+  CHECK(equal(fails(wrong, "6 groups for an example, not 7"), Decoder()));
+  wrong = source;
+  wrong.batch = -1;
+  CHECK(equal(fails(wrong, "negative"), Decoder()));
+  wrong = source;
+  wrong.grid = {0, 2, 3};
+  CHECK(equal(fails(wrong, "grid"), Decoder()));
 }
 
 TEST_CASE("a step of autoregressive training allocates nothing after the first", "[autoregressive]") {

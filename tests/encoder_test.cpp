@@ -577,8 +577,8 @@ TEST_CASE("a loss over a source of groups is that over tensors, with the gradien
   const auto refused = [&](fit::GroupSource<float> wrong, const fit::GroupLoss<float>& of, const char* text) {
     CHECK_THROWS_WITH(encoder.loss(wrong, of, untouched, tape), Catch::Matchers::ContainsSubstring(text));
   };
-  refused({batch, config.groups}, loss, "functions, not empty ones");
-  refused(source, {}, "functions, not empty ones");
+  refused({batch, config.groups}, loss, "a function that fills them");
+  refused(source, {}, "a loss by groups needs a function");
   auto wrong = source;
   wrong.groups = 5;
   refused(wrong, loss, "6 groups for an example, not 5");

@@ -45,11 +45,15 @@ struct AutoregressiveDecoder {
     return {count, c.vocabulary, {{c.data_dim, 1, c.data_dim}}};
   }
   template <class T>
-  constexpr void start(Index, Meter<T>& meter) const {
+  constexpr void start(Index groups, Meter<T>& meter) const {
+    const Index start = meter.mark();
+    if (with_loss) meter.template allocate<std::int32_t>((1 + groups) * sizes.tokens);  // ids
     meter.finish(meter.mark(), sizeof(void*));
+    meter.finish(start);
   }
   template <class T>
   constexpr void start_backward(Index groups, Meter<T>& meter) const {
+    const auto frame = meter.pop();
     if (c.data_positions == Positions::learned) meter.add_column_sums({{groups, sizes.tokens * c.data_dim}});
     const auto embedding = meter.pop();
   }
@@ -81,7 +85,6 @@ struct AutoregressiveDecoder {
   constexpr void training_step(Meter<T>& meter) const {
     AutoregressiveDecoder losing = *this;
     losing.with_loss = true;
-    meter.template output<std::int32_t>(rows());  // inputs
     losing.forward(meter);
     meter.set_backward(true);
     const auto saved = meter.pop();
@@ -98,10 +101,11 @@ struct AutoregressiveDecoder {
     const Index piece = std::min(count, logit_rows(c.vocabulary));
     meter.record_briefly(true, [&] {
       meter.in_scope([&] {
-        meter.scratch(count * c.data_dim);    // normed
-        meter.scratch(piece * c.data_dim);    // normed_gradient
-        meter.scratch(piece * c.vocabulary);  // logits
-        meter.scratch(piece);                 // losses
+        meter.scratch(count * c.data_dim);            // normed
+        meter.scratch(piece * c.data_dim);            // normed_gradient
+        meter.scratch(piece * c.vocabulary);          // logits
+        meter.scratch(piece);                         // losses
+        meter.template scratch<std::int32_t>(count);  // targets
         metered::forward(data_norm(), count, meter);
         meter.times(count / piece, [&] { logits_forward_and_back(piece, meter); });
         if (count % piece > 0) logits_forward_and_back(count % piece, meter);

@@ -73,6 +73,17 @@ void require_grid(const Grid& grid, Index groups) {
           rows, " rows and ", columns, " columns");
 }
 
+/// Throws Error for a source that no pass could be over.
+template <auto config, class U>
+void require_source(const GroupSource<U>& source, Index tokens) {
+  require(source.fill != nullptr, "a source of groups needs a function that fills them");
+  require(source.batch >= 0, "a batch must not be negative, but is ", source.batch);
+  require(config.groups == any || source.groups == config.groups, "the source must give ", config.groups,
+          " groups for an example, not ", source.groups);
+  require_counts<config>(source.batch, source.groups, tokens);
+  require_grid<config>(source.grid, source.groups);
+}
+
 /// A tensor in memory of the tape that lasts until it records or is cleared again.
 template <class T, class... Counts>
 TensorView<T, static_cast<int>(sizeof...(Counts))> output(Tape& tape, Counts... counts) {

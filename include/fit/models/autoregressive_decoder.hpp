@@ -5,7 +5,6 @@
 #include <numbers>
 #include <type_traits>
 
-#include <fit/grouping/shift.hpp>
 #include <fit/kernels/cross_entropy.hpp>
 #include <fit/models/arguments.hpp>
 #include <fit/models/trunk.hpp>
@@ -84,19 +83,27 @@ class AutoregressiveDecoder {
   /// Mean cross entropy in nats of the ids [B, groups, tokens] of whole sequences, each given those before it; it is
   /// zero for an empty batch. The logits go through in chunks, so that they never stand in memory all at once. The tape
   /// is left as it was. Throws Error as the call above.
-  double loss(Ids ids, Tape& tape) const {
-    const Sizes sizes = check("the sequence", ids);
-    const Tape::Inference inference(tape);
-    return run_loss(ids, sizes, nullptr, tape);
-  }
-
+  double loss(Ids ids, Tape& tape, const Watch& watch = {}) const { return loss(source_of(ids), tape, watch); }
   /// The same, recorded with these options, and the way back: adds the gradient of the mean to `gradient`.
   double loss(Ids ids, AutoregressiveDecoder& gradient, Tape& tape, const TrainingOptions& options = {},
-              Random random = Random(0)) const {
-    const Sizes sizes = check("the sequence", ids);
+              Random random = Random(0), const Watch& watch = {}) const {
+    return loss(source_of(ids), gradient, tape, options, random, watch);
+  }
+
+  /// The same of ids [count, tokens] that come from a source, and never stand in memory as a whole. Throws Error for a
+  /// source without a function, with one for gradients or with a grid, and for counts and ids that cannot be; the
+  /// latter, and what the source throws, on the way, when part of the gradient may have been added.
+  double loss(const GroupSource<std::int32_t>& ids, Tape& tape, const Watch& watch = {}) const {
+    const Sizes sizes = check(ids);
+    const Tape::Inference inference(tape);
+    return run_loss(ids, sizes, nullptr, tape, watch);
+  }
+  double loss(const GroupSource<std::int32_t>& ids, AutoregressiveDecoder& gradient, Tape& tape,
+              const TrainingOptions& options = {}, Random random = Random(0), const Watch& watch = {}) const {
+    const Sizes sizes = check(ids);
     tape.record(options, random);
-    const double mean = run_loss(ids, sizes, &gradient, tape);
-    backward_trunk(tape.peek<Record>().ends, gradient, tape);
+    const double mean = run_loss(ids, sizes, &gradient, tape, watch);
+    backward_trunk(tape.peek<Record>().ends, gradient, tape, watch);
     return mean;
   }
 
@@ -121,14 +128,14 @@ class AutoregressiveDecoder {
 
  private:
   using DecoderTrunk = detail::Trunk<T, detail::trunk_of(config)>;
-  /// What is before the trunk and behind it, for some groups: gives logits or, where there are targets, the loss, whose
-  /// way back is then gone at once.
+  /// What is before the trunk and behind it, for some groups: gives logits of ids or, where there is a source, the loss
+  /// of what it gives, whose way back is then gone at once.
   struct Ends {
     const AutoregressiveDecoder* p;
-    const std::int32_t* ids;  // that are given
+    const std::int32_t* ids = nullptr;
     T* logits = nullptr;
-    const std::int32_t* targets = nullptr;
-    double* total = nullptr;  // of the targets' losses
+    const GroupSource<std::int32_t>* source = nullptr;
+    double* total = nullptr;  // of the losses of all ids
     Index all_rows = 0;
     AutoregressiveDecoder* gradient = nullptr;
     const T* logits_gradient = nullptr;
@@ -137,16 +144,20 @@ class AutoregressiveDecoder {
     static Index first_of(const detail::Chunk& groups) { return groups.first * config.tokens; }
 
     void start(const detail::Chunk& groups, T* x, Tape& tape) const {
-      nn::forward(p->token_embedding_, ids + first_of(groups), x, rows_of(groups), tape);
+      const auto start = tape.mark();
+      nn::forward(p->token_embedding_, source ? ids_before(groups, tape) : ids + first_of(groups), x, rows_of(groups),
+                  tape);
       nn::forward(p->data_positions_, x, groups.count, tape);
+      tape.finish(start);
     }
     void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
+      const auto frame = tape.pop();
       nn::backward(p->data_positions_, x_gradient, gradient->data_positions_, groups.count, tape);
       nn::backward<T>(p->token_embedding_, x_gradient, gradient->token_embedding_, rows_of(groups), tape);
     }
 
     void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
-      if (targets) {
+      if (source) {
         if (!again) end_loss(groups, x, tape);
         return;
       }
@@ -160,7 +171,7 @@ class AutoregressiveDecoder {
       tape.finish(start, EndRecord{normed});
     }
     void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
-      if (targets) return;
+      if (source) return;
       const auto saved = tape.pop<EndRecord>();
       T* normed = tape.scratch<T>(rows_of(groups) * config.data_dim);
       p->backward_logits(logits_gradient + first_of(groups) * config.vocabulary, saved->normed, normed, *gradient,
@@ -172,6 +183,23 @@ class AutoregressiveDecoder {
     struct EndRecord {
       const T* normed;
     };
+
+    /// The id before each of some groups' [groups, tokens], and 0 where a sequence begins.
+    const std::int32_t* ids_before(const detail::Chunk& groups, Tape& tape) const {
+      const Index before = groups.first % source->groups == 0 ? 0 : 1;  // that is asked for, too
+      auto* all = tape.allocate<std::int32_t>((1 + groups.count) * config.tokens);
+      fill(groups.first - before, groups.count + before, all + (1 - before) * config.tokens);
+      std::int32_t* shifted = all + config.tokens - 1;
+      for (Index i = 0; i < groups.count; ++i) {
+        if ((groups.first + i) % source->groups == 0) shifted[i * config.tokens] = 0;
+      }
+      return shifted;
+    }
+
+    void fill(Index first, Index count, std::int32_t* to) const {
+      source->fill(first, count, to);
+      check_ids(to, count * config.tokens);
+    }
 
     void backward_norm(const T* normed_gradient, T* x_gradient, Index rows, Tape& tape) const {
       std::fill_n(x_gradient, rows * config.data_dim, T(0));
@@ -187,14 +215,16 @@ class AutoregressiveDecoder {
       T* normed_gradient = gradient ? tape.scratch<T>(piece * config.data_dim) : nullptr;
       T* logits_of_piece = tape.scratch<T>(piece * config.vocabulary);
       T* losses = tape.scratch<T>(piece);
+      auto* targets = tape.scratch<std::int32_t>(rows);
+      fill(groups.first, groups.count, targets);
       nn::forward<T>(p->data_norm_, x, normed, rows, tape);
       for (Index first = 0; first < rows; first += piece) {
         const Index count = std::min(piece, rows - first);
         T* of_piece = normed + first * config.data_dim;
         kernels::multiply({p->logits_product(of_piece, logits_of_piece, count)}, tape);
-        kernels::cross_entropy<T>(
-            {logits_of_piece, targets + first_of(groups) + first, losses, gradient ? logits_of_piece : nullptr},
-            static_cast<T>(1 / static_cast<double>(all_rows)), count, config.vocabulary, tape.executor());
+        kernels::cross_entropy<T>({logits_of_piece, targets + first, losses, gradient ? logits_of_piece : nullptr},
+                                  static_cast<T>(1 / static_cast<double>(all_rows)), count, config.vocabulary,
+                                  tape.executor());
         for (Index i = 0; i < count; ++i) *total += static_cast<double>(losses[i]);
         if (!gradient) continue;
         p->backward_logits(logits_of_piece, of_piece, normed_gradient, *gradient, count, tape);
@@ -214,29 +244,45 @@ class AutoregressiveDecoder {
     detail::require_shape(ids, {-1, config.groups, config.tokens}, name);
     const Index batch = ids.dimension(0), groups = ids.dimension(1);
     detail::require_counts<config>(batch, groups, config.tokens);
-    for (Index i = 0; i < ids.size(); ++i) {
-      require(ids.data()[i] >= 0 && ids.data()[i] < config.vocabulary, "ids must be in 0 .. ", config.vocabulary - 1,
-              ", not ", ids.data()[i]);
-    }
+    check_ids(ids.data(), ids.size());
     return {batch, groups, config.tokens, config.latents};
   }
+  static void check_ids(const std::int32_t* ids, Index count) {
+    for (Index i = 0; i < count; ++i) {
+      require(ids[i] >= 0 && ids[i] < config.vocabulary, "ids must be in 0 .. ", config.vocabulary - 1, ", not ",
+              ids[i]);
+    }
+  }
+  static Sizes check(const GroupSource<std::int32_t>& ids) {
+    detail::require_source<config>(ids, config.tokens);
+    require(!ids.gradient, "ids have no gradient, so their source takes none");
+    return {ids.batch, ids.groups, config.tokens, config.latents};
+  }
+  static GroupSource<std::int32_t> source_of(const Ids& ids) {
+    check("the sequence", ids);
+    return {.batch = ids.dimension(0),
+            .groups = ids.dimension(1),
+            .fill = [from = ids.data()](Index first, Index count, std::int32_t* to) {
+              std::copy_n(from + first * config.tokens, count * config.tokens, to);
+            }};
+  }
 
-  void run(const Ends& ends, const Sizes& sizes, Tape& tape, const Trace<T>& trace) const {
+  void run(const Ends& ends, const Sizes& sizes, Tape& tape, const Trace<T>& trace, const Watch& watch = {}) const {
     const auto start = tape.mark();
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
     nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, {});
-    trunk_.forward(ends, x, z, {}, sizes, tape, trace);
+    trunk_.forward(ends, x, z, {}, sizes, tape, trace, watch);
     tape.finish(start, Record{sizes, ends, x, z});
   }
 
-  void backward_trunk(Ends ends, AutoregressiveDecoder& gradient, Tape& tape) const {
+  void backward_trunk(Ends ends, AutoregressiveDecoder& gradient, Tape& tape, const Watch& watch = {}) const {
     const auto saved = tape.pop<Record>();
     const Sizes& sizes = saved->sizes;
     ends.p = this;
     ends.gradient = &gradient;
     std::fill_n(saved->z, sizes.latent_rows() * config.latent_dim, T(0));
-    trunk_.backward(ends, saved->x, saved->z, {}, gradient.trunk_, sizes, tape);
+    trunk_.backward(ends, saved->x, saved->z, {}, gradient.trunk_, sizes, tape, watch);
     nn::backward(latent_positions_, saved->z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
   }
 
@@ -268,14 +314,12 @@ class AutoregressiveDecoder {
   }
 
   /// The mean cross entropy; with a gradient, the way back is gone to the end of the trunk.
-  double run_loss(const Ids& ids, const Sizes& sizes, AutoregressiveDecoder* gradient, Tape& tape) const {
-    const Index rows = sizes.data_rows();
-    auto* inputs = tape.output<std::int32_t>(rows);  // [B, groups, tokens]
-    shift_right(ids, TensorView<std::int32_t, 3>(inputs, ids.dimensions()));
+  double run_loss(const GroupSource<std::int32_t>& ids, const Sizes& sizes, AutoregressiveDecoder* gradient, Tape& tape,
+                  const Watch& watch) const {
     double total = 0;
-    run({.p = this, .ids = inputs, .targets = ids.data(), .total = &total, .all_rows = rows, .gradient = gradient},
-        sizes, tape, {});
-    return total / static_cast<double>(std::max<Index>(1, rows));
+    run({.p = this, .source = &ids, .total = &total, .all_rows = sizes.data_rows(), .gradient = gradient}, sizes, tape,
+        {}, watch);
+    return total / static_cast<double>(std::max<Index>(1, sizes.data_rows()));
   }
 
   nn::Embedding<T, config.vocabulary, config.data_dim> token_embedding_;

@@ -261,12 +261,8 @@ class Encoder {
   }
 
   static Sizes check(const GroupSource<T>& source, const GroupLoss<T>& loss) {
-    require(source.fill && loss, "a loss by groups needs a source and a loss that are functions, not empty ones");
-    require(source.batch >= 0, "a batch must not be negative, but is ", source.batch);
-    require(config.groups == any || source.groups == config.groups, "the source must give ", config.groups,
-            " groups for an example, not ", source.groups);
-    detail::require_counts<config>(source.batch, source.groups, all_tokens);
-    detail::require_grid<config>(source.grid, source.groups);
+    detail::require_source<config>(source, all_tokens);
+    require(loss != nullptr, "a loss by groups needs a function");
     return {source.batch, source.groups, all_tokens, config.latents};
   }
 

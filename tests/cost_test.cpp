@@ -270,6 +270,27 @@ void check_diffusion() {
           decoder.backward({.prediction = output.prediction}, gradient, tape);
           return records;
         });
+    fit::GroupSource<float> source{.batch = s.batch, .groups = groups, .grid = inputs.grid};
+    source.fill = [&](Index first, Index count, float* to) {
+      constexpr Index size = c.tokens * c.channels;
+      std::copy_n(noisy.data() + first * size, count * size, to);
+    };
+    const fit::GroupLoss<float> loss = [](Index, Index count, const float* prediction, float* to) {
+      if (to) std::copy_n(prediction, count * c.tokens * c.output_channels, to);
+      return 0.0;
+    };
+    const typename Decoder::GroupInputs by_groups{source, gamma, inputs.condition, inputs.previous_latents};
+    check_passes<c, float>(
+        s, decoder,
+        [&](fit::Tape& tape) {
+          decoder.loss(by_groups, loss, tape);
+          return Index{0};
+        },
+        [&](fit::Tape& tape) {
+          decoder.loss(by_groups, loss, gradient, tape, s.options);
+          return Index{-1};
+        },
+        true);
   }
 }
 
@@ -553,7 +574,7 @@ TEST_CASE("what no model can be has no cost", "[cost]") {
   refused_options({.by_groups = true}, "by_groups");
   refused_options({.training = true, .options = {.drop_path = -1}}, "drop_path must be in [0, 1)");
   refused_options({.training = true, .options = {.keep_data_every = -3}}, "keep_data_every");
-  CHECK_THROWS_AS(fit::cost_of(labelled, 1, {.by_groups = true}), fit::Error);
+  CHECK_THROWS_AS(fit::cost_of(letters, 1, {.by_groups = true}), fit::Error);
   c = demo;
   c.latents = 2000000000;
   CHECK_THROWS_WITH(fit::cheapest_tokens(c, 97), Catch::Matchers::ContainsSubstring("no group size"));

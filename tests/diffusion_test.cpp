@@ -598,3 +598,121 @@ TEST_CASE("the way back from the latents alone is that from both with a predicti
   CHECK(same_bits(alone, run(true)));
   CHECK(std::any_of(alone.begin(), alone.end(), [](float value) { return value != 0; }));
 }
+
+TEST_CASE("a decoder's loss by groups is that of its predictions, with the gradients and the latents", "[diffusion]") {
+  constexpr Index batch = 80;  // two chunks of groups
+  constexpr Index input_size = Index{config.tokens} * config.channels;
+  const auto model = stirred<Decoder>();
+  const Batch<Decoder> given(batch);
+  fit::Tape tape;
+  // Half the squared length of the prediction, whose gradient that is.
+  const auto inferred = model(given.inputs(), tape);
+  double squares = 0;
+  for (Index i = 0; i < inferred.prediction.size(); ++i) {
+    squares += 0.5 * std::pow(static_cast<double>(inferred.prediction.data()[i]), 2);
+  }
+  tape.record();
+  const auto views = model.forward(given.inputs(), tape);
+  Decoder expected;
+  fit::Tensor<float, 4> noisy_gradient(given.x0.dimensions());
+  model.backward({.prediction = views.prediction}, expected, tape, {.noisy = noisy_gradient});
+
+  fit::Tensor<float, 4> told(given.x0.dimensions()), predictions(inferred.prediction.dimensions());
+  fit::GroupSource<float> source{.batch = batch, .groups = config.groups};
+  source.fill = [&](Index first, Index count, float* to) {
+    std::copy_n(given.x0.data() + first * input_size, count * input_size, to);
+  };
+  source.gradient = [&](Index first, Index count, const float* from) {
+    std::copy_n(from, count * input_size, told.data() + first * input_size);
+  };
+  const fit::GroupLoss<float> loss = [&](Index first, Index count, const float* prediction, float* to) {
+    std::copy_n(prediction, count * input_size, predictions.data() + first * input_size);
+    if (to) std::copy_n(prediction, count * input_size, to);
+    double share = 0;
+    for (Index i = 0; i < count * input_size; ++i) share += 0.5 * std::pow(static_cast<double>(prediction[i]), 2);
+    return share;
+  };
+  auto latents = given.previous;  // in the place of the previous ones
+  const Decoder::GroupInputs inputs{source, given.times, given.given(), given.previous, latents};
+  const Decoder::GroupInputs in_place{source, given.times, given.given(), latents, latents};
+  CHECK(model.loss(in_place, loss, tape) == Approx(squares).epsilon(1e-9));
+  CHECK(test::max_error(latents.data(), inferred.latents.data(), latents.size()) == 0);
+  CHECK(test::max_error(predictions.data(), inferred.prediction.data(), predictions.size()) == 0);
+  for (const fit::Recompute recompute : test::recomputes) {
+    Decoder gradient;
+    latents.setZero();
+    CHECK(model.loss(inputs, loss, gradient, tape, {.recompute = recompute}) == Approx(squares).epsilon(1e-9));
+    CHECK(test::max_error(latents.data(), inferred.latents.data(), latents.size()) == 0);
+    const auto values = values_of(gradient), wanted = values_of(expected);
+    CHECK(test::relative_error(values.data(), wanted.data(), std::ssize(wanted)) < 1e-5);
+    CHECK(test::relative_error(told.data(), noisy_gradient.data(), told.size()) < 1e-5);
+  }
+
+  const auto error = [&](const Decoder::GroupInputs& wrong, const fit::GroupLoss<float>& of) {
+    Decoder gradient;
+    const std::string text = test::error_of([&] { model.loss(wrong, of, gradient, tape); });
+    CHECK(test::error_of([&] { model.loss(wrong, of, tape); }) == text);
+    CHECK(same_bits(values_of(gradient), values_of(Decoder())));
+    return text;
+  };
+  CHECK(test::contains(error(inputs, {}), "a loss by groups needs a function"));
+  CHECK(test::contains(error({{.batch = batch, .groups = 6}, given.times, given.given()}, loss), "that fills them"));
+  auto wrong = source;
+  wrong.groups = 7;
+  CHECK(test::contains(error({wrong, given.times, given.given()}, loss), "6 groups for an example, not 7"));
+  wrong = source;
+  wrong.batch = 79;
+  CHECK(test::contains(error({wrong, given.times, given.given()}, loss), "gamma must have the shape [79], not [80]"));
+  CHECK(test::contains(error({source, given.times}, loss), "needs a condition"));
+  const fit::Tensor<float, 4> three(3, 6, 3, 40);
+  fit::Tensor<float, 4> other(80, 6, 3, 41);
+  CHECK(test::contains(error({source, given.times, given.given(), three}, loss), "the previous latents must have"));
+  CHECK(test::contains(error({source, given.times, given.given(), {}, other}, loss), "the latents must have"));
+}
+
+TEST_CASE("a diffusion loss of sources has the bits of that of tensors", "[diffusion]") {
+  constexpr Index batch = 80, size = Index{config.tokens} * config.channels;
+  const auto model = stirred<Decoder>();
+  const Batch<Decoder> given(batch);
+  fit::Executor executor(2);
+  fit::Tape tape(executor);
+  fit::DiffusionLoss<Decoder> loss(objective), other(objective);
+  const auto source_of = [&](const fit::Tensor<float, 4>& from) {
+    fit::GroupSource<float> source{.batch = batch, .groups = config.groups};
+    source.fill = [&](Index first, Index count, float* to) {
+      std::copy_n(from.data() + first * size, count * size, to);
+    };
+    return source;
+  };
+  const fit::DiffusionLoss<Decoder>::Sources sources{source_of(given.x0), source_of(given.eps), given.times,
+                                                     given.given()};
+  const fit::Random random(9);
+  CHECK(loss(model, sources, tape, random) ==
+        other(model, given.x0, given.eps, given.times, given.given(), tape, random));
+  for (const fit::Recompute recompute : test::recomputes) {
+    const fit::TrainingOptions options{.drop_path = 0.2f, .recompute = recompute};
+    Decoder gradient, expected;
+    Index back = 0;
+    const auto watch = [&](const fit::PassProgress& at) { back += at.backward && at.stage == 0 && at.done == at.all; };
+    CHECK(loss(model, sources, gradient, tape, options, random, watch) ==
+          other(model, given.x0, given.eps, given.times, given.given(), expected, tape, options, random));
+    CHECK(same_bits(values_of(gradient), values_of(expected)));
+    CHECK(back == 2);  // its groups, and its latents
+  }
+  const auto error = [&](auto&& change) {
+    auto wrong = sources;
+    change(wrong);
+    Decoder gradient;
+    const std::string text = test::error_of([&] { loss(model, wrong, gradient, tape); });
+    CHECK(same_bits(values_of(gradient), values_of(Decoder())));
+    return text;
+  };
+  using Sources = fit::DiffusionLoss<Decoder>::Sources;
+  CHECK(test::contains(error([](Sources& s) { s.eps.fill = {}; }), "a source of eps that fills groups"));
+  CHECK(test::contains(error([](Sources& s) { s.x0.fill = {}; }), "a function that fills them"));
+  CHECK(test::contains(error([](Sources& s) { s.x0.gradient = [](Index, Index, const float*) {}; }), "no gradient"));
+  CHECK(test::contains(error([](Sources& s) { s.eps.batch = 3; }), "80 x 6 groups, not 3 x 6"));
+  CHECK(test::contains(error([](Sources& s) { s.x0.groups = s.eps.groups = 5; }), "6 groups for an example, not 5"));
+  CHECK(test::contains(error([](Sources& s) { s.x0.batch = s.eps.batch = -1; }), "negative"));
+  CHECK(test::contains(error([](Sources& s) { s.x0.batch = s.eps.batch = 79; }), "t must have the shape [79]"));
+}

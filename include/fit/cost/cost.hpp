@@ -20,7 +20,7 @@ struct CostOptions {
   int threads = 1;               ///< of the executor; attention's scratch grows with them
   bool average = false;          ///< whether a moving average of the weights is kept
   int groups = 0;                ///< of an example, where the configuration has any number
-  bool by_groups = false;        ///< an encoder's loss() over a source, not its calls with tensors
+  bool by_groups = false;        ///< loss() over a source, not calls with tensors, where a model has both
 };
 
 /// What a model costs, known before it runs: the FLOPs that its kernels count, and the bytes that its tape, gradient
@@ -114,8 +114,8 @@ constexpr Meter<T> meter_of(const Config& config, Index batch, const CostOptions
   check(options.options);
   if constexpr (std::is_same_v<Config, EncoderConfig>) {
     require(!options.by_groups || config.extra_tokens == 0, "an encoder with extra tokens has no loss by_groups");
-  } else {
-    require(!options.by_groups, "by_groups is for encoders");
+  } else if constexpr (std::is_same_v<Config, AutoregressiveConfig>) {
+    require(!options.by_groups, "by_groups says nothing of an autoregressive decoder, whose loss always is");
   }
   Meter<T> meter(options.training, options.training ? options.options : TrainingOptions{}, options.threads);
   const auto model = metered::meter_model(config, batch, options.by_groups);

@@ -44,8 +44,9 @@ struct DiffusionDecoder {
   DiffusionConfig c;
   Sizes sizes;
   Trunk trunk;
+  bool by_groups = false;  // its loss() over a source, or its calls with tensors
 
-  static constexpr std::size_t record_size = sizeof(Sizes) + 8 * sizeof(void*);
+  static constexpr std::size_t record_size = sizeof(Sizes) + 12 * sizeof(void*);
 
   constexpr DiffusionDecoder(const DiffusionConfig& config, Index batch)
       : c(config),
@@ -74,7 +75,7 @@ struct DiffusionDecoder {
                   data_norm().parameters() + output().parameters(), meter);
     describe(trunk, sizes, meter);
   }
-  constexpr Index output_size() const { return sizes.data_rows() * c.output_channels + latent_size(); }
+  constexpr Index output_size() const { return by_groups ? 0 : sizes.data_rows() * c.output_channels + latent_size(); }
   template <class T>
   constexpr void outputs(Meter<T>& meter) const {
     meter.output(sizes.data_rows() * c.output_channels);
@@ -82,34 +83,40 @@ struct DiffusionDecoder {
   }
   template <class T>
   constexpr void start(Index groups, Meter<T>& meter) const {
+    const Index start = meter.mark();
+    if (by_groups) meter.allocate(groups * c.tokens * c.channels);  // tokens
     metered::forward(stem(), groups * c.tokens, meter);
+    meter.finish(start);
   }
   template <class T>
   constexpr void start_backward(Index groups, Meter<T>& meter) const {
+    const auto frame = meter.pop();
     metered::backward(stem(), groups, c.tokens, meter);
   }
   template <class T>
   constexpr void end(Index groups, bool again, Meter<T>& meter) const {
-    const Index start = meter.mark(), rows = groups * c.tokens;
-    meter.allocate(rows * c.data_dim);  // normed
-    if (again) meter.allocate(rows * c.output_channels);
-    metered::forward(data_norm(), rows, meter);
-    metered::forward(output(), rows, meter);
+    const Index size = groups * c.tokens * c.output_channels;
+    if (by_groups) {
+      if (!again) end_loss(groups, meter);
+      return;
+    }
+    const Index start = meter.mark();
+    if (again) meter.allocate(size);
+    predict(groups, meter);
     meter.finish(start);
   }
   template <class T>
   constexpr void end_backward(Index groups, Meter<T>& meter) const {
+    if (by_groups) return;
     const auto frame = meter.pop();
-    const Index rows = groups * c.tokens;
-    meter.scratch(rows * c.data_dim);  // normed
-    metered::backward(output(), true, rows, meter);
-    metered::backward(data_norm(), rows, meter);
+    predict_backward(groups, meter);
   }
   template <class T>
   constexpr void forward(Meter<T>& meter) const {
     const Index start = meter.mark();
     meter.enter(Part::stem);
     meter.allocate(sizes.data_rows() * c.data_dim);  // x
+    if (by_groups) meter.allocate(latent_size());    // z
     if (has_previous()) {
       meter.allocate(latent_size());  // previous
       meter.allocate(latent_size());  // normed
@@ -130,7 +137,7 @@ struct DiffusionDecoder {
   constexpr void backward(Meter<T>& meter) const {
     const auto frame = meter.pop();
     meter.enter(Part::stem);
-    meter.scratch(latent_size());                             // z
+    if (!by_groups) meter.scratch(latent_size());             // z
     meter.scratch(sizes.batch * condition() * c.latent_dim);  // condition
     meter.add_above(Meter<T>::entry_bytes(record_size));
     metered::backward(trunk, *this, condition(), sizes, meter);
@@ -148,14 +155,52 @@ struct DiffusionDecoder {
   }
   template <class T>
   constexpr void training_step(Meter<T>& meter) const {
-    outputs(meter);
+    if (!by_groups) outputs(meter);
     forward(meter);
     meter.set_backward(true);
     backward(meter);
   }
+
+ private:
+  template <class T>
+  constexpr void predict(Index groups, Meter<T>& meter) const {
+    const Index start = meter.mark(), rows = groups * c.tokens;
+    meter.allocate(rows * c.data_dim);  // normed
+    metered::forward(data_norm(), rows, meter);
+    metered::forward(output(), rows, meter);
+    meter.finish(start);
+  }
+  template <class T>
+  constexpr void predict_backward(Index groups, Meter<T>& meter) const {
+    const auto frame = meter.pop();
+    const Index rows = groups * c.tokens;
+    meter.scratch(rows * c.data_dim);  // normed
+    metered::backward(output(), true, rows, meter);
+    metered::backward(data_norm(), rows, meter);
+  }
+  template <class T>
+  constexpr void end_loss(Index groups, Meter<T>& meter) const {
+    const Index size = groups * c.tokens * c.output_channels;
+    const bool training = meter.recording() || again_groups(meter.options());
+    meter.record_briefly(training, [&] {
+      meter.in_scope([&] {
+        meter.scratch(size);                // output
+        if (training) meter.scratch(size);  // output_gradient
+        predict(groups, meter);
+        if (!training) return;
+        meter.set_backward(true);
+        predict_backward(groups, meter);
+        meter.set_backward(false);
+      });
+    });
+  }
 };
 
-constexpr DiffusionDecoder meter_model(const DiffusionConfig& c, Index batch, bool) { return {c, batch}; }
+constexpr DiffusionDecoder meter_model(const DiffusionConfig& c, Index batch, bool by_groups) {
+  DiffusionDecoder decoder(c, batch);
+  decoder.by_groups = by_groups;
+  return decoder;
+}
 
 }  // namespace metered
 }  // namespace detail

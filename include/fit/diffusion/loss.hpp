@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 #include <optional>
 #include <type_traits>
 
@@ -36,8 +38,9 @@ inline double logit_normal_time(Random& random, double mean = 0, double deviatio
 }
 
 /// The training loss of a diffusion decoder and its gradient: mean squared error of the estimate of eps, x0 or their
-/// difference at x_t = sqrt(gamma(t)) x0 + sqrt(1 - gamma(t)) eps, or (1 - t) x0 + t eps for rectified flow. Holds the
-/// memory of a step, so that the next one allocates nothing.
+/// difference at x_t = sqrt(gamma(t)) x0 + sqrt(1 - gamma(t)) eps, or (1 - t) x0 + t eps for rectified flow. x_t, what
+/// the decoder makes of it and its gradient are made some groups at a time. Holds what little memory a step takes
+/// beside the tape, so that the next one allocates nothing.
 template <class Model>
 class DiffusionLoss {
   static_assert(Model::config.channels == Model::config.output_channels,
@@ -63,92 +66,147 @@ class DiffusionLoss {
   double operator()(const Model& model, TensorView<const T, 4> x0, TensorView<const T, 4> eps,
                     TensorView<const double, 1> t, const std::optional<ConditionView>& condition, Model& gradient,
                     Tape& tape, const TrainingOptions& options = {}, Random random = Random(0), const Grid& grid = {}) {
-    return run(model, x0, eps, t, condition, &gradient, tape, options, random, grid);
+    check_shapes(x0, eps);
+    return run(model, {source_of(x0, grid), source_of(eps, {}), t, condition}, &gradient, tape, options, random, {});
   }
   /// The same without a gradient: what the call above gives without drop-outs, with the same conditions dropped for the
-  /// same `random`. The tape stops recording.
+  /// same `random`. The tape is left as it was.
   double operator()(const Model& model, TensorView<const T, 4> x0, TensorView<const T, 4> eps,
                     TensorView<const double, 1> t, const std::optional<ConditionView>& condition, Tape& tape,
                     Random random = Random(0), const Grid& grid = {}) {
-    return run(model, x0, eps, t, condition, nullptr, tape, {}, random, grid);
+    check_shapes(x0, eps);
+    return run(model, {source_of(x0, grid), source_of(eps, {}), t, condition}, nullptr, tape, {}, random, {});
+  }
+
+  /// What the loss is of where it comes from sources, and never stands in memory as a whole.
+  struct Sources {
+    GroupSource<T> x0;              ///< [count, tokens, channels], with the grid where there is one
+    GroupSource<T> eps;             ///< the same of the noise, without a grid
+    TensorView<const double, 1> t;  ///< [B]
+    std::optional<ConditionView> condition = {};
+  };
+
+  /// The same of sources. Throws Error as above, and for sources without a function, or with one for gradients.
+  double operator()(const Model& model, const Sources& of, Model& gradient, Tape& tape,
+                    const TrainingOptions& options = {}, Random random = Random(0), const Watch& watch = {}) {
+    return run(model, of, &gradient, tape, options, random, watch);
+  }
+  double operator()(const Model& model, const Sources& of, Tape& tape, Random random = Random(0),
+                    const Watch& watch = {}) {
+    return run(model, of, nullptr, tape, {}, random, watch);
   }
 
  private:
-  static constexpr Index piece = 4096;
+  static constexpr Index group_size = Index{Model::config.tokens} * Model::config.channels;
 
-  double run(const Model& model, const TensorView<const T, 4>& x0, const TensorView<const T, 4>& eps,
-             const TensorView<const double, 1>& t, const std::optional<ConditionView>& condition, Model* gradient,
-             Tape& tape, const TrainingOptions& options, Random random, const Grid& grid) {
+  static void check_shapes(const TensorView<const T, 4>& x0, const TensorView<const T, 4>& eps) {
     constexpr DiffusionConfig c = Model::config;
-    const Index batch = x0.dimension(0), groups = x0.dimension(1);
     detail::require_shape(x0, {-1, c.groups, c.tokens, c.channels}, "x0");
-    detail::require_shape(eps, {batch, groups, c.tokens, c.channels}, "eps");
-    detail::require_shape(t, {batch}, "t");
-    reserve(batch, groups);
-    for (Index b = 0; b < batch; ++b) gamma_(b) = noise_level(objective_.schedule, t(b));
-    typename Model::Inputs inputs{noisy_, gamma_, condition, {}, grid};
-    Model::check(inputs);
-    const auto begin_pass = [&] { gradient ? tape.record(options, random) : tape.clear(); };
-    begin_pass();  // refuses wrong options
-    for_pieces(t, tape, [&](Index, const NoiseShares& shares, Index first, Index last) {
-      const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
-      for (Index i = first; i < last; ++i) noisy_.data()[i] = keep * x0.data()[i] + lose * eps.data()[i];
-    });
+    detail::require_shape(eps, {x0.dimension(0), x0.dimension(1), c.tokens, c.channels}, "eps");
+  }
+  static GroupSource<T> source_of(const TensorView<const T, 4>& tokens, const Grid& grid) {
+    return {.batch = tokens.dimension(0),
+            .groups = tokens.dimension(1),
+            .fill = [from = tokens.data()](Index first, Index count,
+                                           T* to) { std::copy_n(from + first * group_size, count * group_size, to); },
+            .grid = grid};
+  }
+
+  double run(const Model& model, const Sources& of, Model* gradient, Tape& tape, const TrainingOptions& options,
+             Random random, const Watch& watch) {
+    detail::check(options);
+    const Index batch = of.x0.batch;
+    detail::require_source<Model::config>(of.x0, Model::config.tokens);
+    require(of.eps.fill != nullptr, "a diffusion loss needs a source of eps that fills groups");
+    require(!of.x0.gradient && !of.eps.gradient, "a diffusion loss has no gradient by x0 and eps for their sources");
+    require(of.eps.batch == batch && of.eps.groups == of.x0.groups,
+            "the source of eps must give as much as that of x0, ", batch, " x ", of.x0.groups, " groups, not ",
+            of.eps.batch, " x ", of.eps.groups);
+    detail::require_shape(of.t, {batch}, "t");
+    if (gamma_.size() != batch) gamma_ = Tensor<double, 1>(batch);
+    for (Index b = 0; b < batch; ++b) gamma_(b) = noise_level(objective_.schedule, of.t(b));
+
+    // In scratch of the tape, between layers.
+    const auto mix = [&](Index first, Index count, const T* x0, const T* eps, T* noisy) {
+      for_groups(of, first, count, tape, [&](Index group, const NoiseShares& shares) {
+        const T keep = static_cast<T>(shares.keep), lose = static_cast<T>(shares.lose);
+        for (Index i = group * group_size; i < (group + 1) * group_size; ++i) noisy[i] = keep * x0[i] + lose * eps[i];
+      });
+    };
+    const auto fill = [&](Index first, Index count, T* noisy) {
+      const Arena::Scope scope(tape.arena());
+      T* eps = tape.scratch<T>(count * group_size);
+      of.x0.fill(first, count, noisy);
+      of.eps.fill(first, count, eps);
+      mix(first, count, noisy, eps, noisy);
+    };
+    const double values = static_cast<double>(batch * of.x0.groups * group_size);
+    const auto loss = [&](Index first, Index count, const T* prediction, T* to) {
+      const Arena::Scope scope(tape.arena());
+      T* x0 = tape.scratch<T>(count * group_size);
+      T* eps = tape.scratch<T>(count * group_size);
+      T* noisy = tape.scratch<T>(count * group_size);
+      double* squares = tape.scratch<double>(count);  // of each group
+      of.x0.fill(first, count, x0);
+      of.eps.fill(first, count, eps);
+      mix(first, count, x0, eps, noisy);
+      for_groups(of, first, count, tape, [&](Index group, const NoiseShares& shares) {
+        const Index at = group * group_size;
+        squares[group] = error(prediction + at, noisy + at, x0 + at, eps + at, to ? to + at : nullptr, shares, values);
+      });
+      return std::accumulate(squares, squares + count, 0.0) / values;
+    };
+    // By reference, as what is larger than a pointer or two would be allocated.
+    const GroupSource<T> noisy{.batch = batch, .groups = of.x0.groups, .fill = std::ref(fill), .grid = of.x0.grid};
+    typename Model::GroupInputs inputs{noisy, gamma_, of.condition};
+    const GroupLoss<T> by_groups = std::ref(loss);
+    Model::check(inputs, by_groups);
     if constexpr (Model::has_condition) {
-      if (objective_.condition_drop > 0) inputs.condition = drop_conditions(*condition, random);
+      if (objective_.condition_drop > 0) inputs.condition = drop_conditions(*of.condition, random);
     }
     if constexpr (Model::has_previous) {
       find_previous(model, inputs, tape);
       inputs.previous_latents = previous_;
     }
-    begin_pass();
-    const auto views = model.forward(inputs, tape);
-    const double loss = error(views.prediction.data(), x0.data(), eps.data(), t, tape);
-    if (gradient) model.backward({.prediction = prediction_gradient_}, *gradient, tape);
-    return loss;
+    return gradient ? model.loss(inputs, by_groups, *gradient, tape, options, random, watch)
+                    : model.loss(inputs, by_groups, tape, watch);
   }
 
-  /// body(example, its noise, first element, last element + 1) for pieces of examples, the same for any threads.
+  /// body(group, its noise) of some groups, the first of which is 0 to it.
   template <class Body>
-  void for_pieces(const TensorView<const double, 1>& t, Tape& tape, Body&& body) {
-    const Index size = this->size(), pieces = this->pieces();
-    tape.executor().parallel_for(t.size() * pieces, [&](Index task, int) {
-      const Index b = task / pieces, first = b * size + task % pieces * piece;
-      body(b, noise_shares(objective_.schedule, t(b)), first, std::min(first + piece, (b + 1) * size));
+  void for_groups(const Sources& of, Index first, Index count, Tape& tape, Body&& body) const {
+    constexpr Index together = std::max<Index>(1, 4096 / group_size);
+    tape.executor().parallel_for((count + together - 1) / together, [&](Index task, int) {
+      for (Index group = task * together; group < std::min(count, (task + 1) * together); ++group) {
+        body(group, noise_shares(objective_.schedule, of.t((first + group) / of.x0.groups)));
+      }
     });
   }
 
-  void reserve(Index batch, Index groups) {
-    constexpr DiffusionConfig c = Model::config;
-    if (gamma_.size() == batch && noisy_.dimension(1) == groups) return;
-    gamma_ = {};  // so that an allocation that fails is made again
-    noisy_ = Tensor<T, 4>(batch, groups, c.tokens, c.channels);
-    prediction_gradient_ = noisy_;
-    partial_ = Tensor<double, 1>(batch * pieces());
-    if constexpr (Model::has_previous) previous_ = Tensor<T, 4>(batch, groups, c.latents, c.latent_dim);
-    gamma_ = Tensor<double, 1>(batch);
-  }
-
-  /// Elements of an example, and the pieces of them.
-  Index size() const { return noisy_.dimension(1) * noisy_.dimension(2) * noisy_.dimension(3); }
-  Index pieces() const { return (size() + piece - 1) / piece; }
-
   /// Latents of a first pass for the leading share of the batch, zeros for the rest.
-  void find_previous(const Model& model, const typename Model::Inputs& inputs, Tape& tape) {
-    const Index batch = gamma_.size();
-    const auto lead = static_cast<Index>(static_cast<double>(batch) * objective_.self_conditioning_rate);
+  void find_previous(const Model& model, const typename Model::GroupInputs& inputs, Tape& tape) {
+    constexpr DiffusionConfig c = Model::config;
+    const Index batch = inputs.noisy.batch, groups = inputs.noisy.groups;
+    if (previous_.dimension(0) != batch || previous_.dimension(1) != groups) {
+      previous_ = Tensor<T, 4>(batch, groups, c.latents, c.latent_dim);
+    }
     previous_.setZero();
+    const auto lead = static_cast<Index>(static_cast<double>(batch) * objective_.self_conditioning_rate);
     if (lead == 0) return;
     const auto leading = [&](const auto& view) {
       auto dimensions = view.dimensions();
       dimensions[0] = lead;
       return std::remove_cvref_t<decltype(view)>(view.data(), dimensions);
     };
-    typename Model::Inputs part{leading(inputs.noisy), leading(inputs.gamma), {}, {}, inputs.grid};
+    const GroupSource<T> noisy{.batch = lead,
+                               .groups = groups,
+                               .fill = [&](Index first, Index count, T* to) { inputs.noisy.fill(first, count, to); },
+                               .grid = inputs.noisy.grid};
+    typename Model::GroupInputs part{noisy, leading(inputs.gamma)};
     if (inputs.condition) part.condition = leading(*inputs.condition);
-    tape.clear();
-    const auto latents = model.forward(part, tape).latents;
-    std::copy_n(latents.data(), latents.size(), previous_.data());
+    part.latents = leading(TensorView<T, 4>(previous_));
+    model.loss(
+        part, [](Index, Index, const T*, T*) { return 0.0; }, tape);
   }
 
   /// The condition, some examples' multiplied by zero.
@@ -162,46 +220,43 @@ class DiffusionLoss {
     return condition_;
   }
 
-  double error(const T* prediction, const T* x0, const T* eps, const TensorView<const double, 1>& t, Tape& tape) {
+  /// The sum of a group's squares; writes the gradient of the mean over so many values where there is a place for it.
+  double error(const T* prediction, const T* noisy, const T* x0, const T* eps, T* gradient, const NoiseShares& shares,
+               double values) const {
     constexpr Index part = 256;
-    const Index size = this->size(), pieces = this->pieces();
-    const double count = static_cast<double>(std::max<Index>(1, t.size() * size)), scale = objective_.scale;
+    const detail::Estimates e = detail::estimates_of(objective_.prediction, shares);
     const auto& clip = objective_.x0_clip;
     const bool on_x0 = objective_.loss_on == LossOn::x0, on_eps = objective_.loss_on == LossOn::eps;
-    for_pieces(t, tape, [&](Index b, const NoiseShares& shares, Index begin, Index end) {
-      const detail::Estimates e = detail::estimates_of(objective_.prediction, shares);
-      double total = 0;
-      for (Index first = begin; first < end; first += part) {
-        const Index length = std::min(part, end - first);
-        T clean[part], noise[part];
-        detail::estimate(prediction + first, noisy_.data() + first, clean, noise, length, objective_.prediction, shares,
-                         clip, false);
-        for (Index j = 0; j < length; ++j) {
-          const Index i = first + j;
-          const double x0_off = static_cast<double>(clean[j] - x0[i]), eps_off = static_cast<double>(noise[j] - eps[i]);
-          const bool cut = clip && (clean[j] <= static_cast<T>(clip->low) || clean[j] >= static_cast<T>(clip->high));
-          // How the estimates move with the prediction: not where x0 was cut, nor eps where it follows from that.
-          const double of_x0 = cut ? 0 : e.x0_of_p;
-          const double of_eps = cut && objective_.prediction == Prediction::x0 ? 0 : e.eps_of_p;
-          const double off = on_x0 ? x0_off / scale : on_eps ? eps_off : eps_off - x0_off;
-          const double slope = on_x0 ? of_x0 / scale : on_eps ? of_eps : of_eps - of_x0;
-          total += off * off;
-          prediction_gradient_.data()[i] = static_cast<T>(2 * off * slope / count);
-        }
-      }
-      partial_(b * pieces + (begin - b * size) / piece) = total;
-    });
+    const double scale = objective_.scale;
     double total = 0;
-    for (Index i = 0; i < partial_.size(); ++i) total += partial_(i);
-    return total / count;
+    for (Index first = 0; first < group_size; first += part) {
+      const Index length = std::min(part, group_size - first);
+      T clean[part], noise[part];
+      detail::estimate(prediction + first, noisy + first, clean, noise, length, objective_.prediction, shares, clip,
+                       false);
+      for (Index j = 0; j < length; ++j) {
+        const Index i = first + j;
+        const double x0_off = static_cast<double>(clean[j] - x0[i]), eps_off = static_cast<double>(noise[j] - eps[i]);
+        const double off = on_x0 ? x0_off / scale : on_eps ? eps_off : eps_off - x0_off;
+        total += off * off;
+        if (!gradient) continue;
+        const bool cut = clip && (clean[j] <= static_cast<T>(clip->low) || clean[j] >= static_cast<T>(clip->high));
+        // How the estimates move with the prediction: not where x0 was cut, nor eps where it follows from that.
+        const double of_x0 = cut ? 0 : e.x0_of_p;
+        const double of_eps = cut && objective_.prediction == Prediction::x0 ? 0 : e.eps_of_p;
+        const double slope = on_x0 ? of_x0 / scale : on_eps ? of_eps : of_eps - of_x0;
+        gradient[i] = static_cast<T>(2 * off * slope / values);
+      }
+    }
+    return total;
   }
 
   using Condition = Tensor<T, Model::condition_rank>;
 
   DiffusionObjective objective_;
-  Tensor<double, 1> gamma_, partial_;
+  Tensor<double, 1> gamma_;
   Condition condition_;
-  Tensor<T, 4> noisy_, previous_, prediction_gradient_;
+  Tensor<T, 4> previous_;
 };
 
 }  // namespace FIT_ABI

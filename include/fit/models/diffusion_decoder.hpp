@@ -62,6 +62,16 @@ class DiffusionDecoder {
     Grid grid = {};  ///< how the groups lie, where latent_positions are sin_cos_grid, and only there
   };
 
+  /// The same where the noisy tokens come from a source, and the groups' predictions go to a loss.
+  struct GroupInputs {
+    const GroupSource<T>& noisy;        ///< [count, tokens, channels]
+    TensorView<const double, 1> gamma;  ///< as of Inputs, and so are the next two
+    std::optional<ConditionView> condition = {};
+    std::optional<TensorView<const T, 4>> previous_latents = {};
+    /// Where to leave the latents, [B, groups, latents, latent_dim]; it may be where the previous ones are.
+    std::optional<TensorView<T, 4>> latents = {};
+  };
+
   /// All parameters zero: a gradient, or a decoder to load into.
   DiffusionDecoder() = default;
 
@@ -91,7 +101,8 @@ class DiffusionDecoder {
     Output output{Tensor<T, 4>(sizes.batch, sizes.groups, config.tokens, config.output_channels),
                   Tensor<T, 4>(sizes.batch, sizes.groups, config.latents, config.latent_dim)};
     const Tape::Inference inference(tape);
-    run(inputs, sizes, output.prediction.data(), output.latents.data(), tape, trace);
+    run(inputs, {this, inputs.noisy.data(), output.prediction.data()}, sizes, output.latents.data(), inputs.grid, tape,
+        trace);
     return output;
   }
 
@@ -101,7 +112,7 @@ class DiffusionDecoder {
     const Sizes sizes = check(inputs);
     const auto prediction = detail::output<T>(tape, sizes.batch, sizes.groups, config.tokens, config.output_channels);
     const auto latents = detail::output<T>(tape, sizes.batch, sizes.groups, config.latents, config.latent_dim);
-    run(inputs, sizes, prediction.data(), latents.data(), tape, {});
+    run(inputs, {this, inputs.noisy.data(), prediction.data()}, sizes, latents.data(), inputs.grid, tape);
     return {prediction, latents};
   }
 
@@ -117,19 +128,30 @@ class DiffusionDecoder {
     ends.gradient = &gradient;
     ends.prediction_gradient = outputs.prediction ? outputs.prediction->data() : nullptr;
     ends.noisy_gradient = inputs.noisy ? inputs.noisy->data() : nullptr;
-    const Index latent_size = sizes.latent_rows() * config.latent_dim;
-    T* z = detail::zeros<T>(latent_size, tape);  // [B, groups, latents, latent_dim]
-    T* condition = detail::zeros<T>(sizes.batch * condition_count * config.latent_dim, tape);  // [B, count, latent_dim]
-    if (outputs.latents) std::copy_n(outputs.latents->data(), latent_size, z);
-    trunk_.backward(ends, saved->x, z, {saved->condition, condition_count, condition}, gradient.trunk_, sizes, tape);
-    backward_condition(condition, inputs, gradient, sizes.batch, tape);
-    if constexpr (has_previous) {
-      T* previous = detail::zeros<T>(latent_size, tape);
-      nn::backward<T>(previous_norm_, z, previous, gradient.previous_norm_, sizes.latent_rows(), tape);
-      nn::backward(previous_, previous, gradient.previous_, sizes.latent_rows(), tape);
-      if (inputs.previous_latents) std::copy_n(previous, latent_size, inputs.previous_latents->data());
-    }
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
+    T* z = detail::zeros<T>(sizes.latent_rows() * config.latent_dim, tape);  // [B, groups, latents, latent_dim]
+    if (outputs.latents) std::copy_n(outputs.latents->data(), outputs.latents->size(), z);
+    backward_all(*saved, ends, z, inputs, tape);
+  }
+
+  /// The sum of the loss of all groups' predictions, [count, tokens, output_channels], at inference. Neither the noisy
+  /// tokens nor the prediction ever stand in memory as a whole. The tape is left as it was. Throws Error for a source
+  /// without a function or with counts or a grid that cannot be, and for other shapes or a gamma outside [0, 1].
+  double loss(const GroupInputs& inputs, const GroupLoss<T>& loss, Tape& tape, const Watch& watch = {}) const {
+    const Sizes sizes = check(inputs, loss);
+    const Tape::Inference inference(tape);
+    return run_loss(inputs, loss, sizes, nullptr, tape, watch);
+  }
+  /// The same, recorded with these options, and the way back: adds the gradient of the sum to `gradient`. The loss may
+  /// run layers and their way back on the tape. Where a function throws, part of the gradient has been added.
+  double loss(const GroupInputs& inputs, const GroupLoss<T>& loss, DiffusionDecoder& gradient, Tape& tape,
+              const TrainingOptions& options = {}, Random random = Random(0), const Watch& watch = {}) const {
+    const Sizes sizes = check(inputs, loss);
+    tape.record(options, random);
+    const double total = run_loss(inputs, loss, sizes, &gradient, tape, watch);
+    const auto saved = tape.pop<Record>();
+    std::fill_n(saved->z, sizes.latent_rows() * config.latent_dim, T(0));
+    backward_all(*saved, saved->ends, saved->z, {}, tape, watch);
+    return total;
   }
 
   /// Throws Error for inputs of wrong shapes, or a gamma outside [0, 1]; else says what a pass over them goes over.
@@ -137,8 +159,22 @@ class DiffusionDecoder {
     detail::require_shape(inputs.noisy, {-1, config.groups, config.tokens, config.channels},
                           "the decoder's noisy input");
     const Index batch = inputs.noisy.dimension(0), groups = inputs.noisy.dimension(1);
-    const Sizes sizes{batch, groups, config.tokens, config.latents};
     detail::require_counts<config>(batch, groups, config.tokens);
+    detail::require_grid<config>(inputs.grid, groups);
+    return check_others(inputs, batch, groups);
+  }
+  static Sizes check(const GroupInputs& inputs, const GroupLoss<T>& loss) {
+    detail::require_source<config>(inputs.noisy, config.tokens);
+    require(loss != nullptr, "a loss by groups needs a function");
+    const Sizes sizes = check_others(inputs, inputs.noisy.batch, inputs.noisy.groups);
+    if (inputs.latents) detail::require_shape(*inputs.latents, latents_shape(sizes), "the latents");
+    return sizes;
+  }
+
+ private:
+  /// What Inputs and GroupInputs have in common.
+  static Sizes check_others(const auto& inputs, Index batch, Index groups) {
+    const Sizes sizes{batch, groups, config.tokens, config.latents};
     detail::require_shape(inputs.gamma, {batch}, "gamma");
     for (Index i = 0; i < batch; ++i) {
       require(inputs.gamma(i) >= 0 && inputs.gamma(i) <= 1, "gamma must be in [0, 1], not ", inputs.gamma(i));
@@ -150,11 +186,9 @@ class DiffusionDecoder {
     if (inputs.previous_latents) {
       detail::require_shape(*inputs.previous_latents, latents_shape(sizes), "the previous latents");
     }
-    detail::require_grid<config>(inputs.grid, groups);
     return sizes;
   }
 
- private:
   static constexpr Index own_tokens = has_condition ? std::max(1, config.condition_tokens) : 0;
   static constexpr Index condition_count = 1 + own_tokens;  // the noise level's token comes first
   static constexpr detail::TrunkConfig trunk_config = detail::trunk_of(config);
@@ -167,42 +201,84 @@ class DiffusionDecoder {
     const T* prediction_gradient = nullptr;
     DiffusionDecoder* gradient = nullptr;
     T* noisy_gradient = nullptr;
+    // Or, in place of input, output and their gradients:
+    const GroupSource<T>* source = nullptr;
+    const GroupLoss<T>* loss = nullptr;
+    double* total = nullptr;
 
     static constexpr Index input_size = Index{config.tokens} * config.channels;  // of a group
     static constexpr Index output_size = Index{config.tokens} * config.output_channels;
 
     void start(const detail::Chunk& groups, T* x, Tape& tape) const {
-      nn::forward(p->stem_, groups.of(noisy, input_size), x, groups.count, tape);
+      const auto start = tape.mark();
+      const T* from = groups.of(noisy, input_size);
+      if (source) {
+        T* tokens = tape.allocate<T>(groups.count * input_size);  // [groups, tokens, channels]
+        source->fill(groups.first, groups.count, tokens);
+        from = tokens;
+      }
+      nn::forward(p->stem_, from, x, groups.count, tape);
+      tape.finish(start);
     }
     void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
-      nn::backward<T>(p->stem_, x_gradient, groups.of(noisy_gradient, input_size), gradient->stem_, groups.count, tape);
+      const auto frame = tape.pop();
+      const bool told = source && source->gradient;
+      T* to = told ? tape.scratch<T>(groups.count * input_size) : groups.of(noisy_gradient, input_size);
+      nn::backward<T>(p->stem_, x_gradient, to, gradient->stem_, groups.count, tape);
+      if (told) source->gradient(groups.first, groups.count, to);
     }
 
     void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
+      if (loss) {
+        if (!again) end_loss(groups, x, tape);
+        return;
+      }
+      const auto start = tape.mark();
+      T* to = again ? tape.allocate<T>(groups.count * output_size) : groups.of(prediction, output_size);
+      predict(groups, x, to, tape);
+      tape.finish(start);
+    }
+    void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
+      if (loss) return;
+      const auto frame = tape.pop();
+      const T* from = groups.of(prediction_gradient, output_size);
+      predict_backward(groups, from ? from : detail::zeros<T>(groups.count * output_size, tape), x_gradient, tape);
+    }
+
+   private:
+    void predict(const detail::Chunk& groups, const T* x, T* to, Tape& tape) const {
       const auto start = tape.mark();
       const Index rows = groups.count * config.tokens;
       T* normed = tape.allocate<T>(rows * config.data_dim);  // [groups, tokens, data_dim]
-      T* to = again ? tape.allocate<T>(rows * config.output_channels) : groups.of(prediction, output_size);
       nn::forward<T>(p->data_norm_, x, normed, rows, tape);
       nn::forward<T>(p->output_, normed, to, rows, tape);
       tape.finish(start);
     }
-    void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
+    void predict_backward(const detail::Chunk& groups, const T* from, T* x_gradient, Tape& tape) const {
       const auto frame = tape.pop();
       const Index rows = groups.count * config.tokens;
-      const T* from = groups.of(prediction_gradient, output_size);
       T* normed = tape.scratch<T>(rows * config.data_dim);
-      nn::backward<T>(p->output_, from ? from : detail::zeros<T>(rows * config.output_channels, tape), normed,
-                      gradient->output_, rows, tape);
+      nn::backward<T>(p->output_, from, normed, gradient->output_, rows, tape);
       std::fill_n(x_gradient, rows * config.data_dim, T(0));
       nn::backward<T>(p->data_norm_, normed, x_gradient, gradient->data_norm_, rows, tape);
+    }
+
+    /// Adds to the total and, with a gradient, goes back at once: x becomes its own gradient.
+    void end_loss(const detail::Chunk& groups, T* x, Tape& tape) const {
+      const Tape::Recording recording(tape, gradient != nullptr);
+      const Arena::Scope scope(tape.arena());
+      T* output = tape.scratch<T>(groups.count * output_size);
+      T* output_gradient = gradient ? tape.scratch<T>(groups.count * output_size) : nullptr;
+      predict(groups, x, output, tape);
+      *total += (*loss)(groups.first, groups.count, output, output_gradient);
+      if (gradient) predict_backward(groups, output_gradient, x, tape);
     }
   };
 
   struct Record {
     Sizes sizes;
     Ends ends;
-    T* x;
+    T *x, *z;  // for their gradients; z is null where it is the caller's
     const T* condition;
   };
 
@@ -233,13 +309,27 @@ class DiffusionDecoder {
     check_one("the gradient of the previous latents", inputs.previous_latents, latents_shape(sizes));
   }
 
-  void run(const Inputs& inputs, const Sizes& sizes, T* prediction, T* latents, Tape& tape,
-           const Trace<T>& trace) const {
+  double run_loss(const GroupInputs& inputs, const GroupLoss<T>& loss, const Sizes& sizes, DiffusionDecoder* gradient,
+                  Tape& tape, const Watch& watch) const {
+    double total = 0;
+    Ends ends{this, nullptr, nullptr};
+    ends.gradient = gradient;
+    ends.source = &inputs.noisy;
+    ends.loss = &loss;
+    ends.total = &total;
+    run(inputs, ends, sizes, nullptr, inputs.noisy.grid, tape, {}, watch);
+    return total;
+  }
+
+  /// Leaves the latents where there is a place for them; a loss by groups has its own, and copies them.
+  void run(const auto& inputs, const Ends& ends, const Sizes& sizes, T* latents, const Grid& grid, Tape& tape,
+           const Trace<T>& trace = {}, const Watch& watch = {}) const {
     const auto start = tape.mark();
     const Index latent_size = sizes.latent_rows() * config.latent_dim;
-    const Ends ends{this, inputs.noisy.data(), prediction};
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);  // [B, groups, tokens, data_dim]
-    nn::copy_positions(latent_positions_, latents, sizes.batch, sizes.groups, inputs.grid);
+    T* own = latents ? nullptr : tape.allocate<T>(latent_size);    // [B, groups, latents, latent_dim]
+    T* z = latents ? latents : own;
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, grid);
     if constexpr (has_previous) {
       T* previous = tape.allocate<T>(latent_size);  // [B, groups, latents, latent_dim]
       T* normed = tape.allocate<T>(latent_size);    // [B, groups, latents, latent_dim]
@@ -250,15 +340,37 @@ class DiffusionDecoder {
       }
       nn::forward<T>(previous_, previous, sizes.latent_rows(), {}, {}, tape);
       nn::forward<T>(previous_norm_, previous, normed, sizes.latent_rows(), tape);
-      for (Index i = 0; i < latent_size; ++i) latents[i] += normed[i];
+      for (Index i = 0; i < latent_size; ++i) z[i] += normed[i];
     }
     const T* condition = forward_condition(inputs, sizes.batch, tape);
-    trunk_.forward(ends, x, latents, {condition, condition_count, nullptr}, sizes, tape, trace);
-    tape.finish(start, Record{sizes, ends, x, condition});
+    trunk_.forward(ends, x, z, {condition, condition_count, nullptr}, sizes, tape, trace, watch);
+    if constexpr (requires { inputs.latents; }) {
+      if (inputs.latents) std::copy_n(z, latent_size, inputs.latents->data());
+    }
+    tape.finish(start, Record{sizes, ends, x, own, condition});
+  }
+
+  /// The way back of all but the end, from the gradient z of the latents, in place.
+  void backward_all(const Record& saved, const Ends& ends, T* z, const InputGradients& inputs, Tape& tape,
+                    const Watch& watch = {}) const {
+    const Sizes& sizes = saved.sizes;
+    const Index latent_size = sizes.latent_rows() * config.latent_dim;
+    DiffusionDecoder& gradient = *ends.gradient;
+    T* condition = detail::zeros<T>(sizes.batch * condition_count * config.latent_dim, tape);  // [B, count, latent_dim]
+    trunk_.backward(ends, saved.x, z, {saved.condition, condition_count, condition}, gradient.trunk_, sizes, tape,
+                    watch);
+    backward_condition(condition, inputs, gradient, sizes.batch, tape);
+    if constexpr (has_previous) {
+      T* previous = detail::zeros<T>(latent_size, tape);
+      nn::backward<T>(previous_norm_, z, previous, gradient.previous_norm_, sizes.latent_rows(), tape);
+      nn::backward(previous_, previous, gradient.previous_, sizes.latent_rows(), tape);
+      if (inputs.previous_latents) std::copy_n(previous, latent_size, inputs.previous_latents->data());
+    }
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
   }
 
   /// Tokens [batch, condition_count, latent_dim]: the noise level's, then the condition's.
-  const T* forward_condition(const Inputs& inputs, Index batch, Tape& tape) const {
+  const T* forward_condition(const auto& inputs, Index batch, Tape& tape) const {
     constexpr Index width = config.latent_dim;
     T* time = tape.allocate<T>(batch * width);
     nn::forward(time_embedding_, inputs.gamma.data(), time, batch, tape);

@@ -404,7 +404,6 @@ class Training {
       std::printf("Resumed after %td steps.\n", state_.step);
     }
     first_step_ = state_.step;
-    losses_.write();
     // Better now than after an hour.
     const std::filesystem::path state = std::filesystem::absolute(options.state());
     const fit::AtomicFile writable(state);
@@ -412,6 +411,7 @@ class Training {
     const std::uintmax_t room = std::filesystem::space(state.parent_path()).available;
     fit::require(room > needed, state.string(), ": the state takes ", gigabytes(static_cast<double>(needed)),
                  ", and there is room for ", gigabytes(static_cast<double>(room)));
+    losses_.write();
   }
 
   int run() {

@@ -117,8 +117,8 @@ struct AutoregressiveDecoder {
   constexpr void logits_forward_and_back(Index count, Meter<T>& meter) const {
     meter.multiply({logits<T>(count)});
     as_backward(meter, [&] {
-      meter.multiply(
-          {{count, c.data_dim, {{c.vocabulary, c.data_dim, 1}}}, {c.vocabulary, c.data_dim, {{count, c.data_dim, 1}}}});
+      meter.multiply({{count, c.data_dim, {{c.vocabulary, c.data_dim, 1}}},
+                      {c.vocabulary, c.data_dim, {{count, c.data_dim, 1, true}}}});
       if (c.output_bias) meter.add_column_sums({{count, c.vocabulary}});
     });
   }

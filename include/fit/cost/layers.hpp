@@ -29,7 +29,7 @@ constexpr typename Meter<T>::Product input_product(const Linear& p, Index rows) 
 }
 template <class T>
 constexpr typename Meter<T>::Product weight_product(const Linear& p, Index rows) {
-  return {p.out, p.in, {{rows, p.in, 1}}};
+  return {p.out, p.in, {{rows, p.in, 1, true}}};
 }
 
 template <class T>

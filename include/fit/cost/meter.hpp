@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <initializer_list>
@@ -235,6 +236,7 @@ class Meter {
 
   struct Factors {
     Index depth, b_row, b_column;
+    bool a_transposed = false;
   };
   struct Product {
     Index rows, columns;
@@ -243,13 +245,17 @@ class Meter {
   };
   constexpr void multiply(std::initializer_list<Product> products) {
     const Frame frame = scope();
+    Index left = 0;
     for (const Product& p : products) {
       for (int f = 0; f < p.count; ++f) {
-        scratch(
-            kernels::packed_size<T>(p.rows, p.columns, p.factors[f].depth, p.factors[f].b_row, p.factors[f].b_column));
-        work({.products = 2 * p.rows * p.columns * p.factors[f].depth});
+        const Factors& of = p.factors[f];
+        scratch(kernels::packed_size<T>(p.rows, p.columns, of.depth, of.b_row, of.b_column));
+        left = std::max(left, kernels::packed_left_size<T>(p.rows, p.columns, of.depth, of.a_transposed ? 1 : of.depth,
+                                                           of.a_transposed ? p.rows : 1));
+        work({.products = 2 * p.rows * p.columns * of.depth});
       }
     }
+    scratch(left * threads_);
   }
   constexpr void attention(const kernels::AttentionShape& shape) {
     const Frame frame = scope();

@@ -58,8 +58,6 @@ Operand<T> transposed(const T* data, Index width) {
 
 namespace detail {
 
-inline constexpr Index depth_block = 512;  // of a panel, so that a tile's rows of `a` stay in the first-level cache
-
 template <class T>
 void check(const Product<T>& p) {
   FIT_ASSERT(p.rows >= 0 && p.columns >= 0);
@@ -81,51 +79,79 @@ void check(const Product<T>& p) {
   }
 }
 
-/// Rows row..row+rows-1 and columns column..column+columns-1 of one product, whose right operands are packed where
-/// there is a pointer and else read directly.
+/// Packs a transposed left operand, of which from.data is the beginning, for a block's tiles one after the other: the
+/// elements of a column of a tile side by side, columns padded_columns(tile_rows) apart.
 template <class T>
-void multiply_block(const Product<T>& product, const T* const* packed, Index row, Index rows, Index column,
-                    Index columns) {
-  for (int f = 0; f < product.count; ++f) {
-    const Factors<T>& factors = product.factors[f];
-    for (Index k = 0; k == 0 || k < factors.depth; k += depth_block) {
-      const Index depth = std::min(depth_block, factors.depth - k);
-      const bool first = f == 0 && k == 0, last = f == product.count - 1 && k + depth_block >= factors.depth;
-      for (Index i = row; i < row + rows; i += tile_rows<T>) {
-        const Index down = std::min<Index>(tile_rows<T>, row + rows - i);
-        const Operand<T> a{factors.a.data + i * factors.a.row + k * factors.a.column, factors.a.row, factors.a.column};
-        Finish<T> finish = product.finish;
-        finish.accumulate = finish.accumulate || !first;
-        finish.first_row = i;
-        for (Index j = column; j < column + columns; j += panel_width<T>) {
-          const Index wide = std::min(panel_width<T>, product.columns - j);
-          const Index b_row = packed[f] ? padded_columns<T>(wide) : factors.b.row;
-          const T* b = packed[f] ? packed[f] + j * factors.depth + k * b_row : factors.b.data + k * b_row + j;
-          finish.bias = first && product.finish.bias ? product.finish.bias + j : nullptr;
-          T* c = product.c + i * product.c_row + j;
-          multiply_tile<T>({.rows = down,
-                            .columns = wide,
-                            .depth = depth,
-                            .a = a,
-                            .b = b,
-                            .b_row = b_row,
-                            .c = c,
-                            .c_row = product.c_row},
-                           finish);
-          FIT_COUNT(products, 2 * down * wide * depth);
-          if (!last || product.activation == Activation::none) continue;
-          for (Index r = 0; r < down; ++r) {
-            const Index offset = r * product.c_row;
-            const auto element = static_cast<std::uint64_t>((i + r) * product.columns + j);
-            if (product.activation == Activation::gelu) {
-              T* activated = product.activated + (c - product.c) + offset;
-              gelu(c + offset, activated, wide);
-              if (product.dropout) product.dropout.apply(activated, wide, element);
-            } else {
-              if (product.dropout) product.dropout.apply(c + offset, wide, element);
-              gelu_backward(product.before + (c - product.c) + offset, c + offset, wide);
-            }
-          }
+void pack_tiles(const Operand<T>& from, Index rows, Index depth, T* to) {
+  constexpr Index w = simd::width<T>, apart = padded_columns<T>(tile_rows<T>);
+  for (Index k = 0; k < depth; ++k) {
+    const T* column = from.data + k * from.column;
+    for (Index i = 0; i < rows; i += tile_rows<T>) {
+      const Index down = std::min<Index>(tile_rows<T>, rows - i);
+      T* place = to + (i / tile_rows<T> * depth + k) * apart;
+      __builtin_prefetch(column + i + 16 * from.column, 0, 2);
+      for (Index j = 0; j < down; j += w) simd::store(place + j, simd::load_part(column + i + j, down - j));
+    }
+  }
+}
+
+/// A lane's room for what a block reads of a left operand, and what of a product is packed there.
+template <class T>
+struct PackedLeft {
+  T* room;
+  int factor = -1;
+  Index k = 0, row = 0;
+};
+
+/// Rows row..row+rows-1 and columns column..column+columns-1 of one product, as far as depth_block of a summand from
+/// its k on goes. Right operands are packed where there is a pointer and else read directly.
+template <class T>
+void multiply_block(const Product<T>& product, const T* const* packed, int f, Index k, Index row, Index rows,
+                    Index column, Index columns, PackedLeft<T>& left) {
+  const Factors<T>& factors = product.factors[f];
+  const Index depth = std::min(depth_block, factors.depth - k);
+  const bool first = f == 0 && k == 0, last = f == product.count - 1 && k + depth_block >= factors.depth;
+  const Operand<T> whole{factors.a.data + row * factors.a.row + k * factors.a.column, factors.a.row, factors.a.column};
+  const bool packs = packed_left_size<T>(rows, product.columns, depth, whole.row, whole.column) > 0;
+  if (packs && !(left.factor == f && left.k == k && left.row == row)) {
+    pack_tiles(whole, rows, depth, left.room);
+    left = {left.room, f, k, row};
+  }
+  for (Index i = row; i < row + rows; i += tile_rows<T>) {
+    const Index down = std::min<Index>(tile_rows<T>, row + rows - i);
+    constexpr Index apart = padded_columns<T>(tile_rows<T>);
+    const Operand<T> a = packs ? Operand<T>{left.room + (i - row) / tile_rows<T> * depth * apart, 1, apart}
+                               : Operand<T>{whole.data + (i - row) * whole.row, whole.row, whole.column};
+    Finish<T> finish = product.finish;
+    finish.accumulate = finish.accumulate || !first;
+    finish.first_row = i;
+    for (Index j = column; j < column + columns; j += panel_width<T>) {
+      const Index wide = std::min(panel_width<T>, product.columns - j);
+      const Index b_row = packed[f] ? padded_columns<T>(wide) : factors.b.row;
+      const T* b = packed[f] ? packed[f] + j * factors.depth + k * b_row : factors.b.data + k * b_row + j;
+      finish.bias = first && product.finish.bias ? product.finish.bias + j : nullptr;
+      T* c = product.c + i * product.c_row + j;
+      multiply_tile<T>({.rows = down,
+                        .columns = wide,
+                        .depth = depth,
+                        .a = a,
+                        .b = b,
+                        .b_row = b_row,
+                        .c = c,
+                        .c_row = product.c_row},
+                       finish);
+      FIT_COUNT(products, 2 * down * wide * depth);
+      if (!last || product.activation == Activation::none) continue;
+      for (Index r = 0; r < down; ++r) {
+        const Index offset = r * product.c_row;
+        const auto element = static_cast<std::uint64_t>((i + r) * product.columns + j);
+        if (product.activation == Activation::gelu) {
+          T* activated = product.activated + (c - product.c) + offset;
+          gelu(c + offset, activated, wide);
+          if (product.dropout) product.dropout.apply(activated, wide, element);
+        } else {
+          if (product.dropout) product.dropout.apply(c + offset, wide, element);
+          gelu_backward(product.before + (c - product.c) + offset, c + offset, wide);
         }
       }
     }
@@ -140,24 +166,28 @@ void multiply_block(const Product<T>& product, const T* const* packed, Index row
 template <class T>
 void multiply(std::span<const Product<T>> products, Workspace& workspace) {
   constexpr std::size_t most = 8;
-  constexpr Index pack_rows = 2 * detail::depth_block;
+  constexpr Index pack_rows = 2 * depth_block;
   require(products.size() <= most, "multiply takes at most 8 products, not ", products.size());
   for (const Product<T>& product : products) detail::check(product);
   Executor& executor = workspace.executor();
   const Arena::Scope scope(workspace.arena());
   T* packed[most][3] = {};
-  Index packs = 0, work = 0;
+  Index packs = 0, work = 0, left = 0;
   for (std::size_t p = 0; p < products.size(); ++p) {
     const Product<T>& product = products[p];
     for (int f = 0; f < product.count; ++f) {
       const Factors<T>& factors = product.factors[f];
       work += product.rows * product.columns * factors.depth;
+      left = std::max(
+          left, packed_left_size<T>(product.rows, product.columns, factors.depth, factors.a.row, factors.a.column));
       const Index room = packed_size<T>(product.rows, product.columns, factors.depth, factors.b.row, factors.b.column);
       if (room == 0) continue;
       packed[p][f] = workspace.arena().allocate<T>(room);
       packs += (product.columns + panel_width<T> - 1) / panel_width<T> * ((factors.depth + pack_rows - 1) / pack_rows);
     }
   }
+
+  T* const room_left = workspace.arena().allocate<T>(left * executor.lanes());
 
   executor.parallel_for(packs, [&](Index task, int) {
     for (std::size_t p = 0; p < products.size(); ++p) {
@@ -182,7 +212,7 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
 
   // Blocks of 112 x 256 suit the caches; smaller ones where there would be too few to share out. How the elements are
   // dealt to blocks does not touch how each is summed.
-  Index rows = 8 * tile_rows<T>, columns = 8 * panel_width<T>;
+  Index rows = block_tiles * tile_rows<T>, columns = 8 * panel_width<T>;
   const auto blocks_down = [&](const Product<T>& product) { return (product.rows + rows - 1) / rows; };
   const auto blocks_across = [&](const Product<T>& product) { return (product.columns + columns - 1) / columns; };
   const auto blocks_of = [&](const Product<T>& product) { return blocks_down(product) * blocks_across(product); };
@@ -200,15 +230,31 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
     rows = std::max<Index>(tile_rows<T>, rows / tile_rows<T> * tile_rows<T>);
   }
   // A task is the same share of every product, so that a thread goes on with the rows it had before.
-  executor.parallel_for(slices, [&](Index slice, int) {
+  executor.parallel_for(slices, [&](Index slice, int lane) {
     for (std::size_t p = 0; p < products.size(); ++p) {
       const Product<T>& product = products[p];
       const Index blocks = blocks_of(product), down = blocks_down(product), across = blocks_across(product);
       const Index tiles = (product.rows + tile_rows<T> - 1) / tile_rows<T>;
-      for (Index block = blocks * slice / slices; block < blocks * (slice + 1) / slices; ++block) {
+      const Index begin = blocks * slice / slices, end = blocks * (slice + 1) / slices;
+      detail::PackedLeft<T> of_left{room_left + lane * left};
+      const auto multiply_one = [&](Index block, int f, Index k) {
         const Index row = tiles * (block / across) / down * tile_rows<T>, column = block % across * columns;
-        const Index end = std::min(product.rows, tiles * (block / across + 1) / down * tile_rows<T>);
-        detail::multiply_block(product, packed[p], row, end - row, column, std::min(columns, product.columns - column));
+        const Index last = std::min(product.rows, tiles * (block / across + 1) / down * tile_rows<T>);
+        detail::multiply_block(product, packed[p], f, k, row, last - row, column,
+                               std::min(columns, product.columns - column), of_left);
+      };
+      const auto each_depth = [&](auto&& each) {
+        for (int f = 0; f < product.count; ++f) {
+          for (Index k = 0; k == 0 || k < product.factors[f].depth; k += depth_block) each(f, k);
+        }
+      };
+      // What is deeper than high is gone through depth by depth, each as long as it is in the caches.
+      if (product.factors[0].depth > product.rows) {
+        each_depth([&](int f, Index k) {
+          for (Index block = begin; block < end; ++block) multiply_one(block, f, k);
+        });
+      } else {
+        for (Index block = begin; block < end; ++block) each_depth([&](int f, Index k) { multiply_one(block, f, k); });
       }
     }
   });

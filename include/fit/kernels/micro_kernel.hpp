@@ -37,6 +37,9 @@ struct Tile {
 
 namespace detail {
 
+/// How far ahead rows of b are asked for, which come from the second-level cache at best.
+inline constexpr Index prefetch_rows = 32;
+
 /// c(i, j) over a tile of Rows x Vectors registers.
 template <class T, int Rows, int Vectors>
 [[gnu::noinline]] void micro_kernel(const Tile<T>& tile, const Finish<T>& finish) {
@@ -53,6 +56,8 @@ template <class T, int Rows, int Vectors>
     for (int v = 0; v < Vectors; ++v) sums[i][v] = Batch(T(0));
   }
   for (Index k = 0; k < depth; ++k) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(b + prefetch_rows * b_row + v * w);
     Batch right[std::size_t{Vectors}];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) right[v] = simd::load(b + v * w);

@@ -39,6 +39,19 @@ constexpr Index packed_size(Index rows, Index columns, Index depth, Index b_row,
   return direct ? 0 : depth * padded_columns<T>(columns);
 }
 
+/// How a product is cut: tiles below each other, and a depth whose rows of a tile's left operand stay in the
+/// first-level cache.
+inline constexpr Index block_tiles = 8, depth_block = 512;
+
+/// Elements that a lane takes to pack what a block reads of a left operand [rows, depth], whose strides are given. A
+/// transposed one is, unless a single panel reads it: its columns lie far apart, and on each other in the caches.
+template <class T>
+constexpr Index packed_left_size(Index rows, Index columns, Index depth, Index a_row, Index a_column) {
+  const bool direct = a_row != 1 || a_column == 1 || columns <= panel_width<T>;
+  const Index tiles = std::min<Index>(block_tiles, (rows + tile_rows<T> - 1) / tile_rows<T>);
+  return direct ? 0 : tiles * std::min(depth_block, depth) * padded_columns<T>(tile_rows<T>);
+}
+
 /// Rows that add_column_sums() sums before it adds their sum to that of the others, and the elements it takes.
 inline constexpr Index column_sums_block = 128;
 constexpr Index column_sums_size(Index rows, Index columns) {

@@ -283,6 +283,17 @@ void check_large() {
   wide.activation = Activation::gelu_backward;
   wide.depths = {40, 560};
   CHECK(faults_of<T>(wide) == 0);
+  // Left operands that are packed for several blocks next to each other, in either order of blocks and depths.
+  wide.a_transposed = 3;
+  CHECK(faults_of<T>(wide) == 0);
+  wide.depths = {560, 40, 560};
+  wide.a_transposed = 5;
+  CHECK(faults_of<T>(wide) == 0);
+  wide.a_transposed = 7;
+  CHECK(faults_of<T>(wide) == 0);
+  // Enough rows for blocks next to each other to share what is packed.
+  Case high{32 * kernels::tile_rows<T> + 5, 8 * kernels::panel_width<T> + 7, {520, 3}, 3};
+  CHECK(faults_of<T>(high) == 0);
 }
 
 template <class T>

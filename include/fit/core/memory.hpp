@@ -1,12 +1,17 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <fit/core/abi.hpp>
 #include <fit/core/error.hpp>
@@ -18,6 +23,21 @@ using Index = std::ptrdiff_t;
 
 /// Every buffer of the library starts on a boundary of this many bytes: a cache line, and the widest vector.
 inline constexpr std::size_t alignment = 64;
+
+namespace detail {
+
+/// Asks for large pages under large memory, where a system gives them only when asked: kernels that go down columns
+/// meet a page with every row. Nothing depends on the answer.
+inline void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::size_t page = std::size_t{2} << 20;
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory), first = (begin + page - 1) / page * page;
+  const std::uintptr_t last = (begin + bytes) / page * page;
+  if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace detail
 
 /// An owned, zero-filled array of trivial elements whose alignment does not depend on compiler flags. Copies deeply.
 template <class T>
@@ -41,6 +61,7 @@ class Buffer {
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     buffer.memory_.reset(static_cast<T*>(::operator new (bytes, std::align_val_t{alignment})));
     buffer.size_ = count;
+    detail::prefer_large_pages(buffer.data(), bytes);
     return buffer;
   }
 

@@ -95,32 +95,22 @@ void pack_tiles(const Operand<T>& from, Index rows, Index depth, T* to) {
   }
 }
 
-/// A lane's room for what a block reads of a left operand, and what of a product is packed there.
-template <class T>
-struct PackedLeft {
-  T* room;
-  int factor = -1;
-  Index k = 0, row = 0;
-};
-
 /// Rows row..row+rows-1 and columns column..column+columns-1 of one product, as far as depth_block of a summand from
-/// its k on goes. Right operands are packed where there is a pointer and else read directly.
+/// its k on goes. Right operands are packed where there is a pointer and else read directly. `left` is room to pack the
+/// left one, and may hold it from the block before, of the same rows.
 template <class T>
 void multiply_block(const Product<T>& product, const T* const* packed, int f, Index k, Index row, Index rows,
-                    Index column, Index columns, PackedLeft<T>& left) {
+                    Index column, Index columns, T* left, bool left_is_packed) {
   const Factors<T>& factors = product.factors[f];
   const Index depth = std::min(depth_block, factors.depth - k);
   const bool first = f == 0 && k == 0, last = f == product.count - 1 && k + depth_block >= factors.depth;
   const Operand<T> whole{factors.a.data + row * factors.a.row + k * factors.a.column, factors.a.row, factors.a.column};
   const bool packs = packed_left_size<T>(rows, product.columns, depth, whole.row, whole.column) > 0;
-  if (packs && !(left.factor == f && left.k == k && left.row == row)) {
-    pack_tiles(whole, rows, depth, left.room);
-    left = {left.room, f, k, row};
-  }
+  if (packs && !left_is_packed) pack_tiles(whole, rows, depth, left);
   for (Index i = row; i < row + rows; i += tile_rows<T>) {
     const Index down = std::min<Index>(tile_rows<T>, row + rows - i);
     constexpr Index apart = padded_columns<T>(tile_rows<T>);
-    const Operand<T> a = packs ? Operand<T>{left.room + (i - row) / tile_rows<T> * depth * apart, 1, apart}
+    const Operand<T> a = packs ? Operand<T>{left + (i - row) / tile_rows<T> * depth * apart, 1, apart}
                                : Operand<T>{whole.data + (i - row) * whole.row, whole.row, whole.column};
     Finish<T> finish = product.finish;
     finish.accumulate = finish.accumulate || !first;
@@ -235,26 +225,21 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
       const Product<T>& product = products[p];
       const Index blocks = blocks_of(product), down = blocks_down(product), across = blocks_across(product);
       const Index tiles = (product.rows + tile_rows<T> - 1) / tile_rows<T>;
-      const Index begin = blocks * slice / slices, end = blocks * (slice + 1) / slices;
-      detail::PackedLeft<T> of_left{room_left + lane * left};
-      const auto multiply_one = [&](Index block, int f, Index k) {
-        const Index row = tiles * (block / across) / down * tile_rows<T>, column = block % across * columns;
-        const Index last = std::min(product.rows, tiles * (block / across + 1) / down * tile_rows<T>);
-        detail::multiply_block(product, packed[p], f, k, row, last - row, column,
-                               std::min(columns, product.columns - column), of_left);
-      };
-      const auto each_depth = [&](auto&& each) {
+      // Blocks of the same rows go together where that saves packing and leaves enough to share out.
+      const bool wide = left > 0 && down >= 4 * executor.lanes();
+      const Index units = wide ? down : blocks, each = wide ? across : 1;
+      for (Index unit = units * slice / slices; unit < units * (slice + 1) / slices; ++unit) {
         for (int f = 0; f < product.count; ++f) {
-          for (Index k = 0; k == 0 || k < product.factors[f].depth; k += depth_block) each(f, k);
+          for (Index k = 0; k == 0 || k < product.factors[f].depth; k += depth_block) {
+            for (Index block = unit * each; block < (unit + 1) * each; ++block) {
+              const Index row = tiles * (block / across) / down * tile_rows<T>, column = block % across * columns;
+              const Index end = std::min(product.rows, tiles * (block / across + 1) / down * tile_rows<T>);
+              detail::multiply_block(product, packed[p], f, k, row, end - row, column,
+                                     std::min(columns, product.columns - column), room_left + lane * left,
+                                     block > unit * each);
+            }
+          }
         }
-      };
-      // What is deeper than high is gone through depth by depth, each as long as it is in the caches.
-      if (product.factors[0].depth > product.rows) {
-        each_depth([&](int f, Index k) {
-          for (Index block = begin; block < end; ++block) multiply_one(block, f, k);
-        });
-      } else {
-        for (Index block = begin; block < end; ++block) each_depth([&](int f, Index k) { multiply_one(block, f, k); });
       }
     }
   });

@@ -105,68 +105,126 @@ void for_heads(Index tasks, const AttentionShape& shape, Executor& executor, Bod
   });
 }
 
-/// Rows first .. first + rows - 1, one tile, of one head, its part of the tensors, whose keys and values are packed:
-/// online softmax (Milakov and Gimelshein, arXiv 1805.02867) over blocks of keys in base 2.
+/// Asks for rows that lie far apart and are needed next; they may be beyond the end.
 template <class T>
-void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, const AttentionTensors<T>& of,
-                 Index of_head, Index first, Index rows) {
+void ask_for_rows(const T* from, Index rows, Index columns, Index row) {
+  constexpr Index line = static_cast<Index>(alignment / sizeof(T));
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < columns; j += line) __builtin_prefetch(from + i * row + j);
+  }
+}
+
+/// Queries first .. first + rows - 1, at most a panel, of one head, its part of the tensors: online softmax (Milakov
+/// and Gimelshein, arXiv 1805.02867) over blocks of keys in base 2. Scores stand transposed, [keys, queries], so that
+/// the softmax goes down the keys for a register of queries at a time.
+template <class T, int Vectors>
+void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, const AttentionTensors<T>& of,
+                  Index of_head, Index first, Index rows) {
   using Batch = simd::Batch<T>;
-  constexpr Index w = simd::width<T>, block = AttentionScratch<T>::key_block;
+  constexpr Index w = simd::width<T>, panel = Vectors * w, block = AttentionScratch<T>::key_block;
   const Index width = shape.width(), head = shape.head_width, padded_head = padded_columns<T>(head);
   const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys);
+  const Index all_see = shape.mask.visible_keys(first, shape.keys);
   constexpr T lowest = -std::numeric_limits<T>::infinity();
-  T peak[tile_rows<T>], total[tile_rows<T>];
-  std::fill_n(peak, rows, lowest);
-  std::fill_n(total, rows, T(0));
-  scale_rows(rows, head, of.q + first * width, width, static_cast<T>(shape.scale() * std::numbers::log2e), at.queries,
-             padded_head);
+  const bool copied = AttentionScratch<T>::copies_keys(shape), packed = AttentionScratch<T>::packs_values(shape);
+  const Index keys_row = copied ? padded_head : width;
+  alignas(alignment) T by_query[static_cast<std::size_t>(panel)];
+  Batch peak[Vectors], total[Vectors];
+  for (int v = 0; v < Vectors; ++v) {
+    peak[v] = Batch(lowest);
+    total[v] = Batch(T(0));
+  }
+  pack_panel(Operand<T>{of.q + first * width, 1, width}, rows, 0, head, at.queries);
+  const Batch scale(static_cast<T>(shape.scale() * std::numbers::log2e));
+  for (Index i = 0; i < head * panel; i += w) simd::store(at.queries + i, simd::load(at.queries + i) * scale);
+
+  ask_for_rows<T>(of.q + (first + panel) * width, std::min(panel, shape.queries - first - panel), head, width);
+  ask_for_rows<T>(of.o + first * width, rows, head, width);
 
   FIT_COUNT(executed, 4 * head * rows * end);
   for (Index key = 0; key < end; key += block) {
-    const Index count = std::min(block, end - key), padded = padded_columns<T>(count);
-    for (Index j = 0; j < count; j += panel_width<T>) {
-      const Index wide = padded_columns<T>(std::min(panel_width<T>, shape.keys - key - j));
-      multiply_tile<T>({.rows = rows,
-                        .columns = wide,
+    const Index count = std::min(block, end - key);
+    const T* const keys = copied ? at.keys + key * keys_row : of.k + key * width;
+    for (Index j = 0; j < count; j += tile_rows<T>) {
+      if (!copied) ask_for_rows<T>(keys + (j + tile_rows<T>)*keys_row, tile_rows<T>, head, keys_row);
+      multiply_tile<T>({.rows = std::min<Index>(tile_rows<T>, count - j),
+                        .columns = panel,
                         .depth = head,
-                        .a = {at.queries, padded_head, 1},
-                        .b = at.keys + (key + j) * head,
-                        .b_row = wide,
-                        .c = at.scores + j,
-                        .c_row = block},
+                        .a = {keys + j * keys_row, keys_row, 1},
+                        .b = at.queries,
+                        .b_row = panel,
+                        .c = at.scores + j * panel,
+                        .c_row = panel},
                        {});
     }
     for (Index i = 0; i < rows; ++i) {
-      T* scores = at.scores + i * block;
       const Index seen = std::clamp<Index>(shape.mask.visible_keys(first + i, shape.keys) - key, 0, count);
       FIT_COUNT(attention, 4 * head * seen);
-      std::fill(scores + seen, scores + padded, lowest);
-      Batch highest(peak[i]);
-      for (Index j = 0; j < padded; j += w) highest = xsimd::max(highest, simd::load(scores + j));
-      const T now = simd::maximum(highest);
+      by_query[i] = static_cast<T>(seen);
+    }
+    std::fill(by_query + rows, by_query + panel, static_cast<T>(count));
+    bool moved = false;
+    for (int v = 0; v < Vectors; ++v) {
+      T* scores = at.scores + v * w;
+      const Batch seen = simd::load(by_query + v * w);
+      for (Index j = std::max<Index>(0, all_see - key); j < count; ++j) {
+        T* row = scores + j * panel;
+        simd::store(row, xsimd::select(seen > Batch(static_cast<T>(j)), simd::load(row), Batch(lowest)));
+      }
+      Batch highest = peak[v], other(lowest);
+      Index j = 0;
+      for (; j + 2 <= count; j += 2) {
+        highest = xsimd::max(highest, simd::load(scores + j * panel));
+        other = xsimd::max(other, simd::load(scores + (j + 1) * panel));
+      }
+      if (j < count) highest = xsimd::max(highest, simd::load(scores + j * panel));
+      highest = xsimd::max(highest, other);
       Batch sum(T(0));
-      for (Index j = 0; j < padded; j += w) {
-        const Batch weight = simd::exp2(simd::load(scores + j) - Batch(now));
-        simd::store(scores + j, weight);
+      for (j = 0; j < count; ++j) {
+        const Batch weight = simd::exp2(simd::load(scores + j * panel) - highest);
+        simd::store(scores + j * panel, weight);
         sum += weight;
       }
-      const T fade = key == 0 ? T(0) : std::exp2(peak[i] - now);
-      total[i] = total[i] * fade + simd::sum(sum);
-      peak[i] = now;
-      if (shape.dropout) {
-        const auto row = static_cast<std::uint64_t>(of_head * shape.queries + first + i);
-        shape.dropout.apply(scores, count,
-                            row * static_cast<std::uint64_t>(shape.keys) + static_cast<std::uint64_t>(key));
-      }
-      T* mixed = at.mixed + i * padded_head;
-      if (key > 0) scale_rows(1, padded_head, mixed, padded_head, fade, mixed, padded_head);
+      const Batch fade = simd::exp2(peak[v] - highest);
+      total[v] = key == 0 ? sum : simd::fma(total[v], fade, sum);
+      moved = moved || xsimd::any(peak[v] != highest);
+      peak[v] = highest;
+      simd::store(by_query + v * w, fade);
     }
-    multiply_panels<T>(rows, padded_head, {at.scores, block, 1}, {at.values, shape.keys, key, count}, at.mixed,
-                       key > 0);
+    for (Index i = 0; shape.dropout && i < rows; ++i) {
+      T factors[static_cast<std::size_t>(block)];
+      std::fill_n(factors, count, T(1));
+      const auto row = static_cast<std::uint64_t>(of_head * shape.queries + first + i);
+      shape.dropout.apply(factors, count,
+                          row * static_cast<std::uint64_t>(shape.keys) + static_cast<std::uint64_t>(key));
+      for (Index j = 0; j < count; ++j) at.scores[j * panel + i] *= factors[j];
+    }
+    for (Index i = 0; moved && key > 0 && i < rows; ++i) {
+      T* mixed = at.mixed + i * padded_head;
+      scale_rows(1, padded_head, mixed, padded_head, by_query[i], mixed, padded_head);
+    }
+    for (Index i = 0; i < rows; i += tile_rows<T>) {
+      for (Index j = 0; j < padded_head; j += panel_width<T>) {
+        const Index wide = std::min(panel_width<T>, padded_head - j), b_row = packed ? wide : width;
+        multiply_tile<T>({.rows = std::min<Index>(tile_rows<T>, rows - i),
+                          .columns = wide,
+                          .depth = count,
+                          .a = {at.scores + i, 1, panel},
+                          .b = packed ? at.values + j * shape.keys + key * b_row : of.v + key * width + j,
+                          .b_row = b_row,
+                          .c = at.mixed + i * padded_head + j,
+                          .c_row = padded_head},
+                         {.accumulate = key > 0});
+      }
+    }
   }
+  for (int v = 0; v < Vectors; ++v) simd::store(by_query + v * w, Batch(T(1)) / total[v]);
   for (Index i = 0; i < rows; ++i) {
-    scale_rows(1, head, at.mixed + i * padded_head, padded_head, T(1) / total[i], of.o + (first + i) * width, width);
-    if (of.log_sum) of.log_sum[first + i] = peak[i] + std::log2(total[i]);
+    scale_rows(1, head, at.mixed + i * padded_head, padded_head, by_query[i], of.o + (first + i) * width, width);
+  }
+  if (!of.log_sum) return;
+  for (int v = 0; v < Vectors; ++v) {
+    simd::store_part(of.log_sum + first + v * w, peak[v] + xsimd::log2(total[v]), std::max<Index>(0, rows - v * w));
   }
 }
 
@@ -178,7 +236,7 @@ void attend_tile(const AttentionShape& shape, const AttentionScratch<T>& at, con
 template <class T>
 void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, Workspace& workspace) {
   detail::check(shape, tensors);
-  constexpr Index query_block = 32 * tile_rows<T>;
+  constexpr Index query_block = 14 * panel_width<T>;
   if (shape.keys == 0) {
     std::fill_n(tensors.o, shape.sequences * shape.queries * shape.width(), T(0));
     return;
@@ -191,13 +249,21 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
     const Index block = task % blocks, head = task / blocks;
     const detail::AttentionScratch<T> at(memory + lane * scratch, shape);
     const Index first = block * query_block, last = std::min(first + query_block, shape.queries);
-    const Index end = shape.mask.visible_keys(last - 1, shape.keys);
     const AttentionTensors<T> of = detail::head_of(tensors, shape, head);
-    detail::pack(Operand<T>{of.k, 1, shape.width()}, shape.head_width,
-                 std::min(shape.keys, (end + panel_width<T> - 1) / panel_width<T> * panel_width<T>), at.keys);
-    detail::pack(Operand<T>{of.v, shape.width(), 1}, shape.keys, shape.head_width, at.values);
-    for (Index i = first; i < last; i += tile_rows<T>) {
-      detail::attend_tile(shape, at, of, head, i, std::min<Index>(tile_rows<T>, last - i));
+    if (at.copies_keys(shape)) {
+      const Index end = shape.mask.visible_keys(last - 1, shape.keys), row = padded_columns<T>(shape.head_width);
+      detail::scale_rows(end, shape.head_width, of.k, shape.width(), T(1), at.keys, row);
+    }
+    if (at.packs_values(shape)) {
+      detail::pack(Operand<T>{of.v, shape.width(), 1}, shape.keys, shape.head_width, at.values);
+    }
+    for (Index i = first; i < last; i += panel_width<T>) {
+      const Index rows = std::min(panel_width<T>, last - i);
+      if (padded_columns<T>(rows) == simd::width<T>) {
+        detail::attend_panel<T, 1>(shape, at, of, head, i, rows);
+      } else {
+        detail::attend_panel<T, 2>(shape, at, of, head, i, rows);
+      }
     }
   });
 }

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
 
 #include <fit/core/assert.hpp>
 #include <fit/kernels/scratch.hpp>
@@ -34,8 +33,7 @@ void pack_panel(const Operand<T>& from, Index columns, Index first, Index last, 
     }
     return;
   }
-  // Squares are transposed in registers; at the edges they are filled up with zeros first.
-  alignas(alignment) T square[static_cast<std::size_t>(w * w)], turned[static_cast<std::size_t>(w * w)];
+  // Squares are transposed in registers.
   for (Index j = 0; j < row; j += w) {
     const T* column = from.data + j * from.column;
     const Index across = std::min(w, columns - j);
@@ -44,13 +42,9 @@ void pack_panel(const Operand<T>& from, Index columns, Index first, Index last, 
       T* to = panel + k * row + j;
       if (across == w && down == w) {
         simd::transpose(column + k, from.column, to, row);
-        continue;
+      } else {
+        simd::transpose(column + k, from.column, to, row, across, down);
       }
-      for (Index i = 0; i < w; ++i) {
-        simd::store(square + i * w, simd::load_part(column + i * from.column + k, i < across ? down : 0));
-      }
-      simd::transpose(square, w, turned, w);
-      for (Index i = 0; i < down; ++i) simd::store(to + i * row, simd::load(turned + i * w));
     }
   }
 }

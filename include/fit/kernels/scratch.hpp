@@ -79,26 +79,37 @@ struct AttentionShape {
 
 namespace detail {
 
-/// Memory of one lane of the forward kernel.
+/// Memory of one lane of the forward kernel: a panel of queries and its scores against a block of keys.
 template <class T>
 struct AttentionScratch {
-  static constexpr Index key_block = 16 * simd::width<T>;
+  static constexpr Index key_block = 256;
 
-  T *keys, *values, *scores, *queries, *mixed;
+  T *keys, *values, *queries, *scores, *mixed;
 
-  static constexpr Index size(const AttentionShape& shape) {
-    const Index head = padded_columns<T>(shape.head_width);
-    return shape.head_width * padded_columns<T>(shape.keys) + head * shape.keys +
-           tile_rows<T> * (key_block + 2 * head) + 5 * simd::width<T>;
+  /// Rows of keys are copied next to each other where several panels of queries meet them, and so are values, as
+  /// panels; these also where their rows are no whole registers.
+  static constexpr bool copies_keys(const AttentionShape& shape) { return shape.queries > panel_width<T>; }
+  static constexpr bool packs_values(const AttentionShape& shape) {
+    return copies_keys(shape) || shape.head_width % simd::width<T> != 0;
   }
-  AttentionScratch(T* memory, const AttentionShape& shape) {
+  static constexpr Index size(const AttentionShape& shape) { return AttentionScratch(nullptr, shape).size_; }
+  constexpr AttentionScratch(T* memory, const AttentionShape& shape) {
     const Index head = padded_columns<T>(shape.head_width);
-    keys = memory;
-    values = keys + shape.head_width * padded_columns<T>(shape.keys);
-    scores = values + head * shape.keys;
-    queries = scores + tile_rows<T> * key_block;
-    mixed = queries + tile_rows<T> * head;
+    const Index panel = padded_columns<T>(std::min(shape.queries, panel_width<T>));
+    const auto take = [&](Index count) {
+      T* part = memory ? memory + size_ : nullptr;
+      size_ += padded_columns<T>(count);
+      return part;
+    };
+    keys = take(copies_keys(shape) ? shape.keys * head : 0);
+    values = take(packs_values(shape) ? shape.keys * head : 0);
+    queries = take(panel * shape.head_width);
+    scores = take(panel * std::min(shape.keys, key_block));
+    mixed = take(panel * head);
   }
+
+ private:
+  Index size_ = 0;
 };
 
 /// Memory of one lane of the backward kernel: one head's operands as panels, one block of scores, and what is summed.
@@ -144,10 +155,10 @@ struct AttentionBackwardScratch {
 constexpr Index attention_pairs(const AttentionShape& s) {
   return s.sequences * s.heads * s.mask.sum_of_visible_keys({.count = s.queries}, s.keys);
 }
-/// Pairs that attention() computes: whole tiles of queries over all that one of them sees.
+/// Pairs that attention() computes: whole panels of queries over all that one of them sees.
 template <class T>
 constexpr Index attention_pairs_computed(const AttentionShape& s) {
-  constexpr Index tile = tile_rows<T>;
+  constexpr Index tile = panel_width<T>;
   const Index whole = s.queries / tile, rest = s.queries % tile;
   const Index of_rest = rest > 0 ? rest * s.mask.visible_keys(s.queries - 1, s.keys) : 0;
   return s.sequences * s.heads *

@@ -25,15 +25,20 @@ inline Batch<T> zip(const Batch<T>& a, const Batch<T>& b, std::index_sequence<La
 
 }  // namespace detail
 
-/// Transposes the square of `width` rows at `from`, `from_row` apart, into `to`, rows `to_row` apart.
-template <class T>
-inline void transpose(const T* from, Index from_row, T* to, Index to_row) {
+/// Transposes a matrix of at most `width` rows at `from`, `from_row` apart, and as many columns, into `to`, rows
+/// `to_row` apart: a row is filled up with zeros to a whole register. With no counts, they are the whole square.
+template <class T, class... Counts>
+inline void transpose(const T* from, Index from_row, T* to, Index to_row, Counts... counts) {
   constexpr int n = static_cast<int>(width<T>);
   constexpr auto lanes = std::make_index_sequence<static_cast<std::size_t>(n)>{};
+  const Index size[] = {counts..., n, n};
   Batch<T> rows[std::size_t{n}], zipped[std::size_t{n}];
 #pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) rows[i] = load(from + i * from_row);
-    // Zipping the upper half of the rows with the lower half log2(width) times is the transposition.
+  for (int i = 0; i < n; ++i) {
+    const T* row = from + i * from_row;
+    rows[i] = i >= size[0] ? Batch<T>(T(0)) : size[1] == n ? load(row) : load_part(row, size[1]);
+  }
+  // Zipping the upper half of the rows with the lower half log2(width) times is the transposition.
 #pragma GCC unroll 4
   for (int step = 1; step < n; step *= 2) {
 #pragma GCC unroll 16
@@ -45,7 +50,9 @@ inline void transpose(const T* from, Index from_row, T* to, Index to_row) {
     for (int i = 0; i < n; ++i) rows[i] = zipped[i];
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) store(to + i * to_row, rows[i]);
+  for (int i = 0; i < n; ++i) {
+    if (i < size[1]) store(to + i * to_row, rows[i]);
+  }
 }
 
 }  // namespace simd

@@ -1,3 +1,4 @@
+#include <fit/grouping/shift.hpp>
 #include <fit/io/generator_file.hpp>
 
 #include <algorithm>

@@ -505,6 +505,7 @@ class Training {
     std::array views{View(0, 0, size, (std::max(size.width, size.height) + side - 1) / side),
                      View((size.width - part.width) / 2, (size.height - part.height) / 2, part, 1)};
     picture_.hide(state_.random.fork(0));
+    tape_ = fit::Tape(tape_.executor());  // a pass at inference needs other memory than a step, and less
     {
       const std::lock_guard lock(mutex_);
       drawing_ = true;

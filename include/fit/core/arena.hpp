@@ -101,7 +101,7 @@ class Arena {
   std::size_t peak() const { return peak_; }
 
  private:
-  static constexpr std::size_t smallest_step = std::size_t{1} << 16, largest_step = std::size_t{1} << 28;
+  static constexpr std::size_t smallest_step = std::size_t{1} << 16, largest_step = std::size_t{1} << 30;
   static constexpr std::size_t largest = std::numeric_limits<std::size_t>::max() / 2 - alignment;
 
   [[gnu::noinline]] std::byte* take(std::size_t bytes) {
@@ -110,7 +110,7 @@ class Arena {
       ++at.block;
       at.used = 0;
     }
-    if (at.block == blocks_.size()) add_block(std::max({bytes, std::min(capacity(), largest_step), smallest_step}));
+    if (at.block == blocks_.size()) add_block(std::max({bytes, std::min(2 * capacity(), largest_step), smallest_step}));
     std::byte* memory = blocks_[at.block].data() + at.used;
     top_ = {at.block, at.used + bytes, at.total + bytes};
     peak_ = std::max(peak_, top_.total);

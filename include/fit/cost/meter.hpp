@@ -43,7 +43,7 @@ constexpr Flops attention_flops(const kernels::AttentionShape& shape) {
 template <class T = float>
 constexpr Flops attention_backward_flops(const kernels::AttentionShape& shape) {
   return {.attention = 10 * shape.head_width * kernels::attention_pairs(shape),
-          .executed = 10 * shape.head_width * kernels::attention_backward_pairs_computed<T>(shape)};
+          .executed = 10 * shape.head_width * kernels::attention_pairs_computed<T>(shape, true)};
 }
 
 /// What a part of a model costs: the stem, the head, or one part of one stage with all its blocks.

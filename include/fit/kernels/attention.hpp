@@ -56,34 +56,6 @@ void pack(const Operand<T>& from, Index depth, Index columns, T* panels) {
   }
 }
 
-/// Rows first .. first + depth - 1 of a matrix that is packed whole as panels, `whole` rows deep.
-template <class T>
-struct PackedRows {
-  const T* panels;
-  Index whole, first, depth;
-};
-
-/// c [rows, columns], packed, = or += a [rows, depth] . b
-template <class T>
-void multiply_panels(Index rows, Index columns, const Operand<T>& a, const PackedRows<T>& b, T* c, bool accumulate) {
-  const Finish<T> finish{.accumulate = accumulate};
-  for (Index i = 0; i < rows; i += tile_rows<T>) {
-    const Index down = std::min<Index>(tile_rows<T>, rows - i);
-    for (Index j = 0; j < columns; j += panel_width<T>) {
-      const Index wide = std::min(panel_width<T>, columns - j), b_row = padded_columns<T>(wide);
-      multiply_tile<T>({.rows = down,
-                        .columns = wide,
-                        .depth = b.depth,
-                        .a = {a.data + i * a.row, a.row, a.column},
-                        .b = b.panels + j * b.whole + b.first * b_row,
-                        .b_row = b_row,
-                        .c = c + i * columns + j,
-                        .c_row = columns},
-                       finish);
-    }
-  }
-}
-
 /// to[i, :] = factor * from[i, :]
 template <class T>
 void scale_rows(Index rows, Index columns, const T* from, Index from_row, T factor, T* to, Index to_row) {
@@ -92,6 +64,53 @@ void scale_rows(Index rows, Index columns, const T* from, Index from_row, T fact
     for (Index j = 0; j < columns; j += simd::width<T>) {
       simd::store_part(to + i * to_row + j, simd::load_part(from + i * from_row + j, columns - j) * by, columns - j);
     }
+  }
+}
+
+/// Copies rows next to each other, each filled up with zeros to whole registers.
+template <class T>
+void copy_rows(Index rows, Index columns, const T* from, Index from_row, T* to) {
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < columns; j += simd::width<T>, to += simd::width<T>) {
+      simd::store(to, simd::load_part(from + i * from_row + j, columns - j));
+    }
+  }
+}
+
+/// Scores [keys key .. key + count - 1, a panel of queries first .. first + rows - 1], rows `apart`, become minus
+/// infinity where a query does not see the key. Counts `flops` for a width of 1.
+template <class T, int Vectors>
+void hide_unseen(const AttentionShape& shape, Index first, Index rows, Index key, Index count, T* scores, Index apart,
+                 [[maybe_unused]] Index flops) {
+  using Batch = simd::Batch<T>;
+  constexpr Index w = simd::width<T>, panel = Vectors * w;
+  const auto seen_by = [&](Index i) {
+    return std::clamp<Index>(shape.mask.visible_keys(first + i, shape.keys) - key, 0, count);
+  };
+  for (Index i = 0; i < rows; ++i) FIT_COUNT(attention, flops * shape.head_width * seen_by(i));
+  const Index all_see = shape.mask.visible_keys(first, shape.keys);
+  if (all_see >= key + count) return;
+  alignas(alignment) T seen[static_cast<std::size_t>(panel)];
+  for (Index i = 0; i < panel; ++i) seen[i] = static_cast<T>(i < rows ? seen_by(i) : count);
+  for (Index j = std::max<Index>(0, all_see - key); j < count; ++j) {
+    for (int v = 0; v < Vectors; ++v) {
+      T* row = scores + j * apart + v * w;
+      const auto sees = simd::load(seen + v * w) > Batch(static_cast<T>(j));
+      simd::store(row, xsimd::select(sees, simd::load(row), Batch(-std::numeric_limits<T>::infinity())));
+    }
+  }
+}
+
+/// The factors of the drop-out, which are numbered along the keys of a query, on [keys, a panel of queries].
+template <class T>
+void drop_out(const AttentionShape& shape, Index head, Index first, Index rows, Index key, Index count, T* weights,
+              Index apart) {
+  T factors[static_cast<std::size_t>(AttentionScratch<T>::key_block)];
+  for (Index i = 0; i < rows; ++i) {
+    std::fill_n(factors, count, T(1));
+    const auto row = static_cast<std::uint64_t>(head * shape.queries + first + i);
+    shape.dropout.apply(factors, count, row * static_cast<std::uint64_t>(shape.keys) + static_cast<std::uint64_t>(key));
+    for (Index j = 0; j < count; ++j) weights[j * apart + i] *= factors[j];
   }
 }
 
@@ -124,7 +143,6 @@ void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, co
   constexpr Index w = simd::width<T>, panel = Vectors * w, block = AttentionScratch<T>::key_block;
   const Index width = shape.width(), head = shape.head_width, padded_head = padded_columns<T>(head);
   const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys);
-  const Index all_see = shape.mask.visible_keys(first, shape.keys);
   constexpr T lowest = -std::numeric_limits<T>::infinity();
   const bool copied = AttentionScratch<T>::copies_keys(shape), packed = AttentionScratch<T>::packs_values(shape);
   const Index keys_row = copied ? padded_head : width;
@@ -157,20 +175,10 @@ void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, co
                         .c_row = panel},
                        {});
     }
-    for (Index i = 0; i < rows; ++i) {
-      const Index seen = std::clamp<Index>(shape.mask.visible_keys(first + i, shape.keys) - key, 0, count);
-      FIT_COUNT(attention, 4 * head * seen);
-      by_query[i] = static_cast<T>(seen);
-    }
-    std::fill(by_query + rows, by_query + panel, static_cast<T>(count));
+    hide_unseen<T, Vectors>(shape, first, rows, key, count, at.scores, panel, 4);
     bool moved = false;
     for (int v = 0; v < Vectors; ++v) {
       T* scores = at.scores + v * w;
-      const Batch seen = simd::load(by_query + v * w);
-      for (Index j = std::max<Index>(0, all_see - key); j < count; ++j) {
-        T* row = scores + j * panel;
-        simd::store(row, xsimd::select(seen > Batch(static_cast<T>(j)), simd::load(row), Batch(lowest)));
-      }
       Batch highest = peak[v], other(lowest);
       Index j = 0;
       for (; j + 2 <= count; j += 2) {
@@ -191,14 +199,7 @@ void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, co
       peak[v] = highest;
       simd::store(by_query + v * w, fade);
     }
-    for (Index i = 0; shape.dropout && i < rows; ++i) {
-      T factors[static_cast<std::size_t>(block)];
-      std::fill_n(factors, count, T(1));
-      const auto row = static_cast<std::uint64_t>(of_head * shape.queries + first + i);
-      shape.dropout.apply(factors, count,
-                          row * static_cast<std::uint64_t>(shape.keys) + static_cast<std::uint64_t>(key));
-      for (Index j = 0; j < count; ++j) at.scores[j * panel + i] *= factors[j];
-    }
+    if (shape.dropout) drop_out(shape, of_head, first, rows, key, count, at.scores, panel);
     for (Index i = 0; moved && key > 0 && i < rows; ++i) {
       T* mixed = at.mixed + i * padded_head;
       scale_rows(1, padded_head, mixed, padded_head, by_query[i], mixed, padded_head);
@@ -251,8 +252,8 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
     const Index first = block * query_block, last = std::min(first + query_block, shape.queries);
     const AttentionTensors<T> of = detail::head_of(tensors, shape, head);
     if (at.copies_keys(shape)) {
-      const Index end = shape.mask.visible_keys(last - 1, shape.keys), row = padded_columns<T>(shape.head_width);
-      detail::scale_rows(end, shape.head_width, of.k, shape.width(), T(1), at.keys, row);
+      const Index end = shape.mask.visible_keys(last - 1, shape.keys);
+      detail::copy_rows(end, shape.head_width, of.k, shape.width(), at.keys);
     }
     if (at.packs_values(shape)) {
       detail::pack(Operand<T>{of.v, shape.width(), 1}, shape.keys, shape.head_width, at.values);

@@ -28,102 +28,116 @@ struct AttentionHead {
   AttentionGradients<T> gradients;
 };
 
-/// Weights and score gradients of rows first..first+rows-1 against keys key..key+count-1, into at.weights, at.scores.
+/// c [high, wide], rows c_row apart, = or += a [high, deep] . b [deep, wide], whose rows are padded to whole registers.
 template <class T>
+void multiply_rows(Index high, Index wide, Index deep, const Operand<T>& a, const T* b, Index b_row, T* c, Index c_row,
+                   bool accumulate) {
+  for (Index i = 0; i < high; i += tile_rows<T>) {
+    for (Index j = 0; j < wide; j += panel_width<T>) {
+      multiply_tile<T>({.rows = std::min<Index>(tile_rows<T>, high - i),
+                        .columns = std::min(panel_width<T>, wide - j),
+                        .depth = deep,
+                        .a = {a.data + i * a.row, a.row, a.column},
+                        .b = b + j,
+                        .b_row = b_row,
+                        .c = c + i * c_row + j,
+                        .c_row = c_row},
+                       {.accumulate = accumulate});
+    }
+  }
+}
+
+/// Weights and gradients of scores of a panel of queries, first .. first + rows - 1, against keys key .. key + count -
+/// 1, the beginning of at.keys: transposed as forward, in columns column .. of at.weights and at.scores.
+template <class T, int Vectors>
 void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head,
-                     Index first, Index rows, Index key, Index count) {
+                     Index first, Index rows, Index key, Index count, Index column) {
   using Batch = simd::Batch<T>;
-  constexpr Index w = simd::width<T>, block = AttentionBackwardScratch<T>::key_block;
-  const Index width = shape.width(), depth = shape.head_width, q_row = padded_columns<T>(depth);
-  const Index padded = padded_columns<T>(count);
-  for (Index i = 0; i < rows; i += tile_rows<T>) {
-    const Index down = std::min<Index>(tile_rows<T>, rows - i);
-    for (Index j = 0; j < count; j += panel_width<T>) {
-      const Index wide = padded_columns<T>(std::min(panel_width<T>, shape.keys - key - j));
-      Tile<T> tile{.rows = down,
-                   .columns = wide,
-                   .depth = depth,
-                   .a = {at.queries_scaled + (first + i) * q_row, q_row, 1},
-                   .b = at.keys_transposed + (key + j) * depth,
-                   .b_row = wide,
-                   .c = at.weights + i * block + j,
-                   .c_row = block};
-      multiply_tile(tile, {});
-      tile.a = {head.gradients.o + (first + i) * width, width, 1};
-      tile.b = at.values_transposed + (key + j) * depth;
-      tile.c = at.scores + i * block + j;
-      multiply_tile(tile, {});
-    }
-  }
+  constexpr Index w = simd::width<T>, panel = Vectors * w;
+  const auto& [number, of, gradients] = head;
+  const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
+  const Index apart = AttentionBackwardScratch<T>::group(shape);
+  const T* o_gradient = gradients.o + first * width;
+  T *const weights = at.weights + column, *const scores = at.scores + column;
+  pack_panel(Operand<T>{of.q + first * width, 1, width}, rows, 0, depth, at.queries_transposed);
+  pack_panel(Operand<T>{o_gradient, 1, width}, rows, 0, depth, at.gradient_transposed);
+  scale_rows(1, depth * panel, at.queries_transposed, 0, static_cast<T>(shape.scale() * std::numbers::log2e),
+             at.queries_transposed, 0);
+  // The gradient of a softmax needs sum_j weight_j gradient_j, which is the output times its gradient.
+  alignas(alignment) T by_query[static_cast<std::size_t>(panel)] = {};
   for (Index i = 0; i < rows; ++i) {
-    T *weights = at.weights + i * block, *scores = at.scores + i * block;
-    const Index seen = std::clamp<Index>(shape.mask.visible_keys(first + i, shape.keys) - key, 0, count);
-    FIT_COUNT(attention, 10 * depth * seen);
-    FIT_COUNT(executed, 10 * depth * count);
-    std::fill(weights + seen, weights + padded, -std::numeric_limits<T>::infinity());
-    const Batch log_sum(head.of.log_sum[first + i]), dot(at.dot[first + i]);
-    for (Index j = 0; j < padded; j += w) simd::store(weights + j, simd::exp2(simd::load(weights + j) - log_sum));
-    if (!shape.dropout) {
-      for (Index j = 0; j < padded; j += w) {
-        simd::store(scores + j, simd::load(weights + j) * (simd::load(scores + j) - dot));
-      }
-      continue;
+    Batch dot(T(0));
+    for (Index j = 0; j < depth; j += w) {
+      dot = simd::fma(simd::load_part(of.o + (first + i) * width + j, depth - j),
+                      simd::load_part(o_gradient + i * width + j, depth - j), dot);
     }
-    const std::uint64_t element =
-        static_cast<std::uint64_t>(head.number * shape.queries + first + i) * static_cast<std::uint64_t>(shape.keys) +
-        static_cast<std::uint64_t>(key);
-    shape.dropout.apply(scores, count, element);
-    for (Index j = 0; j < padded; j += w) {
-      simd::store(scores + j, simd::load(weights + j) * (simd::load(scores + j) - dot));
-    }
-    shape.dropout.apply(weights, count, element);
+    by_query[i] = simd::sum(dot);
   }
+  multiply_rows(count, panel, depth, {at.keys, row, 1}, at.queries_transposed, panel, weights, apart, false);
+  multiply_rows(count, panel, depth, {at.values, row, 1}, at.gradient_transposed, panel, scores, apart, false);
+  hide_unseen<T, Vectors>(shape, first, rows, key, count, weights, apart, 10);
+  const auto each = [&](auto&& body) {
+    for (int v = 0; v < Vectors; ++v) {
+      const Batch log_sum = simd::load_part(of.log_sum + first + v * w, std::max<Index>(0, rows - v * w));
+      const Batch dot = simd::load(by_query + v * w);
+      for (Index j = 0; j < count; ++j) body(weights + j * apart + v * w, scores + j * apart + v * w, log_sum, dot);
+    }
+  };
+  const Batch scale(static_cast<T>(shape.scale()));
+  const auto gradient_of = [&](const Batch& weight, const Batch& score, const Batch& dot) {
+    return weight * (score - dot) * scale;
+  };
+  if (!shape.dropout) {
+    return each([&](T* weight, T* score, const Batch& log_sum, const Batch& dot) {
+      const Batch now = simd::exp2(simd::load(weight) - log_sum);
+      simd::store(weight, now);
+      simd::store(score, gradient_of(now, simd::load(score), dot));
+    });
+  }
+  drop_out(shape, number, first, rows, key, count, scores, apart);
+  each([&](T* weight, T* score, const Batch& log_sum, const Batch& dot) {
+    const Batch now = simd::exp2(simd::load(weight) - log_sum);
+    simd::store(weight, now);
+    simd::store(score, gradient_of(now, simd::load(score), dot));
+  });
+  drop_out(shape, number, first, rows, key, count, weights, apart);
 }
 
 template <class T>
 void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head) {
+  using Scratch = AttentionBackwardScratch<T>;
   const auto& [number, of, gradients] = head;
-  constexpr Index key_block = AttentionBackwardScratch<T>::key_block,
-                  query_block = AttentionBackwardScratch<T>::query_block;
   const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
-  const T scale = static_cast<T>(shape.scale());
-  scale_rows(shape.queries, depth, of.q, width, static_cast<T>(shape.scale() * std::numbers::log2e), at.queries_scaled,
-             row);
-  pack(Operand<T>{of.k, 1, width}, depth, shape.keys, at.keys_transposed);
-  pack(Operand<T>{of.v, 1, width}, depth, shape.keys, at.values_transposed);
-  pack(Operand<T>{of.q, width, 1}, shape.queries, depth, at.queries);
-  pack(Operand<T>{of.k, width, 1}, shape.keys, depth, at.keys);
-  pack(Operand<T>{gradients.o, width, 1}, shape.queries, depth, at.gradient);
-  std::fill_n(at.query_gradient, shape.queries * row, T(0));
-  // The gradient of a softmax needs sum_j weight_j gradient_j, which is the output times its gradient.
-  for (Index i = 0; i < shape.queries; ++i) {
-    simd::Batch<T> dot(T(0));
-    for (Index j = 0; j < depth; j += simd::width<T>) {
-      dot = simd::fma(simd::load_part(of.o + i * width + j, depth - j),
-                      simd::load_part(gradients.o + i * width + j, depth - j), dot);
-    }
-    at.dot[i] = simd::sum(dot);
-  }
-
-  for (Index key = 0; key < shape.keys; key += key_block) {
-    const Index count = std::min(key_block, shape.keys - key);
-    const Index start = shape.mask.first_query(key);
+  const Index group = Scratch::group(shape);
+  for (Index key = 0; key < shape.keys; key += Scratch::key_block) {
+    const Index count = std::min(Scratch::key_block, shape.keys - key);
+    copy_rows(count, depth, of.k + key * width, width, at.keys);
+    copy_rows(count, depth, of.v + key * width, width, at.values);
     std::fill_n(at.key_gradient, count * row, T(0));
     std::fill_n(at.value_gradient, count * row, T(0));
-    for (Index first = start; first < shape.queries; first += query_block) {
-      const Index rows = std::min(query_block, shape.queries - first);
-      score_gradients(shape, at, head, first, rows, key, count);
-      multiply_panels<T>(count, row, {at.weights, 1, key_block}, {at.gradient, shape.queries, first, rows},
-                         at.value_gradient, true);
-      multiply_panels<T>(count, row, {at.scores, 1, key_block}, {at.queries, shape.queries, first, rows},
-                         at.key_gradient, true);
-      multiply_panels<T>(rows, row, {at.scores, key_block, 1}, {at.keys, shape.keys, key, count},
-                         at.query_gradient + first * row, true);
+    for (Index first = shape.mask.first_query(key) / group * group; first < shape.queries; first += group) {
+      const Index rows = std::min(group, shape.queries - first);
+      const Index seen = std::min(count, shape.mask.visible_keys(first + rows - 1, shape.keys) - key);
+      if (seen <= 0) continue;
+      FIT_COUNT(executed, 10 * depth * seen * rows);
+      for (Index i = 0; i < rows; i += panel_width<T>) {
+        const Index down = std::min(panel_width<T>, rows - i);
+        if (padded_columns<T>(down) == simd::width<T>) {
+          score_gradients<T, 1>(shape, at, head, first + i, down, key, seen, i);
+        } else {
+          score_gradients<T, 2>(shape, at, head, first + i, down, key, seen, i);
+        }
+      }
+      copy_rows(rows, depth, of.q + first * width, width, at.queries);
+      copy_rows(rows, depth, gradients.o + first * width, width, at.gradient);
+      multiply_rows(seen, row, rows, {at.weights, group, 1}, at.gradient, row, at.value_gradient, row, true);
+      multiply_rows(seen, row, rows, {at.scores, group, 1}, at.queries, row, at.key_gradient, row, true);
+      multiply_rows(rows, depth, seen, {at.scores, 1, group}, at.keys, row, gradients.q + first * width, width,
+                    key > 0);
     }
-    scale_rows(count, depth, at.key_gradient, row, scale, gradients.k + key * width, width);
+    scale_rows(count, depth, at.key_gradient, row, T(1), gradients.k + key * width, width);
     scale_rows(count, depth, at.value_gradient, row, T(1), gradients.v + key * width, width);
   }
-  scale_rows(shape.queries, depth, at.query_gradient, row, scale, gradients.q, width);
 }
 
 }  // namespace detail
@@ -138,6 +152,10 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
   FIT_ASSERT(heads * shape.queries == 0 || (tensors.log_sum && gradients.o && gradients.q));
   FIT_ASSERT(heads * shape.keys == 0 || (gradients.k && gradients.v && gradients.k != gradients.v));
   FIT_ASSERT(heads * shape.queries * shape.keys == 0 || (gradients.o != gradients.k && gradients.o != gradients.v));
+  if (shape.keys == 0) {
+    std::fill_n(gradients.q, heads * shape.queries * shape.head_width, T(0));
+    return;
+  }
   const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());

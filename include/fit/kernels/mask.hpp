@@ -64,13 +64,6 @@ struct Mask {
     const Progression positions{queries.first + offset, queries.step, partly};
     return (detail::sum_of_quotients(positions, chunk) + partly) * chunk + (queries.count - partly) * keys;
   }
-  /// The sum of first_query() over some keys, where there are `queries` of them and no offset.
-  constexpr Index sum_of_first_queries(Progression keys, Index queries) const {
-    if (queries == 0) return 0;
-    const Index seen = keys.below(((queries - 1) / chunk + 1) * chunk);
-    return detail::sum_of_quotients({keys.first, keys.step, seen}, chunk) * chunk + (keys.count - seen) * queries;
-  }
-
   /// The first query that sees a key.
   constexpr Index first_query(Index key) const { return std::max<Index>(0, key / chunk * chunk - offset); }
 };

@@ -112,37 +112,34 @@ struct AttentionScratch {
   Index size_ = 0;
 };
 
-/// Memory of one lane of the backward kernel: one head's operands as panels, one block of scores, and what is summed.
+/// Memory of one lane of the backward kernel: a few panels of queries and a block of keys.
 template <class T>
 struct AttentionBackwardScratch {
-  static constexpr Index key_block = 8 * simd::width<T>, query_block = 4 * tile_rows<T>;
+  static constexpr Index key_block = 256, panels = 2;
 
-  T* queries_scaled;                                        // [queries, head], as a left operand
-  T *keys_transposed, *values_transposed;                   // panels over keys, [head, keys]
-  T *queries, *keys, *gradient;                             // panels over head, [queries or keys, head]
-  T *weights, *scores;                                      // [query_block, key_block]
-  T *query_gradient, *key_gradient, *value_gradient, *dot;  // [queries, head], [key_block, head] twice, [queries]
+  T *queries_transposed, *gradient_transposed;  // a panel over queries, [head, panel]
+  T *queries, *gradient;                        // [queries of all panels, head]
+  T *keys, *values;                             // [key_block, head]
+  T *weights, *scores;                          // [key_block, queries of all panels]
+  T *key_gradient, *value_gradient;             // [key_block, head]
 
+  /// Queries that go together, filled up to whole registers.
+  static constexpr Index group(const AttentionShape& shape) {
+    return padded_columns<T>(std::clamp<Index>(shape.queries, 1, panels * panel_width<T>));
+  }
   static constexpr Index size(const AttentionShape& shape) { return AttentionBackwardScratch(nullptr, shape).size_; }
   constexpr AttentionBackwardScratch(T* memory, const AttentionShape& shape) {
-    const Index head = padded_columns<T>(shape.head_width), keys_padded = padded_columns<T>(shape.keys);
+    const Index head = padded_columns<T>(shape.head_width), all = group(shape);
+    const Index panel = std::min(all, panel_width<T>), block = std::min(shape.keys, key_block);
     const auto take = [&](Index count) {
       T* part = memory ? memory + size_ : nullptr;
       size_ += padded_columns<T>(count);
       return part;
     };
-    queries_scaled = take(shape.queries * head);
-    keys_transposed = take(shape.head_width * keys_padded);
-    values_transposed = take(shape.head_width * keys_padded);
-    queries = take(shape.queries * head);
-    keys = take(shape.keys * head);
-    gradient = take(shape.queries * head);
-    weights = take(query_block * key_block);
-    scores = take(query_block * key_block);
-    query_gradient = take(shape.queries * head);
-    key_gradient = take(key_block * head);
-    value_gradient = take(key_block * head);
-    dot = take(shape.queries);
+    for (T** part : {&queries_transposed, &gradient_transposed}) *part = take(panel * head);
+    for (T** part : {&queries, &gradient}) *part = take(all * head);
+    for (T** part : {&keys, &values, &key_gradient, &value_gradient}) *part = take(block * head);
+    for (T** part : {&weights, &scores}) *part = take(block * all);
   }
 
  private:
@@ -155,23 +152,15 @@ struct AttentionBackwardScratch {
 constexpr Index attention_pairs(const AttentionShape& s) {
   return s.sequences * s.heads * s.mask.sum_of_visible_keys({.count = s.queries}, s.keys);
 }
-/// Pairs that attention() computes: whole panels of queries over all that one of them sees.
+/// Pairs that are computed: groups of queries, a panel or, on the way back, some of them, go over all that one of the
+/// group sees.
 template <class T>
-constexpr Index attention_pairs_computed(const AttentionShape& s) {
-  constexpr Index tile = panel_width<T>;
-  const Index whole = s.queries / tile, rest = s.queries % tile;
+constexpr Index attention_pairs_computed(const AttentionShape& s, bool backward = false) {
+  const Index group = panel_width<T> * (backward ? detail::AttentionBackwardScratch<T>::panels : 1);
+  const Index whole = s.queries / group, rest = s.queries % group;
   const Index of_rest = rest > 0 ? rest * s.mask.visible_keys(s.queries - 1, s.keys) : 0;
   return s.sequences * s.heads *
-         (tile * s.mask.sum_of_visible_keys({.first = tile - 1, .step = tile, .count = whole}, s.keys) + of_rest);
-}
-/// Pairs that attention_backward() computes: whole blocks of keys over all queries behind the first that sees one.
-template <class T>
-constexpr Index attention_backward_pairs_computed(const AttentionShape& s) {
-  constexpr Index block = detail::AttentionBackwardScratch<T>::key_block;
-  const Index whole = s.keys / block, rest = s.keys % block;
-  const Index unseen = block * s.mask.sum_of_first_queries({.step = block, .count = whole}, s.queries) +
-                       rest * std::min(s.queries, s.mask.first_query(whole * block));
-  return s.sequences * s.heads * (s.queries * s.keys - unseen);
+         (group * s.mask.sum_of_visible_keys({.first = group - 1, .step = group, .count = whole}, s.keys) + of_rest);
 }
 
 }  // namespace kernels

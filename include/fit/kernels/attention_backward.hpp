@@ -54,10 +54,10 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
                      Index first, Index rows, Index key, Index count, Index column) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>, panel = Vectors * w;
-  const auto& [number, of, gradients] = head;
+  const AttentionTensors<T>& of = head.of;
   const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
   const Index apart = AttentionBackwardScratch<T>::group(shape);
-  const T* o_gradient = gradients.o + first * width;
+  const T* o_gradient = head.gradients.o + first * width;
   T *const weights = at.weights + column, *const scores = at.scores + column;
   pack_panel(Operand<T>{of.q + first * width, 1, width}, rows, 0, depth, at.queries_transposed);
   pack_panel(Operand<T>{o_gradient, 1, width}, rows, 0, depth, at.gradient_transposed);
@@ -94,13 +94,13 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
       simd::store(score, gradient_of(now, simd::load(score), dot));
     });
   }
-  drop_out(shape, number, first, rows, key, count, scores, apart);
+  drop_out(shape, head.number, first, rows, key, count, scores, apart);
   each([&](T* weight, T* score, const Batch& log_sum, const Batch& dot) {
     const Batch now = simd::exp2(simd::load(weight) - log_sum);
     simd::store(weight, now);
     simd::store(score, gradient_of(now, simd::load(score), dot));
   });
-  drop_out(shape, number, first, rows, key, count, weights, apart);
+  drop_out(shape, head.number, first, rows, key, count, weights, apart);
 }
 
 template <class T>

@@ -158,6 +158,27 @@ void check_exp2() {
 }
 
 template <class T>
+void check_log2() {
+  constexpr double epsilon = std::numeric_limits<T>::epsilon();
+  const auto log2 = [](const simd::Batch<T>& x) { return simd::log2(x); };
+  for (const auto& [from, to] : {std::pair{0.01, 2.0}, std::pair{1.0, 3.0}, std::pair{1.0, 1e6}}) {
+    const std::vector<T> x = range<T>(from, to, 20011), y = map(x, log2);
+    double worst = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double expected = std::log2(static_cast<double>(x[i]));
+      worst = std::max(worst, std::abs(static_cast<double>(y[i]) - expected) / (1 + std::abs(expected)));
+    }
+    INFO(from << " to " << to);
+    CHECK(worst < 1.5 * epsilon);
+  }
+  for (int power = -100; power <= 100; ++power) {  // exact, 0 above all
+    REQUIRE(map(std::vector<T>{std::exp2(T(power))}, log2)[0] == T(power));
+  }
+  CHECK(std::isnan(map(std::vector<T>{nan<T>}, log2)[0]));
+  CHECK(std::isnan(map(std::vector<T>{-nan<T>}, log2)[0]));
+}
+
+template <class T>
 void check_normal() {
   const auto distribution = [](const simd::Batch<T>& x) { return simd::normal(x).distribution; };
   const auto density = [](const simd::Batch<T>& x) { return simd::normal(x).density; };
@@ -227,6 +248,11 @@ TEST_CASE("registers are reduced", "[simd]") {
 TEST_CASE("products and sums are rounded once", "[simd]") {
   check_fma<float>();
   check_fma<double>();
+}
+
+TEST_CASE("logarithms to base two", "[simd]") {
+  check_log2<float>();
+  check_log2<double>();
 }
 
 TEST_CASE("powers of two", "[simd]") {

@@ -225,7 +225,7 @@ void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, co
   }
   if (!of.log_sum) return;
   for (int v = 0; v < Vectors; ++v) {
-    simd::store_part(of.log_sum + first + v * w, peak[v] + xsimd::log2(total[v]), std::max<Index>(0, rows - v * w));
+    simd::store_part(of.log_sum + first + v * w, peak[v] + simd::log2(total[v]), std::max<Index>(0, rows - v * w));
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <numbers>
 #include <type_traits>
 
@@ -69,6 +70,39 @@ inline Batch<T> exp2(const Batch<T>& x) {
   const Batch<T> fraction = clamped - (shifted - Batch<T>(magic));
   const auto exponent = std::bit_cast<Batch<Integer>>(shifted) << mantissa;
   return detail::polynomial(fraction, detail::exp2_coefficients<T>) * std::bit_cast<Batch<T>>(exponent);
+}
+
+namespace detail {
+
+/// log2(m) = 2 / ln 2 (s + s^3 / 3 + s^5 / 5 + ...), s = (m - 1) / (m + 1), for m in [sqrt(1/2), sqrt(2)].
+template <class T>
+struct Log2Coefficients {
+  T of[std::is_same_v<T, float> ? 5 : 11];
+
+  constexpr Log2Coefficients() {
+    for (std::size_t i = 0; i < std::size(of); ++i) of[i] = T(2 * std::numbers::log2e / static_cast<double>(2 * i + 1));
+  }
+};
+template <class T>
+inline constexpr Log2Coefficients<T> log2_coefficients;
+
+}  // namespace detail
+
+/// log2(x) of positive finite x that are no denormals, to some units in the last place of 1. NaN stays NaN.
+template <class T>
+inline Batch<T> log2(const Batch<T>& x) {
+  using Register = typename Batch<T>::register_type;
+  using Integer = std::conditional_t<std::is_same_v<T, float>, std::int32_t, std::int64_t>;
+  typedef Integer Integers __attribute__((vector_size(sizeof(Register))));
+  typedef T Lanes __attribute__((vector_size(sizeof(Register))));
+  constexpr int mantissa = std::is_same_v<T, float> ? 23 : 52;
+  constexpr auto root = std::bit_cast<Integer>(T(std::numbers::sqrt2 / 2));
+  const Integers bits = reinterpret_cast<Integers>(static_cast<Register>(x));
+  const Integers exponent = (bits - root) >> mantissa;
+  const Batch<T> m(reinterpret_cast<Register>(bits - (exponent << mantissa)));
+  const Batch<T> whole(reinterpret_cast<Register>(__builtin_convertvector(exponent, Lanes)));
+  const Batch<T> s = (m - Batch<T>(1)) / (m + Batch<T>(1));
+  return fma(s, detail::polynomial(s * s, detail::log2_coefficients<T>.of), whole) + (x - x);
 }
 
 /// The standard normal distribution and its density at x.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <numbers>
@@ -147,7 +148,7 @@ void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, co
   const bool copied = AttentionScratch<T>::copies_keys(shape), packed = AttentionScratch<T>::packs_values(shape);
   const Index keys_row = copied ? padded_head : width;
   alignas(alignment) T by_query[static_cast<std::size_t>(panel)];
-  Batch peak[Vectors], total[Vectors];
+  Batch peak[std::size_t{Vectors}], total[std::size_t{Vectors}];
   for (int v = 0; v < Vectors; ++v) {
     peak[v] = Batch(lowest);
     total[v] = Batch(T(0));

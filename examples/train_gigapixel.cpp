@@ -374,12 +374,13 @@ fit::Summary check_memory(const Options& options, const PictureSize& size, int t
                                                         .threads = threads,
                                                         .groups = static_cast<int>(groups),
                                                         .by_groups = true});
-  constexpr double head = sizeof(float) * channels * (4.0 * (config.data_dim + 2) + 2.0 * 4096);
+  constexpr double head = sizeof(float) * channels * (4.0 * (config.data_dim + 2) + 2.0 * 2048);
   const double pixels = static_cast<double>(3 * size.width * size.height);
-  const double needed = static_cast<double>(summary.cost.peak) + head + pixels;
+  const fit::Cost& cost = summary.cost;
+  const double needed = static_cast<double>(cost.peak - cost.tape + cost.arenas.total()) + head + pixels;
   std::printf("%s: %td parameters, %.1f TFLOP a step, %s of memory, %s of them pixels.\n", summary.title.c_str(),
-              summary.cost.parameters, static_cast<double>(summary.cost.flops().total()) / 1e12,
-              gigabytes(needed).c_str(), gigabytes(pixels).c_str());
+              cost.parameters, static_cast<double>(cost.flops().total()) / 1e12, gigabytes(needed).c_str(),
+              gigabytes(pixels).c_str());
   const double limit = options.memory_limit > 0 ? 1e9 * options.memory_limit : examples::physical_memory();
   fit::require(needed <= limit, "a step on ", examples::text_of(size), " pixels needs ", gigabytes(needed),
                options.memory_limit > 0 ? ", and --memory-limit allows " : ", and this machine has ", gigabytes(limit));
@@ -392,7 +393,8 @@ class Training {
  public:
   using Model = Autoencoder<config>;
 
-  Training(const Options& options, MaskedPicture& picture, fit::Executor& executor, const Work& work)
+  Training(const Options& options, MaskedPicture& picture, fit::Executor& executor, const fit::TapeBytes& arenas,
+           const Work& work)
       : options_(options), picture_(picture), tape_(executor), work_(work), losses_(options.out) {
     state_.optimizer.options = {.beta2 = 0.95, .weight_decay = 0.05};
     state_.random = fit::Random(options.seed);
@@ -412,6 +414,7 @@ class Training {
     fit::require(room > needed, state.string(), ": the state takes ", gigabytes(static_cast<double>(needed)),
                  ", and there is room for ", gigabytes(static_cast<double>(room)));
     losses_.write();
+    tape_.reserve(arenas);
   }
 
   int run() {
@@ -629,7 +632,7 @@ int run(const Options& options) {
   std::printf("%s.\n", picture.about.c_str());
   MaskedPicture masked(picture);
   const Work work(summary);
-  return Training<config>(options, masked, executor, work).run();
+  return Training<config>(options, masked, executor, summary.cost.arenas, work).run();
 }
 
 int run_configured(const Options& options) {

@@ -161,7 +161,7 @@ TEST_CASE("it learns a sequence that it can only know from the groups before", "
 }
 
 TEST_CASE("ids that come from a source give the bits of those of a tensor", "[autoregressive]") {
-  constexpr Index batch = 100;  // two chunks, the second of which begins inside an example
+  constexpr Index batch = 70;  // two chunks, the second of which begins inside an example
   const Decoder decoder(fit::Random(3));
   const auto ids = random_ids(batch, 4);
   fit::Tape tape;
@@ -169,7 +169,7 @@ TEST_CASE("ids that come from a source give the bits of those of a tensor", "[au
   fit::GroupSource<std::int32_t> source{.batch = batch, .groups = config.groups};
   source.fill = [&](Index first, Index count, std::int32_t* to) {
     REQUIRE((first >= 0 && count > 0 && first + count <= batch * config.groups));
-    CHECK(count <= 4096 / config.tokens + 1);
+    CHECK(count <= 2048 / config.tokens + 1);
     std::copy_n(ids.data() + first * config.tokens, count * config.tokens, to);
     if (calls++ == bad_call) to[count * config.tokens - 1] = 21;
   };

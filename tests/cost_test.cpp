@@ -68,6 +68,7 @@ void check(const fit::Cost& cost, const fit::Flops& flops, const fit::Tape& tape
   CHECK(cost.flops().attention == flops.attention);
   CHECK(cost.flops().executed == flops.executed);
   CHECK(cost.tape == static_cast<Index>(tape.peak()));
+  CHECK(cost.arenas.total() == static_cast<Index>(tape.capacity()));  // no more than was reserved
   Index parameters = 0;
   fit::Flops forward, backward;
   for (const fit::PartCost& part : cost.parts) {
@@ -97,16 +98,18 @@ void check_passes(const Setting& s, const Model& model, Infer&& infer, Train&& t
   fit::Tape inference(executor), training(executor);
   fit::CostOptions options{.threads = s.threads, .groups = groups_of(c), .by_groups = by_groups};
   Index outputs = 0, records = 0;
-  const auto pass = count_of([&] { outputs = infer(inference); });
   options.options = s.options;  // of no account at inference
   const auto inferred = fit::cost<c, T>(s.batch, options);
+  inference.reserve(inferred.arenas);
+  const auto pass = count_of([&] { outputs = infer(inference); });
   check(inferred, pass, inference);
   CHECK(inferred.outputs == outputs * Index{sizeof(T)});
   CHECK(kept(inferred) == 0);
   options.training = true;
-  const auto step = count_of([&] { records = train(training); });
   options.average = s.threads == 2;
   const auto cost = fit::cost<c, T>(s.batch, options);
+  training.reserve(cost.arenas);
+  const auto step = count_of([&] { records = train(training); });
   check(cost, step, training);
   if (records >= 0) CHECK(kept(cost) == records);
   CHECK(cost.weights == cost.parameters * Index{sizeof(T)});
@@ -200,7 +203,7 @@ constexpr fit::EncoderConfig many_latents{.layers = "(1)2(1)1",
                                           .latent_dim = 8,
                                           .data_heads = 1,
                                           .latent_heads = 1};
-// Those of one example go through MLPs in two pieces.
+// Those of one example go through MLPs in pieces.
 constexpr fit::EncoderConfig long_latents{.layers = "(1)2(1)1",
                                           .groups = 700,
                                           .tokens = 2,

@@ -263,7 +263,7 @@ void check_factors() {
 
 template <class T>
 void check_large() {
-  for (const Index depth : {512, 513, 1100}) {
+  for (const Index depth : {512, 513, 1100, 4096, 4097, 9000}) {
     for (int transposed = 0; transposed < 4; ++transposed) {
       Case c{37, 2 * fit::simd::width<T> * 3 + 5, {depth}, transposed & 1, transposed >> 1};
       c.bias = c.accumulate = true;
@@ -298,8 +298,8 @@ void check_large() {
 
 template <class T>
 void check_products() {
-  const Case cases[] = {{5, 40, {33}},     {64, 3, {7}, 1},       {0, 9, {4}},       {30, 70, {65}, 0, 1},
-                        {9, 0, {4}, 1, 1}, {17, 31, {600}, 1, 1}, {1, 1, {1, 1}, 2}, {100, 90, {20, 30}, 1, 3}};
+  const Case cases[] = {{5, 40, {33}},     {64, 3, {7}, 1},        {0, 9, {4}},       {30, 70, {65}, 0, 1},
+                        {9, 0, {4}, 1, 1}, {17, 31, {9000}, 1, 1}, {1, 1, {1, 1}, 2}, {100, 90, {20, 30}, 1, 3}};
   for (fit::Workspace* workspace : {&threads().one, &threads().two, &threads().seven}) {
     for (std::size_t count = 0; count <= std::size(cases); ++count) {
       std::deque<Problem<T>> problems;
@@ -403,6 +403,18 @@ TEST_CASE("a second run allocates nothing", "[gemm]") {
   kernels::multiply({problem.fresh()}, workspace);
   CHECK(arena.capacity() == capacity);
   CHECK(arena.peak() == peak);
+}
+
+TEST_CASE("a deeper product packs no more at a time", "[gemm]") {
+  const auto peak_of = [](Index depth) {
+    fit::Workspace workspace(threads().executors[1]);
+    Problem<float> problem({60, 200, {depth}, 1});
+    kernels::multiply({problem.fresh()}, workspace);
+    return workspace.arena().peak();
+  };
+  const std::size_t peak = peak_of(kernels::depth_at_once);
+  CHECK(peak > peak_of(kernels::depth_at_once / 2));
+  CHECK(peak_of(5 * kernels::depth_at_once / 2) == peak);
 }
 
 TEST_CASE("the activation and its slope", "[gemm]") {

@@ -80,14 +80,21 @@ class Arena {
     top_ = mark;
   }
 
+  /// Makes one block of so many bytes, at least, of what there is. Does nothing while something is in use. Throws
+  /// std::bad_alloc when memory runs out, and then holds nothing.
+  void reserve(std::size_t bytes) {
+    if (top_.total > 0 || (blocks_.size() == 1 && size_of(0) >= bytes) || bytes == 0) return;
+    blocks_.clear();
+    top_ = {};
+    add_block(bytes);
+  }
+
   /// Where nothing is in use, replaces several blocks by one that is large enough for the most that ever was. Where
   /// memory runs out, it is left to the next allocate() to say so.
   void consolidate() noexcept {
-    if (top_.total > 0 || blocks_.size() <= 1) return;
-    blocks_.clear();
-    top_ = {};
+    if (blocks_.size() <= 1) return;
     try {
-      add_block(peak_);
+      reserve(peak_);
     } catch (const std::bad_alloc&) {
     }
   }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <fit/core/random.hpp>
+#include <fit/core/tape_bytes.hpp>
 #include <fit/core/training_options.hpp>
 #include <fit/core/workspace.hpp>
 
@@ -27,6 +28,14 @@ class Tape {
     usage_.peak = std::exchange(other.usage_.peak, 0);
     state_ = std::exchange(other.state_, {});
     return *this;
+  }
+
+  /// Takes the memory of a pass at once, where nothing is in use yet. A first pass without it grows step by step and
+  /// holds more than it needs. Cost::arenas says how much a pass takes. Throws std::bad_alloc when memory runs out.
+  void reserve(const TapeBytes& bytes) {
+    records_.reserve(static_cast<std::size_t>(bytes.records));
+    arena().reserve(static_cast<std::size_t>(bytes.scratch));
+    outputs_.reserve(static_cast<std::size_t>(bytes.outputs));
   }
 
   /// Starts a training pass: forgets what an earlier one left. Random numbers of the drop-outs come from `random`.

@@ -38,6 +38,7 @@ struct Cost {
   Index scratch = 0;      ///< at the same moment
   Index tape = 0;         ///< Tape::peak(): the last two and, in training, the outputs
   Index peak = 0;         ///< all together
+  TapeBytes arenas;       ///< of the tape, for Tape::reserve(): of each kind the most that is in use
 
   constexpr const PartCost& of(Part part) const { return parts[static_cast<std::size_t>(part)]; }
   /// Of a forward pass and, in training, the way back.
@@ -160,6 +161,7 @@ constexpr Cost cost_of(const Config& of, Index batch, const CostOptions& options
   cost.activations = meter.peak().records;
   cost.scratch = meter.peak().scratch;
   cost.tape = meter.peak().total();
+  cost.arenas = meter.peaks();
   cost.outputs = options.training ? meter.peak().outputs
                                   : size * detail::metered::meter_model(config, batch, options.by_groups).output_size();
   cost.peak = cost.weights + cost.gradients + cost.optimiser + cost.activations + cost.scratch + cost.outputs;

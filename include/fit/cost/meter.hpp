@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <utility>
 
+#include <fit/core/tape_bytes.hpp>
 #include <fit/core/training_options.hpp>
 #include <fit/kernels/scratch.hpp>
 #include <fit/models/stages.hpp>
@@ -70,13 +71,9 @@ class Meter {
   constexpr bool recording() const { return recording_; }
   constexpr const TrainingOptions& options() const { return options_; }
 
-  /// Bytes in use at the worst moment.
-  struct Use {
-    Index records = 0, scratch = 0, outputs = 0;
-
-    constexpr Index total() const { return records + scratch + outputs; }
-  };
-  constexpr const Use& peak() const { return peak_; }
+  /// Bytes in use at the worst moment of all together, and at that of each.
+  constexpr const TapeBytes& peak() const { return peak_; }
+  constexpr const TapeBytes& peaks() const { return peaks_; }
 
   /// Work from now on belongs to this part.
   constexpr PartCost& enter(Part part, Index stage = 0) {
@@ -249,8 +246,9 @@ class Meter {
     for (const Product& p : products) {
       for (int f = 0; f < p.count; ++f) {
         const Factors& of = p.factors[f];
-        scratch(kernels::packed_size<T>(p.rows, p.columns, of.depth, of.b_row, of.b_column));
-        left = std::max(left, kernels::packed_left_size<T>(p.rows, p.columns, of.depth, of.a_transposed ? 1 : of.depth,
+        const Index depth = p.count == 1 ? std::min(of.depth, kernels::depth_at_once) : of.depth;
+        scratch(kernels::packed_size<T>(p.rows, p.columns, depth, of.b_row, of.b_column));
+        left = std::max(left, kernels::packed_left_size<T>(p.rows, p.columns, depth, of.a_transposed ? 1 : of.depth,
                                                            of.a_transposed ? p.rows : 1));
         work({.products = 2 * p.rows * p.columns * of.depth});
       }
@@ -290,8 +288,11 @@ class Meter {
   constexpr void grow(Index& memory, Index by) {
     memory += by;
     if (&memory == &records_ && !quiet_ && !backward_ && !brief_) parts_[part_].kept += times_ * by;
-    const Use now{records_, arena_, outputs_};
-    if (!quiet_ && now.total() > peak_.total()) peak_ = now;
+    if (quiet_) return;
+    const TapeBytes now{records_, arena_, outputs_};
+    if (now.total() > peak_.total()) peak_ = now;
+    peaks_ = {std::max(peaks_.records, now.records), std::max(peaks_.scratch, now.scratch),
+              std::max(peaks_.outputs, now.outputs)};
   }
   constexpr void work(const Flops& flops) {
     if (quiet_) return;
@@ -307,7 +308,7 @@ class Meter {
   TrainingOptions options_;
   int threads_;
   Index records_ = 0, arena_ = 0, outputs_ = 0, above_ = 0, times_ = 1;
-  Use peak_;
+  TapeBytes peak_, peaks_;
   std::array<Index, 64> starts_ = {};
   std::size_t depth_ = 0, part_ = 0, count_ = 0;
   std::array<PartCost, most_parts> parts_ = {};

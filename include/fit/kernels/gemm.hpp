@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -148,20 +149,15 @@ void multiply_block(const Product<T>& product, const T* const* packed, int f, In
   }
 }
 
-}  // namespace detail
+inline constexpr std::size_t most_products = 8;
 
-/// Computes up to 8 products side by side; none may read or write what another one writes. Every element is summed in
-/// the order of the depth, whatever the threads and the other products. Takes the packed operands' room from the
-/// workspace and gives it back.
+/// The products, each of a depth that goes through at once.
 template <class T>
-void multiply(std::span<const Product<T>> products, Workspace& workspace) {
-  constexpr std::size_t most = 8;
+void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace) {
   constexpr Index pack_rows = 2 * depth_block;
-  require(products.size() <= most, "multiply takes at most 8 products, not ", products.size());
-  for (const Product<T>& product : products) detail::check(product);
   Executor& executor = workspace.executor();
   const Arena::Scope scope(workspace.arena());
-  T* packed[most][3] = {};
+  T* packed[most_products][3] = {};
   Index packs = 0, work = 0, left = 0;
   for (std::size_t p = 0; p < products.size(); ++p) {
     const Product<T>& product = products[p];
@@ -234,15 +230,52 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
             for (Index block = unit * each; block < (unit + 1) * each; ++block) {
               const Index row = tiles * (block / across) / down * tile_rows<T>, column = block % across * columns;
               const Index end = std::min(product.rows, tiles * (block / across + 1) / down * tile_rows<T>);
-              detail::multiply_block(product, packed[p], f, k, row, end - row, column,
-                                     std::min(columns, product.columns - column), room_left + lane * left,
-                                     block > unit * each);
+              multiply_block(product, packed[p], f, k, row, end - row, column,
+                             std::min(columns, product.columns - column), room_left + lane * left, block > unit * each);
             }
           }
         }
       }
     }
   });
+}
+
+/// What is left of a product of one summand from k on, as far as it goes through at once.
+template <class T>
+Product<T> part_of(Product<T> product, Index k) {
+  auto& [a, b, depth] = product.factors[0];
+  const bool last = depth - k <= depth_at_once;
+  a.data += k * a.column;
+  b.data += k * b.row;
+  depth = std::min(depth - k, depth_at_once);
+  if (k > 0) {
+    product.finish.accumulate = true;
+    product.finish.bias = nullptr;
+  }
+  if (!last) product.activation = Activation::none;
+  return product;
+}
+
+}  // namespace detail
+
+/// Computes up to 8 products side by side; none may read or write what another one writes. Every element is summed in
+/// the order of the depth, whatever the threads and the other products. Takes the packed operands' room from the
+/// workspace and gives it back.
+template <class T>
+void multiply(std::span<const Product<T>> products, Workspace& workspace) {
+  require(products.size() <= detail::most_products, "multiply takes at most ", detail::most_products, " products, not ",
+          products.size());
+  for (const Product<T>& product : products) detail::check(product);
+  std::array<Product<T>, detail::most_products> parts;
+  for (Index k = 0;; k += depth_at_once) {
+    std::size_t count = 0;
+    for (const Product<T>& product : products) {
+      const Index depth = product.count == 1 ? product.factors[0].depth : 0;
+      if (k == 0 || k < depth) parts[count++] = depth > depth_at_once ? detail::part_of(product, k) : product;
+    }
+    if (count == 0) return;
+    detail::multiply_at_once(std::span<const Product<T>>(parts.data(), count), workspace);
+  }
 }
 
 template <class T>

@@ -39,9 +39,14 @@ constexpr Index packed_size(Index rows, Index columns, Index depth, Index b_row,
   return direct ? 0 : depth * padded_columns<T>(columns);
 }
 
+/// Depth that a product of one summand goes through at a time: its right operand is packed as far, and what is packed
+/// of a gradient of weights, whose depth are all the rows of a batch, does not grow with them.
+inline constexpr Index depth_at_once = 4096;
+
 /// How a product is cut: tiles below each other, and a depth whose rows of a tile's left operand stay in the
 /// first-level cache.
 inline constexpr Index block_tiles = 8, depth_block = 512;
+static_assert(depth_at_once % depth_block == 0);
 
 /// Elements that a lane takes to pack what a block reads of a left operand [rows, depth], whose strides are given. A
 /// transposed one is, unless a single panel reads it: its columns lie far apart, and on each other in the caches.

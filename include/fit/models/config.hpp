@@ -173,8 +173,8 @@ struct Sizes {
 
 namespace detail {
 
-/// Sequences of a length that go through a stage together: some thousands of tokens, in memory that a pass reuses.
-constexpr Index sequences_together(Index length) { return std::max<Index>(1, 4096 / length); }
+/// Sequences of a length that go through a stage together: two thousand tokens, in memory that a pass reuses.
+constexpr Index sequences_together(Index length) { return std::max<Index>(1, 2048 / length); }
 
 /// Rows whose logits are in memory together in a loss.
 constexpr Index logit_rows(Index vocabulary) { return std::clamp<Index>((Index{1} << 20) / vocabulary, 64, 4096); }

@@ -161,7 +161,7 @@ class Trunk {
   const std::vector<Stage<T, c>>& stages() const { return stages_; }
 
  private:
-  /// All sequences, some thousands of tokens at a time.
+  /// All sequences, two thousand tokens at a time.
   struct Chunks {
     Index sequences, each, count;
 

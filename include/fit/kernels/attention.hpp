@@ -125,48 +125,64 @@ void for_heads(Index tasks, const AttentionShape& shape, Executor& executor, Bod
   });
 }
 
-/// Asks for rows that lie far apart and are needed next; they may be beyond the end.
-template <class T>
+/// Rows of the next head that are asked for while one is computed: heads lie side by side, so they come too late by
+/// themselves. Of longer sequences they do not.
+inline constexpr Index rows_asked_for = 64;
+
+/// Asks for rows that lie far apart and are needed soon, in the first-level cache (3) or in the second (2); they may be
+/// beyond the end.
+template <int Level, class T>
 void ask_for_rows(const T* from, Index rows, Index columns, Index row) {
   constexpr Index line = static_cast<Index>(alignment / sizeof(T));
   for (Index i = 0; i < rows; ++i) {
-    for (Index j = 0; j < columns; j += line) __builtin_prefetch(from + i * row + j);
+    for (Index j = 0; j < columns; j += line) __builtin_prefetch(from + i * row + j, 0, Level);
   }
+}
+
+/// How many rows each of the fewest tiles has, so that none is much smaller than the others.
+template <class T>
+Index even_tile_rows(Index rows) {
+  const Index tiles = (rows + tile_rows<T> - 1) / tile_rows<T>;
+  return (rows + tiles - 1) / tiles;
 }
 
 /// Queries first .. first + rows - 1, at most a panel, of one head, its part of the tensors: online softmax (Milakov
 /// and Gimelshein, arXiv 1805.02867) over blocks of keys in base 2. Scores stand transposed, [keys, queries], so that
-/// the softmax goes down the keys for a register of queries at a time.
+/// the softmax goes down the keys for a register of queries at a time. Asks for the parts of the head that is `next`.
 template <class T, int Vectors>
 void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, const AttentionTensors<T>& of,
-                  Index of_head, Index first, Index rows) {
+                  const AttentionTensors<T>& next, Index of_head, Index first, Index rows) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>, panel = Vectors * w, block = AttentionScratch<T>::key_block;
   const Index width = shape.width(), head = shape.head_width, padded_head = padded_columns<T>(head);
   const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys);
   constexpr T lowest = -std::numeric_limits<T>::infinity();
   const bool copied = AttentionScratch<T>::copies_keys(shape), packed = AttentionScratch<T>::packs_values(shape);
+  // Fewer weights than a head has elements are divided by their sum instead of what they mix, which goes to its place.
+  const bool direct = end <= std::min(block, head), last = first + rows == shape.queries;
   const Index keys_row = copied ? padded_head : width;
+  const Batch scale(static_cast<T>(shape.scale() * std::numbers::log2e));
   alignas(alignment) T by_query[static_cast<std::size_t>(panel)];
-  Batch peak[std::size_t{Vectors}], total[std::size_t{Vectors}];
+  Batch peak[std::size_t{Vectors}], total[std::size_t{Vectors}];  // of unscaled scores; of weights
   for (int v = 0; v < Vectors; ++v) {
     peak[v] = Batch(lowest);
     total[v] = Batch(T(0));
   }
   pack_panel(Operand<T>{of.q + first * width, 1, width}, rows, 0, head, at.queries);
-  const Batch scale(static_cast<T>(shape.scale() * std::numbers::log2e));
-  for (Index i = 0; i < head * panel; i += w) simd::store(at.queries + i, simd::load(at.queries + i) * scale);
-
-  ask_for_rows<T>(of.q + (first + panel) * width, std::min(panel, shape.queries - first - panel), head, width);
-  ask_for_rows<T>(of.o + first * width, rows, head, width);
+  ask_for_rows<3>(of.o + first * width, rows, head, width);
+  ask_for_rows<3>(last ? next.q : of.q + (first + panel) * width, std::min(panel, shape.queries), head, width);
 
   FIT_COUNT(executed, 4 * head * rows * end);
   for (Index key = 0; key < end; key += block) {
-    const Index count = std::min(block, end - key);
+    const Index count = std::min(block, end - key), tile = even_tile_rows<T>(count);
     const T* const keys = copied ? at.keys + key * keys_row : of.k + key * width;
-    for (Index j = 0; j < count; j += tile_rows<T>) {
-      if (!copied) ask_for_rows<T>(keys + (j + tile_rows<T>)*keys_row, tile_rows<T>, head, keys_row);
-      multiply_tile<T>({.rows = std::min<Index>(tile_rows<T>, count - j),
+    for (Index j = 0; j < count; j += tile) {
+      if (!copied) ask_for_rows<3>(keys + (j + tile) * keys_row, tile, head, keys_row);
+      if (last && shape.keys <= rows_asked_for) {
+        ask_for_rows<2>(next.k + (key + j) * width, tile, head, width);
+        ask_for_rows<2>(next.v + (key + j) * width, tile, head, width);
+      }
+      multiply_tile<T>({.rows = std::min(tile, count - j),
                         .columns = panel,
                         .depth = head,
                         .a = {keys + j * keys_row, keys_row, 1},
@@ -188,45 +204,54 @@ void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, co
       }
       if (j < count) highest = xsimd::max(highest, simd::load(scores + j * panel));
       highest = xsimd::max(highest, other);
+      const Batch shift = -(highest * scale);
       Batch sum(T(0));
       for (j = 0; j < count; ++j) {
-        const Batch weight = simd::exp2(simd::load(scores + j * panel) - highest);
+        const Batch weight = simd::exp2(simd::fma(simd::load(scores + j * panel), scale, shift));
         simd::store(scores + j * panel, weight);
         sum += weight;
       }
-      const Batch fade = simd::exp2(peak[v] - highest);
+      const Batch fade = simd::exp2((peak[v] - highest) * scale);  // 1 where it stays, whatever others do
       total[v] = key == 0 ? sum : simd::fma(total[v], fade, sum);
       moved = moved || xsimd::any(peak[v] != highest);
       peak[v] = highest;
       simd::store(by_query + v * w, fade);
+      if (!direct) continue;
+      const Batch share = Batch(T(1)) / sum;
+      for (j = 0; j < count; ++j) simd::store(scores + j * panel, simd::load(scores + j * panel) * share);
     }
     if (shape.dropout) drop_out(shape, of_head, first, rows, key, count, at.scores, panel);
     for (Index i = 0; moved && key > 0 && i < rows; ++i) {
       T* mixed = at.mixed + i * padded_head;
       scale_rows(1, padded_head, mixed, padded_head, by_query[i], mixed, padded_head);
     }
-    for (Index i = 0; i < rows; i += tile_rows<T>) {
+    T* const mixed = direct ? of.o + first * width : at.mixed;
+    const Index mixed_row = direct ? width : padded_head, high = even_tile_rows<T>(rows);
+    for (Index i = 0; i < rows; i += high) {
       for (Index j = 0; j < padded_head; j += panel_width<T>) {
         const Index wide = std::min(panel_width<T>, padded_head - j), b_row = packed ? wide : width;
-        multiply_tile<T>({.rows = std::min<Index>(tile_rows<T>, rows - i),
-                          .columns = wide,
+        multiply_tile<T>({.rows = std::min(high, rows - i),
+                          .columns = direct ? std::min(wide, head - j) : wide,
                           .depth = count,
                           .a = {at.scores + i, 1, panel},
                           .b = packed ? at.values + j * shape.keys + key * b_row : of.v + key * width + j,
                           .b_row = b_row,
-                          .c = at.mixed + i * padded_head + j,
-                          .c_row = padded_head},
+                          .c = mixed + i * mixed_row + j,
+                          .c_row = mixed_row},
                          {.accumulate = key > 0});
       }
     }
   }
-  for (int v = 0; v < Vectors; ++v) simd::store(by_query + v * w, Batch(T(1)) / total[v]);
-  for (Index i = 0; i < rows; ++i) {
-    scale_rows(1, head, at.mixed + i * padded_head, padded_head, by_query[i], of.o + (first + i) * width, width);
+  if (!direct) {
+    for (int v = 0; v < Vectors; ++v) simd::store(by_query + v * w, Batch(T(1)) / total[v]);
+    for (Index i = 0; i < rows; ++i) {
+      scale_rows(1, head, at.mixed + i * padded_head, padded_head, by_query[i], of.o + (first + i) * width, width);
+    }
   }
   if (!of.log_sum) return;
   for (int v = 0; v < Vectors; ++v) {
-    simd::store_part(of.log_sum + first + v * w, peak[v] + simd::log2(total[v]), std::max<Index>(0, rows - v * w));
+    simd::store_part(of.log_sum + first + v * w, simd::fma(peak[v], scale, simd::log2(total[v])),
+                     std::max<Index>(0, rows - v * w));
   }
 }
 
@@ -252,6 +277,8 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
     const detail::AttentionScratch<T> at(memory + lane * scratch, shape);
     const Index first = block * query_block, last = std::min(first + query_block, shape.queries);
     const AttentionTensors<T> of = detail::head_of(tensors, shape, head);
+    const Index after = std::min(head + 1, shape.sequences * shape.heads - 1);
+    const AttentionTensors<T> next = detail::head_of(tensors, shape, after);
     if (at.copies_keys(shape)) {
       const Index end = shape.mask.visible_keys(last - 1, shape.keys);
       detail::copy_rows(end, shape.head_width, of.k, shape.width(), at.keys);
@@ -262,9 +289,9 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
     for (Index i = first; i < last; i += panel_width<T>) {
       const Index rows = std::min(panel_width<T>, last - i);
       if (padded_columns<T>(rows) == simd::width<T>) {
-        detail::attend_panel<T, 1>(shape, at, of, head, i, rows);
+        detail::attend_panel<T, 1>(shape, at, of, next, head, i, rows);
       } else {
-        detail::attend_panel<T, 2>(shape, at, of, head, i, rows);
+        detail::attend_panel<T, 2>(shape, at, of, next, head, i, rows);
       }
     }
   });

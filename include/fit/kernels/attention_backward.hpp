@@ -61,8 +61,6 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
   T *const weights = at.weights + column, *const scores = at.scores + column;
   pack_panel(Operand<T>{of.q + first * width, 1, width}, rows, 0, depth, at.queries_transposed);
   pack_panel(Operand<T>{o_gradient, 1, width}, rows, 0, depth, at.gradient_transposed);
-  scale_rows(1, depth * panel, at.queries_transposed, 0, static_cast<T>(shape.scale() * std::numbers::log2e),
-             at.queries_transposed, 0);
   // The gradient of a softmax needs sum_j weight_j gradient_j, which is the output times its gradient.
   alignas(alignment) T by_query[static_cast<std::size_t>(panel)] = {};
   for (Index i = 0; i < rows; ++i) {
@@ -83,20 +81,23 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
       for (Index j = 0; j < count; ++j) body(weights + j * apart + v * w, scores + j * apart + v * w, log_sum, dot);
     }
   };
-  const Batch scale(static_cast<T>(shape.scale()));
+  const Batch scale(static_cast<T>(shape.scale())), scale_of_2(static_cast<T>(shape.scale() * std::numbers::log2e));
+  const auto weight_of = [&](const T* score, const Batch& log_sum) {
+    return simd::exp2(simd::fma(simd::load(score), scale_of_2, -log_sum));
+  };
   const auto gradient_of = [&](const Batch& weight, const Batch& score, const Batch& dot) {
     return weight * (score - dot) * scale;
   };
   if (!shape.dropout) {
     return each([&](T* weight, T* score, const Batch& log_sum, const Batch& dot) {
-      const Batch now = simd::exp2(simd::load(weight) - log_sum);
+      const Batch now = weight_of(weight, log_sum);
       simd::store(weight, now);
       simd::store(score, gradient_of(now, simd::load(score), dot));
     });
   }
   drop_out(shape, head.number, first, rows, key, count, scores, apart);
   each([&](T* weight, T* score, const Batch& log_sum, const Batch& dot) {
-    const Batch now = simd::exp2(simd::load(weight) - log_sum);
+    const Batch now = weight_of(weight, log_sum);
     simd::store(weight, now);
     simd::store(score, gradient_of(now, simd::load(score), dot));
   });

@@ -367,7 +367,10 @@ template <class T>
 void check_threads() {
   for (const AttentionShape& shape :
        {AttentionShape{3, 32 * tile<T> + 5, 32 * tile<T> + 5, 2, 6, Mask::chunk_causal(50), Dropout{3, 0.2f}},
-        AttentionShape{5, 3 * tile<T> + 1, 20 * width<T> + 3, 3, 17}}) {
+        AttentionShape{5, 3 * tile<T> + 1, 20 * width<T> + 3, 3, 17},
+        // So few heads that there is a pass for keys and one for queries.
+        AttentionShape{1, 300, 600, 2, 9, Mask::none(), Dropout{3, 0.2f}},
+        AttentionShape{1, 530, 530, 1, 6, Mask::chunk_causal(50)}}) {
     const Inputs<T> in(shape, 4, 1, 1);
     fit::Executor one(1);
     const Results<T> alone = run(shape, in, 0, one);
@@ -379,7 +382,27 @@ void check_threads() {
   }
 }
 
+template <class T>
+void check_pieces() {
+  using namespace fit::kernels;
+  const AttentionShape latents{1, 6400, 6400, 8, 64};
+  CHECK(attention_pieces<T>(latents) >= 256);
+  CHECK(AttentionBackwardPieces<T>(latents, 64).count() >= 256);
+  // Few threads do not compute scores twice, nor many with heads for all of them.
+  CHECK(AttentionBackwardPieces<T>(latents, 2).count() == 8);
+  CHECK(AttentionBackwardPieces<T>({32, 6400, 6400, 8, 64}, 64).count() == 256);
+  // What a thread holds does not depend on the lengths.
+  const AttentionShape longer{1, 30'000, 30'000, 8, 64};
+  CHECK(detail::AttentionScratch<T>::size(longer) == detail::AttentionScratch<T>::size(latents));
+  CHECK(detail::AttentionBackwardScratch<T>::size(longer) == detail::AttentionBackwardScratch<T>::size(latents));
+}
+
 }  // namespace
+
+TEMPLATE_TEST_CASE("one long sequence is work for many threads, in memory that does not grow", "[attention]", float,
+                   double) {
+  check_pieces<TestType>();
+}
 
 TEST_CASE("the first query that sees a key is the first that sees it", "[attention]") {
   for (const Index chunk : {1, 2, 3, 7}) {

@@ -109,7 +109,7 @@ class AttentionJob final : public Job {
     require(flops < 0x1p62, "the operations of attention over such sequences, some ", flops, ", cannot be counted");
     for (const kernels::AttentionShape& call : calls) {
       expected.flops += attention_flops<T>(call);
-      if (backward) expected.flops += attention_backward_flops<T>(call);
+      if (backward) expected.flops += attention_backward_flops<T>(call, threads);
       scratch = std::max(scratch, kernels::detail::AttentionScratch<T>::size(call));
       if (backward) scratch = std::max(scratch, kernels::detail::AttentionBackwardScratch<T>::size(call));
     }

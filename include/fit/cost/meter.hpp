@@ -35,16 +35,17 @@ struct Flops {
   constexpr bool operator==(const Flops&) const = default;
 };
 
-/// FLOPs of attention alone, forward and on the way back.
+/// FLOPs of attention alone, forward and on the way back, where many threads may compute some scores twice.
 template <class T = float>
 constexpr Flops attention_flops(const kernels::AttentionShape& shape) {
   return {.attention = 4 * shape.head_width * kernels::attention_pairs(shape),
           .executed = 4 * shape.head_width * kernels::attention_pairs_computed<T>(shape)};
 }
 template <class T = float>
-constexpr Flops attention_backward_flops(const kernels::AttentionShape& shape) {
+constexpr Flops attention_backward_flops(const kernels::AttentionShape& shape, int threads = 1) {
+  const Index products = kernels::AttentionBackwardPieces<T>(shape, threads).products();
   return {.attention = 10 * shape.head_width * kernels::attention_pairs(shape),
-          .executed = 10 * shape.head_width * kernels::attention_pairs_computed<T>(shape, true)};
+          .executed = 2 * products * shape.head_width * kernels::attention_pairs_computed<T>(shape, true)};
 }
 
 /// What a part of a model costs: the stem, the head, or one part of one stage with all its blocks.
@@ -263,7 +264,7 @@ class Meter {
   constexpr void attention_backward(const kernels::AttentionShape& shape) {
     const Frame frame = scope();
     scratch(kernels::detail::AttentionBackwardScratch<T>::size(shape) * threads_);
-    work(attention_backward_flops<T>(shape));
+    work(attention_backward_flops<T>(shape, threads_));
   }
   struct ColumnSum {
     Index rows, columns;

@@ -146,112 +146,148 @@ Index even_tile_rows(Index rows) {
   return (rows + tiles - 1) / tiles;
 }
 
-/// Queries first .. first + rows - 1, at most a panel, of one head, its part of the tensors: online softmax (Milakov
-/// and Gimelshein, arXiv 1805.02867) over blocks of keys in base 2. Scores stand transposed, [keys, queries], so that
-/// the softmax goes down the keys for a register of queries at a time. Asks for the parts of the head that is `next`.
+/// One head, and the part of the tensors that is its own.
+template <class T>
+struct AttentionTask {
+  const AttentionShape& shape;
+  Index head;
+  AttentionTensors<T> of;
+  AttentionTensors<T> next;  ///< of the head that comes after it
+};
+
+/// A panel of queries, first .. first + rows - 1, at most, over keys key .. key + count - 1, the beginning of at.keys
+/// and at.values where they are there: a block of the online softmax (Milakov and Gimelshein, arXiv 1805.02867), in
+/// base 2. Scores stand transposed, [keys, queries], so that the softmax goes down the keys for a register of queries
+/// at a time. `column` is the panel's first query of the task's.
 template <class T, int Vectors>
-void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, const AttentionTensors<T>& of,
-                  const AttentionTensors<T>& next, Index of_head, Index first, Index rows) {
+void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index first, Index rows, Index column,
+            Index key, Index count) {
   using Batch = simd::Batch<T>;
-  constexpr Index w = simd::width<T>, panel = Vectors * w, block = AttentionScratch<T>::key_block;
-  const Index width = shape.width(), head = shape.head_width, padded_head = padded_columns<T>(head);
-  const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys);
+  constexpr Index w = simd::width<T>, panel = Vectors * w;
   constexpr T lowest = -std::numeric_limits<T>::infinity();
+  const auto& [shape, of_head, of, next] = task;
+  const Index width = shape.width(), head = shape.head_width, padded_head = padded_columns<T>(head);
   const bool copied = AttentionScratch<T>::copies_keys(shape), packed = AttentionScratch<T>::packs_values(shape);
+  const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys), seen = std::min(count, end - key);
+  if (seen <= 0) return;
   // Fewer weights than a head has elements are divided by their sum instead of what they mix, which goes to its place.
-  const bool direct = end <= std::min(block, head), last = first + rows == shape.queries;
-  const Index keys_row = copied ? padded_head : width;
+  const bool begins = key == 0, ends = key + seen == end, direct = begins && ends && seen <= head;
+  const bool last = first + rows == shape.queries;
   const Batch scale(static_cast<T>(shape.scale() * std::numbers::log2e));
   alignas(alignment) T by_query[static_cast<std::size_t>(panel)];
-  Batch peak[std::size_t{Vectors}], total[std::size_t{Vectors}];  // of unscaled scores; of weights
-  for (int v = 0; v < Vectors; ++v) {
-    peak[v] = Batch(lowest);
-    total[v] = Batch(T(0));
+  T* const queries = at.queries + column * head;
+  T *const peaks = at.peak + column, *const sums = at.sum + column;
+  if (begins) {
+    pack_panel(Operand<T>{of.q + first * width, 1, width}, rows, 0, head, queries);
+    ask_for_rows<3>(of.o + first * width, rows, head, width);
+    ask_for_rows<3>(last ? next.q : of.q + (first + panel) * width, std::min(panel, shape.queries), head, width);
   }
-  pack_panel(Operand<T>{of.q + first * width, 1, width}, rows, 0, head, at.queries);
-  ask_for_rows<3>(of.o + first * width, rows, head, width);
-  ask_for_rows<3>(last ? next.q : of.q + (first + panel) * width, std::min(panel, shape.queries), head, width);
 
-  FIT_COUNT(executed, 4 * head * rows * end);
-  for (Index key = 0; key < end; key += block) {
-    const Index count = std::min(block, end - key), tile = even_tile_rows<T>(count);
-    const T* const keys = copied ? at.keys + key * keys_row : of.k + key * width;
-    for (Index j = 0; j < count; j += tile) {
-      if (!copied) ask_for_rows<3>(keys + (j + tile) * keys_row, tile, head, keys_row);
-      if (last && shape.keys <= rows_asked_for) {
-        ask_for_rows<2>(next.k + (key + j) * width, tile, head, width);
-        ask_for_rows<2>(next.v + (key + j) * width, tile, head, width);
-      }
-      multiply_tile<T>({.rows = std::min(tile, count - j),
-                        .columns = panel,
-                        .depth = head,
-                        .a = {keys + j * keys_row, keys_row, 1},
-                        .b = at.queries,
-                        .b_row = panel,
-                        .c = at.scores + j * panel,
-                        .c_row = panel},
-                       {});
+  FIT_COUNT(executed, 4 * head * rows * seen);
+  const T* const keys = copied ? at.keys : of.k + key * width;
+  const Index keys_row = copied ? padded_head : width, tile = even_tile_rows<T>(seen);
+  for (Index j = 0; j < seen; j += tile) {
+    if (!copied) ask_for_rows<3>(keys + (j + tile) * keys_row, tile, head, keys_row);
+    if (last && shape.keys <= rows_asked_for) {
+      ask_for_rows<2>(next.k + j * width, tile, head, width);
+      ask_for_rows<2>(next.v + j * width, tile, head, width);
     }
-    hide_unseen<T, Vectors>(shape, first, rows, key, count, at.scores, panel, 4);
-    bool moved = false;
-    for (int v = 0; v < Vectors; ++v) {
-      T* scores = at.scores + v * w;
-      Batch highest = peak[v], other(lowest);
-      Index j = 0;
-      for (; j + 2 <= count; j += 2) {
-        highest = xsimd::max(highest, simd::load(scores + j * panel));
-        other = xsimd::max(other, simd::load(scores + (j + 1) * panel));
-      }
-      if (j < count) highest = xsimd::max(highest, simd::load(scores + j * panel));
-      highest = xsimd::max(highest, other);
-      const Batch shift = -(highest * scale);
-      Batch sum(T(0));
-      for (j = 0; j < count; ++j) {
-        const Batch weight = simd::exp2(simd::fma(simd::load(scores + j * panel), scale, shift));
-        simd::store(scores + j * panel, weight);
-        sum += weight;
-      }
-      const Batch fade = simd::exp2((peak[v] - highest) * scale);  // 1 where it stays, whatever others do
-      total[v] = key == 0 ? sum : simd::fma(total[v], fade, sum);
-      moved = moved || xsimd::any(peak[v] != highest);
-      peak[v] = highest;
-      simd::store(by_query + v * w, fade);
-      if (!direct) continue;
-      const Batch share = Batch(T(1)) / sum;
-      for (j = 0; j < count; ++j) simd::store(scores + j * panel, simd::load(scores + j * panel) * share);
-    }
-    if (shape.dropout) drop_out(shape, of_head, first, rows, key, count, at.scores, panel);
-    for (Index i = 0; moved && key > 0 && i < rows; ++i) {
-      T* mixed = at.mixed + i * padded_head;
-      scale_rows(1, padded_head, mixed, padded_head, by_query[i], mixed, padded_head);
-    }
-    T* const mixed = direct ? of.o + first * width : at.mixed;
-    const Index mixed_row = direct ? width : padded_head, high = even_tile_rows<T>(rows);
-    for (Index i = 0; i < rows; i += high) {
-      for (Index j = 0; j < padded_head; j += panel_width<T>) {
-        const Index wide = std::min(panel_width<T>, padded_head - j), b_row = packed ? wide : width;
-        multiply_tile<T>({.rows = std::min(high, rows - i),
-                          .columns = direct ? std::min(wide, head - j) : wide,
-                          .depth = count,
-                          .a = {at.scores + i, 1, panel},
-                          .b = packed ? at.values + j * shape.keys + key * b_row : of.v + key * width + j,
-                          .b_row = b_row,
-                          .c = mixed + i * mixed_row + j,
-                          .c_row = mixed_row},
-                         {.accumulate = key > 0});
-      }
-    }
+    multiply_tile<T>({.rows = std::min(tile, seen - j),
+                      .columns = panel,
+                      .depth = head,
+                      .a = {keys + j * keys_row, keys_row, 1},
+                      .b = queries,
+                      .b_row = panel,
+                      .c = at.scores + j * panel,
+                      .c_row = panel},
+                     {});
   }
-  if (!direct) {
-    for (int v = 0; v < Vectors; ++v) simd::store(by_query + v * w, Batch(T(1)) / total[v]);
-    for (Index i = 0; i < rows; ++i) {
-      scale_rows(1, head, at.mixed + i * padded_head, padded_head, by_query[i], of.o + (first + i) * width, width);
-    }
-  }
-  if (!of.log_sum) return;
+  hide_unseen<T, Vectors>(shape, first, rows, key, seen, at.scores, panel, 4);
+  bool moved = false;
   for (int v = 0; v < Vectors; ++v) {
-    simd::store_part(of.log_sum + first + v * w, simd::fma(peak[v], scale, simd::log2(total[v])),
+    T* scores = at.scores + v * w;
+    const Batch peak = begins ? Batch(lowest) : simd::load(peaks + v * w);
+    Batch highest = peak, other(lowest);
+    Index j = 0;
+    for (; j + 2 <= seen; j += 2) {
+      highest = xsimd::max(highest, simd::load(scores + j * panel));
+      other = xsimd::max(other, simd::load(scores + (j + 1) * panel));
+    }
+    if (j < seen) highest = xsimd::max(highest, simd::load(scores + j * panel));
+    highest = xsimd::max(highest, other);
+    const Batch shift = -(highest * scale);
+    Batch sum(T(0));
+    for (j = 0; j < seen; ++j) {
+      const Batch weight = simd::exp2(simd::fma(simd::load(scores + j * panel), scale, shift));
+      simd::store(scores + j * panel, weight);
+      sum += weight;
+    }
+    simd::store(peaks + v * w, highest);
+    if (direct) {
+      const Batch share = Batch(T(1)) / sum;
+      for (j = 0; j < seen; ++j) simd::store(scores + j * panel, simd::load(scores + j * panel) * share);
+    } else if (!begins) {
+      const Batch fade = simd::exp2((peak - highest) * scale);  // 1 where it stays, whatever others do
+      sum = simd::fma(simd::load(sums + v * w), fade, sum);
+      simd::store(by_query + v * w, fade);
+      moved = moved || xsimd::any(peak != highest);
+    }
+    simd::store(sums + v * w, sum);
+  }
+  if (shape.dropout) drop_out(shape, of_head, first, rows, key, seen, at.scores, panel);
+  T* const mixed = direct ? of.o + first * width : at.mixed + column * padded_head;
+  const Index mixed_row = direct ? width : padded_head, high = even_tile_rows<T>(rows);
+  for (Index i = 0; moved && i < rows; ++i) {
+    scale_rows(1, padded_head, mixed + i * mixed_row, 0, by_query[i], mixed + i * mixed_row, 0);
+  }
+  for (Index i = 0; i < rows; i += high) {
+    for (Index j = 0; j < padded_head; j += panel_width<T>) {
+      const Index wide = std::min(panel_width<T>, padded_head - j), b_row = packed ? wide : width;
+      multiply_tile<T>({.rows = std::min(high, rows - i),
+                        .columns = direct ? std::min(wide, head - j) : wide,
+                        .depth = seen,
+                        .a = {at.scores + i, 1, panel},
+                        .b = packed ? at.values + j * count : of.v + key * width + j,
+                        .b_row = b_row,
+                        .c = mixed + i * mixed_row + j,
+                        .c_row = mixed_row},
+                       {.accumulate = !begins});
+    }
+  }
+  if (!ends) return;
+  for (int v = 0; v < Vectors; ++v) {
+    const Batch sum = simd::load(sums + v * w);
+    simd::store(by_query + v * w, Batch(T(1)) / sum);
+    if (!of.log_sum) continue;
+    simd::store_part(of.log_sum + first + v * w, simd::fma(simd::load(peaks + v * w), scale, simd::log2(sum)),
                      std::max<Index>(0, rows - v * w));
+  }
+  for (Index i = 0; !direct && i < rows; ++i) {
+    scale_rows(1, head, mixed + i * mixed_row, 0, by_query[i], of.o + (first + i) * width, 0);
+  }
+}
+
+/// Queries first .. end - 1 of a head over all its keys, a block of these at a time.
+template <class T>
+void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index first, Index end) {
+  using Scratch = AttentionScratch<T>;
+  const AttentionShape& shape = task.shape;
+  const Index width = shape.width(), head = shape.head_width;
+  const Index seen = shape.mask.visible_keys(end - 1, shape.keys);
+  for (Index key = 0; key < seen; key += Scratch::key_block) {
+    const Index count = std::min(Scratch::key_block, seen - key);
+    if (Scratch::copies_keys(shape)) copy_rows(count, head, task.of.k + key * width, width, at.keys);
+    if (Scratch::packs_values(shape)) {
+      pack(Operand<T>{task.of.v + key * width, width, 1}, count, head, at.values);
+    }
+    for (Index i = first; i < end; i += panel_width<T>) {
+      const Index rows = std::min(panel_width<T>, end - i);
+      if (padded_columns<T>(rows) == simd::width<T>) {
+        attend<T, 1>(task, at, i, rows, i - first, key, count);
+      } else {
+        attend<T, 2>(task, at, i, rows, i - first, key, count);
+      }
+    }
   }
 }
 
@@ -263,37 +299,19 @@ void attend_panel(const AttentionShape& shape, const AttentionScratch<T>& at, co
 template <class T>
 void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, Workspace& workspace) {
   detail::check(shape, tensors);
-  constexpr Index query_block = 14 * panel_width<T>;
   if (shape.keys == 0) {
     std::fill_n(tensors.o, shape.sequences * shape.queries * shape.width(), T(0));
     return;
   }
   const Arena::Scope scope(workspace.arena());
-  const Index scratch = detail::AttentionScratch<T>::size(shape);
+  const Index scratch = detail::AttentionScratch<T>::size(shape), group = detail::AttentionScratch<T>::group(shape);
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
-  const Index blocks = (shape.queries + query_block - 1) / query_block;
-  detail::for_heads(shape.sequences * shape.heads * blocks, shape, workspace.executor(), [&](Index task, int lane) {
-    const Index block = task % blocks, head = task / blocks;
-    const detail::AttentionScratch<T> at(memory + lane * scratch, shape);
-    const Index first = block * query_block, last = std::min(first + query_block, shape.queries);
-    const AttentionTensors<T> of = detail::head_of(tensors, shape, head);
-    const Index after = std::min(head + 1, shape.sequences * shape.heads - 1);
-    const AttentionTensors<T> next = detail::head_of(tensors, shape, after);
-    if (at.copies_keys(shape)) {
-      const Index end = shape.mask.visible_keys(last - 1, shape.keys);
-      detail::copy_rows(end, shape.head_width, of.k, shape.width(), at.keys);
-    }
-    if (at.packs_values(shape)) {
-      detail::pack(Operand<T>{of.v, shape.width(), 1}, shape.keys, shape.head_width, at.values);
-    }
-    for (Index i = first; i < last; i += panel_width<T>) {
-      const Index rows = std::min(panel_width<T>, last - i);
-      if (padded_columns<T>(rows) == simd::width<T>) {
-        detail::attend_panel<T, 1>(shape, at, of, next, head, i, rows);
-      } else {
-        detail::attend_panel<T, 2>(shape, at, of, next, head, i, rows);
-      }
-    }
+  const Index heads = shape.sequences * shape.heads, groups = (shape.queries + group - 1) / group;
+  detail::for_heads(attention_pieces<T>(shape), shape, workspace.executor(), [&](Index index, int lane) {
+    const Index head = index / groups, first = index % groups * group;
+    const detail::AttentionTask<T> task{shape, head, detail::head_of(tensors, shape, head),
+                                        detail::head_of(tensors, shape, std::min(head + 1, heads - 1))};
+    detail::attend<T>(task, {memory + lane * scratch, shape}, first, std::min(first + group, shape.queries));
   });
 }
 

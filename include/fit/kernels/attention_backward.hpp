@@ -51,7 +51,7 @@ void multiply_rows(Index high, Index wide, Index deep, const Operand<T>& a, cons
 /// 1, the beginning of at.keys: transposed as forward, in columns column .. of at.weights and at.scores.
 template <class T, int Vectors>
 void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head,
-                     Index first, Index rows, Index key, Index count, Index column) {
+                     Index first, Index rows, Index key, Index count, Index column, [[maybe_unused]] Index flops) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>, panel = Vectors * w;
   const AttentionTensors<T>& of = head.of;
@@ -73,7 +73,7 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
   }
   multiply_rows(count, panel, depth, {at.keys, row, 1}, at.queries_transposed, panel, weights, apart, false);
   multiply_rows(count, panel, depth, {at.values, row, 1}, at.gradient_transposed, panel, scores, apart, false);
-  hide_unseen<T, Vectors>(shape, first, rows, key, count, weights, apart, 10);
+  hide_unseen<T, Vectors>(shape, first, rows, key, count, weights, apart, flops);
   const auto each = [&](auto&& body) {
     for (int v = 0; v < Vectors; ++v) {
       const Batch log_sum = simd::load_part(of.log_sum + first + v * w, std::max<Index>(0, rows - v * w));
@@ -104,38 +104,53 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
   drop_out(shape, head.number, first, rows, key, count, weights, apart);
 }
 
+/// Which gradients of a head are wanted: those of keys (and values) from one on to another, those of queries, or both.
+struct GradientPart {
+  Index key, key_end, query, query_end;
+  bool of_keys, of_queries;
+};
+
 template <class T>
-void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head) {
+void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head,
+                     const GradientPart& part) {
   using Scratch = AttentionBackwardScratch<T>;
   const auto& [number, of, gradients] = head;
   const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
   const Index group = Scratch::group(shape);
-  for (Index key = 0; key < shape.keys; key += Scratch::key_block) {
+  for (Index key = part.key; key < part.key_end; key += Scratch::key_block) {
     const Index count = std::min(Scratch::key_block, shape.keys - key);
     copy_rows(count, depth, of.k + key * width, width, at.keys);
     copy_rows(count, depth, of.v + key * width, width, at.values);
-    std::fill_n(at.key_gradient, count * row, T(0));
-    std::fill_n(at.value_gradient, count * row, T(0));
-    for (Index first = shape.mask.first_query(key) / group * group; first < shape.queries; first += group) {
+    if (part.of_keys) {
+      std::fill_n(at.key_gradient, count * row, T(0));
+      std::fill_n(at.value_gradient, count * row, T(0));
+    }
+    const Index sees = shape.mask.first_query(key) / group * group;
+    for (Index first = std::max(part.query, sees); first < part.query_end; first += group) {
       const Index rows = std::min(group, shape.queries - first);
       const Index seen = std::min(count, shape.mask.visible_keys(first + rows - 1, shape.keys) - key);
       if (seen <= 0) continue;
-      FIT_COUNT(executed, 10 * depth * seen * rows);
+      FIT_COUNT(executed, (part.of_keys && part.of_queries ? 10 : part.of_keys ? 8 : 6) * depth * seen * rows);
       for (Index i = 0; i < rows; i += panel_width<T>) {
-        const Index down = std::min(panel_width<T>, rows - i);
+        const Index down = std::min(panel_width<T>, rows - i), flops = part.of_keys ? 10 : 0;
         if (padded_columns<T>(down) == simd::width<T>) {
-          score_gradients<T, 1>(shape, at, head, first + i, down, key, seen, i);
+          score_gradients<T, 1>(shape, at, head, first + i, down, key, seen, i, flops);
         } else {
-          score_gradients<T, 2>(shape, at, head, first + i, down, key, seen, i);
+          score_gradients<T, 2>(shape, at, head, first + i, down, key, seen, i, flops);
         }
       }
-      copy_rows(rows, depth, of.q + first * width, width, at.queries);
-      copy_rows(rows, depth, gradients.o + first * width, width, at.gradient);
-      multiply_rows(seen, row, rows, {at.weights, group, 1}, at.gradient, row, at.value_gradient, row, true);
-      multiply_rows(seen, row, rows, {at.scores, group, 1}, at.queries, row, at.key_gradient, row, true);
-      multiply_rows(rows, depth, seen, {at.scores, 1, group}, at.keys, row, gradients.q + first * width, width,
-                    key > 0);
+      if (part.of_keys) {
+        copy_rows(rows, depth, of.q + first * width, width, at.queries);
+        copy_rows(rows, depth, gradients.o + first * width, width, at.gradient);
+        multiply_rows(seen, row, rows, {at.weights, group, 1}, at.gradient, row, at.value_gradient, row, true);
+        multiply_rows(seen, row, rows, {at.scores, group, 1}, at.queries, row, at.key_gradient, row, true);
+      }
+      if (part.of_queries) {
+        multiply_rows(rows, depth, seen, {at.scores, 1, group}, at.keys, row, gradients.q + first * width, width,
+                      key > 0);
+      }
     }
+    if (!part.of_keys) continue;
     scale_rows(count, depth, at.key_gradient, row, T(1), gradients.k + key * width, width);
     scale_rows(count, depth, at.value_gradient, row, T(1), gradients.v + key * width, width);
   }
@@ -160,13 +175,26 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
   const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
-  detail::for_heads(heads, shape, workspace.executor(), [&](Index head, int lane) {
+  const AttentionBackwardPieces<T> pieces(shape, workspace.executor().lanes());
+  const Index block = detail::AttentionBackwardScratch<T>::key_block;
+  const Index group = detail::AttentionBackwardScratch<T>::group(shape),
+              each = pieces.count() / std::max<Index>(1, heads);
+  detail::for_heads(pieces.count(), shape, workspace.executor(), [&](Index piece, int lane) {
+    const Index head = piece / each, part = piece % each, by_queries = part - pieces.blocks;
     const Index to_queries = shape.offset(head, shape.queries), to_keys = shape.offset(head, shape.keys);
+    detail::GradientPart wanted{0, shape.keys, 0, shape.queries, true, true};
+    if (!pieces.whole && by_queries < 0) {
+      wanted = {part * block, std::min((part + 1) * block, shape.keys), 0, shape.queries, true, false};
+    } else if (!pieces.whole) {
+      const Index query = by_queries * group;
+      wanted = {0, shape.keys, query, std::min(query + group, shape.queries), false, true};
+    }
     detail::attend_backward<T>(
         shape, {memory + lane * scratch, shape},
         {head,
          detail::head_of(tensors, shape, head),
-         {gradients.o + to_queries, gradients.q + to_queries, gradients.k + to_keys, gradients.v + to_keys}});
+         {gradients.o + to_queries, gradients.q + to_queries, gradients.k + to_keys, gradients.v + to_keys}},
+        wanted);
   });
 }
 

@@ -84,13 +84,21 @@ struct AttentionShape {
 
 namespace detail {
 
-/// Memory of one lane of the forward kernel: a panel of queries and its scores against a block of keys.
+/// Memory of one lane of the forward kernel: some panels of queries and a block of keys.
 template <class T>
 struct AttentionScratch {
-  static constexpr Index key_block = 256;
+  static constexpr Index key_block = 256, panels = 6;
 
-  T *keys, *values, *queries, *scores, *mixed;
+  T *keys, *values;       // [key_block, head]
+  T* queries;             // panels of queries, transposed, [head, panel] each
+  T* scores;              // [key_block, panel]
+  T *mixed, *peak, *sum;  // [queries of all panels, head]; [queries of all panels] of their scores and weights
 
+  /// Queries that go over the keys together, filled up to whole panels.
+  static constexpr Index group(const AttentionShape& shape) {
+    const Index panel = padded_columns<T>(std::clamp<Index>(shape.queries, 1, panel_width<T>));
+    return std::clamp<Index>((shape.queries + panel - 1) / panel, 1, panels) * panel;
+  }
   /// Rows of keys are copied next to each other where several panels of queries meet them, and so are values, as
   /// panels; these also where their rows are no whole registers.
   static constexpr bool copies_keys(const AttentionShape& shape) { return shape.queries > panel_width<T>; }
@@ -99,18 +107,19 @@ struct AttentionScratch {
   }
   static constexpr Index size(const AttentionShape& shape) { return AttentionScratch(nullptr, shape).size_; }
   constexpr AttentionScratch(T* memory, const AttentionShape& shape) {
-    const Index head = padded_columns<T>(shape.head_width);
-    const Index panel = padded_columns<T>(std::min(shape.queries, panel_width<T>));
+    const Index head = padded_columns<T>(shape.head_width), block = std::min(shape.keys, key_block);
+    const Index all = group(shape), panel = std::min(all, panel_width<T>);
     const auto take = [&](Index count) {
       T* part = memory ? memory + size_ : nullptr;
       size_ += padded_columns<T>(count);
       return part;
     };
-    keys = take(copies_keys(shape) ? shape.keys * head : 0);
-    values = take(packs_values(shape) ? shape.keys * head : 0);
-    queries = take(panel * shape.head_width);
-    scores = take(panel * std::min(shape.keys, key_block));
-    mixed = take(panel * head);
+    keys = take(copies_keys(shape) ? block * head : 0);
+    values = take(packs_values(shape) ? block * head : 0);
+    queries = take(all * shape.head_width);
+    scores = take(panel * block);
+    mixed = take(all * head);
+    for (T** part : {&peak, &sum}) *part = take(all);
   }
 
  private:
@@ -152,6 +161,35 @@ struct AttentionBackwardScratch {
 };
 
 }  // namespace detail
+
+/// Pieces that attention's work is cut in, on so many threads: some panels of a head's queries each.
+template <class T>
+constexpr Index attention_pieces(const AttentionShape& shape) {
+  const Index group = detail::AttentionScratch<T>::group(shape);
+  return shape.sequences * shape.heads * ((shape.queries + group - 1) / group);
+}
+
+/// The same of the way back. Heads by themselves are the least work, but there may be too few of them for the threads:
+/// then the gradients of a block of keys are a piece, and those of a group of queries another one, for which scores are
+/// computed once more, 7 products instead of 5. Sums have the same order in both.
+template <class T>
+struct AttentionBackwardPieces {
+  Index heads, blocks, groups;  ///< blocks of keys and groups of queries that a head is cut in
+  bool whole;                   ///< heads by themselves
+
+  constexpr AttentionBackwardPieces(const AttentionShape& shape, int threads) {
+    using Scratch = detail::AttentionBackwardScratch<T>;
+    const Index group = Scratch::group(shape);
+    heads = shape.sequences * shape.heads;
+    blocks = (shape.keys + Scratch::key_block - 1) / Scratch::key_block;
+    groups = (shape.queries + group - 1) / group;
+    const Index lanes = std::max(1, threads), rounds = (heads + lanes - 1) / lanes;
+    whole = 7 * heads >= 5 * rounds * lanes || blocks + groups <= 2;
+  }
+  constexpr Index count() const { return whole ? heads : heads * (blocks + groups); }
+  /// Products that a pair of a query and a key takes part in.
+  constexpr Index products() const { return whole ? 5 : 7; }
+};
 
 /// Pairs of a query and a key that it sees, over all sequences and heads.
 constexpr Index attention_pairs(const AttentionShape& s) {

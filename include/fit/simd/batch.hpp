@@ -9,6 +9,18 @@
 
 #include <xsimd/xsimd.hpp>
 
+#if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__)) && !defined(FIT_ALLOW_BASELINE)
+#if defined(__clang__)  // a warning, but no error where warnings are
+#pragma clang diagnostic push
+#pragma clang diagnostic warning "-W#pragma-messages"
+#endif
+#pragma message( \
+    "fit: without AVX2 and FMA its kernels are slow: compile with -march=native or -march=x86-64-v3, or define FIT_ALLOW_BASELINE")
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
+#endif
+
 namespace fit {
 inline namespace FIT_ABI {
 namespace simd {

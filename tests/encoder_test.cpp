@@ -571,7 +571,12 @@ TEST_CASE("a loss over a source of groups is that over tensors, with the gradien
   for (Index i = 0; i < inferred.data.size(); ++i) {
     squares += 0.5 * static_cast<double>(inferred.data.data()[i]) * static_cast<double>(inferred.data.data()[i]);
   }
+  tape.record(drops, fit::Random(8));
+  const auto recorded = encoder.forward(input, tape);
   CHECK(encoder.loss(source, loss, tape) == Approx(squares).epsilon(1e-12));
+  Encoder after;
+  encoder.backward({.data = recorded.data}, after, tape);
+  CHECK(same_bits(test::values_of(after), test::values_of(expected)));
 
   Encoder untouched;
   const auto refused = [&](fit::GroupSource<float> wrong, const fit::GroupLoss<float>& of, const char* text) {

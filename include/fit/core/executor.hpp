@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -26,7 +28,8 @@ inline namespace FIT_ABI {
 /// which index is open, and results must not depend on it; the library's kernels cut their work in the same pieces for
 /// any number of threads. One loop runs at a time: a loop that is started while another one runs, from another thread
 /// or from inside a body, runs on the thread that started it. An Executor must outlive its loops and, like every Eigen
-/// pool, must not be destroyed by one of the pool's own threads.
+/// pool, must not be destroyed by one of the pool's own threads. A thread of its own that has to share its processor
+/// with another program sits loops out for a while: whoever waits for it would be slower than without it.
 class Executor {
  public:
   /// As many threads as the machine has, or `threads`, the calling one among them. Throws Error below one, and what
@@ -150,18 +153,56 @@ class Executor {
   /// thread costs more than many a loop takes.
   void attend() {
     std::uint64_t helped = 0;
+    Presence presence;
     for (int idle = 0; idle < patience_; ++idle) {
       const std::uint64_t state = state_.load(std::memory_order_acquire);
       if ((state & open_bit) != 0 && (state & loop_mask) != helped) {
         helped = state & loop_mask;
         help(helped);
         idle = 0;
+        if (owned_) presence.sit_out(patience_);
       } else {
         pause();
       }
     }
     scheduled_.fetch_sub(1, std::memory_order_release);
   }
+
+  /// How much of its time a thread that never waits has had a processor.
+  class Presence {
+   public:
+    /// Sleeps where that was less than three quarters: longer each time, until it was more, or `patience` is zero.
+    void sit_out([[maybe_unused]] const std::atomic<int>& patience) {
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+      using namespace std::chrono_literals;
+      const auto now = Clock::now();
+      if (now - since_ < 20ms) return;
+      const auto ran = running_time();
+      const bool present = 4 * (ran - ran_before_) > 3 * (now - since_);
+      pause_ = present ? 40ms : std::min(2 * pause_, 640ms);
+      if (!present) {
+        while (patience > 0 && Clock::now() - now < pause_) std::this_thread::sleep_for(5ms);
+      }
+      since_ = Clock::now();
+      ran_before_ = running_time();
+#endif
+    }
+
+   private:
+    using Clock = std::chrono::steady_clock;
+
+#if defined(CLOCK_THREAD_CPUTIME_ID)
+    static std::chrono::nanoseconds running_time() {
+      timespec time{};
+      clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+      return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+    }
+
+    Clock::time_point since_ = Clock::now();
+    std::chrono::nanoseconds ran_before_ = running_time();
+    std::chrono::milliseconds pause_{40};
+#endif
+  };
 
   static void pause() {
 #if defined(__x86_64__) || defined(__i386__)

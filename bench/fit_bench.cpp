@@ -1,44 +1,17 @@
-#include <benchmark/benchmark.h>
-
-#include <fit/bench/peak.hpp>
+#include <atomic>
 #include <fit/fit.hpp>
-#include <map>
-#include <vector>
+#include <thread>
+
+#include "measured.hpp"
 
 namespace {
 
 using fit::Index;
 
-/// Operations a second of nothing but fused multiply-adds in registers, on as many threads.
-double peak(int threads) {
-  static std::map<int, double> known;
-  const auto [entry, fresh] = known.try_emplace(threads, 0.0);
-  if (fresh) {
-    fit::Executor executor(threads);
-    entry->second = fit::bench::measure_peak(executor);
-  }
-  return entry->second;
-}
-
-/// Reports work done in floating-point operations, counted as cost/meter.hpp says, as a rate and as a share of the peak
-/// of this run.
-void report(benchmark::State& state, double operations, int threads) {
-  state.counters["GFLOP/s"] = benchmark::Counter(operations / 1e9, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["of_peak"] =
-      benchmark::Counter(operations / peak(threads), benchmark::Counter::kIsIterationInvariantRate);
-}
-
-std::vector<float> values(Index count) {
-  fit::Random random(7);
-  std::vector<float> result(static_cast<std::size_t>(count));
-  for (float& value : result) value = static_cast<float>(2 * random.uniform() - 1);
-  return result;
-}
-
 void FmaPeak(benchmark::State& state) {
-  const int threads = static_cast<int>(state.range(0));
-  for (auto _ : state) benchmark::DoNotOptimize(peak(threads));
-  state.counters["peak_GFLOP/s"] = peak(threads) / 1e9;
+  double peak = 0;
+  for (auto _ : state) peak = measured_peak(static_cast<int>(state.range(0)));
+  state.counters["GFLOP/s"] = peak / 1e9;
 }
 BENCHMARK(FmaPeak)->ArgName("threads")->Arg(1)->Arg(2)->Iterations(1);
 
@@ -49,7 +22,7 @@ void Gemm(benchmark::State& state) {
   fit::Workspace workspace(executor);
   const auto x = values(m * k), weight = values(n * k);
   auto y = values(m * n);
-  for (auto _ : state) {
+  measure(state, executor.lanes(), gemm_flops(state), [&] {
     fit::kernels::multiply<float>(
         {{.rows = m,
           .columns = n,
@@ -57,9 +30,7 @@ void Gemm(benchmark::State& state) {
           .c = y.data(),
           .c_row = n}},
         workspace);
-    benchmark::ClobberMemory();
-  }
-  report(state, 2.0 * static_cast<double>(m * n * k), executor.lanes());
+  });
 }
 
 /// weight gradient [N, K] += y gradient [M, N]^T x [M, K].
@@ -69,7 +40,7 @@ void GemmWeightGradient(benchmark::State& state) {
   fit::Workspace workspace(executor);
   const auto x = values(m * k), y = values(m * n);
   auto gradient = values(n * k);
-  for (auto _ : state) {
+  measure(state, executor.lanes(), gemm_flops(state), [&] {
     fit::kernels::multiply<float>(
         {{.rows = n,
           .columns = k,
@@ -78,39 +49,18 @@ void GemmWeightGradient(benchmark::State& state) {
           .c_row = k,
           .finish = {.accumulate = true}}},
         workspace);
-    benchmark::ClobberMemory();
-  }
-  report(state, 2.0 * static_cast<double>(m * n * k), executor.lanes());
+  });
 }
 
-void shapes(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"M", "K", "N", "threads"})->UseRealTime();
-  for (const Index threads : {1, 2}) {
-    for (const auto& [m, k, n] : {std::array<Index, 3>{256, 512, 512},
-                                  {256, 512, 2048},
-                                  {256, 2048, 512},
-                                  {4096, 512, 2048},
-                                  {6272, 64, 256},
-                                  {65536, 256, 1024}}) {
-      b->Args({m, k, n, threads});
-    }
-  }
-}
-BENCHMARK(Gemm)->Apply(shapes);
-BENCHMARK(GemmWeightGradient)->Apply(shapes);
+BENCHMARK(Gemm)->Apply(gemm_shapes);
+BENCHMARK(GemmWeightGradient)->Apply(gemm_shapes);
 
-/// Sequences of queries and keys in 8 heads of 64; `causal` is 1 or 0. Only pairs that the mask leaves count.
 struct AttentionCase {
   fit::kernels::AttentionShape shape;
   std::vector<float> q, k, v, o, log_sum;
 
   explicit AttentionCase(const benchmark::State& state)
-      : shape{state.range(0),
-              state.range(1),
-              state.range(2),
-              8,
-              64,
-              state.range(3) == 1 ? fit::kernels::Mask::causal() : fit::kernels::Mask::none()},
+      : shape(attention_shape(state)),
         q(values(shape.sequences * shape.queries * shape.width())),
         k(values(shape.sequences * shape.keys * shape.width())),
         v(k),
@@ -118,18 +68,14 @@ struct AttentionCase {
         log_sum(values(shape.sequences * shape.queries * shape.heads)) {}
 
   fit::kernels::AttentionTensors<float> tensors() { return {q.data(), k.data(), v.data(), o.data(), log_sum.data()}; }
-  double operations() const { return static_cast<double>(fit::attention_flops(shape).total()); }
 };
 
 void Attention(benchmark::State& state) {
   AttentionCase c(state);
   fit::Executor executor(static_cast<int>(state.range(4)));
   fit::Workspace workspace(executor);
-  for (auto _ : state) {
-    fit::kernels::attention(c.shape, c.tensors(), workspace);
-    benchmark::ClobberMemory();
-  }
-  report(state, c.operations(), executor.lanes());
+  measure(state, executor.lanes(), attention_flops(state),
+          [&] { fit::kernels::attention(c.shape, c.tensors(), workspace); });
 }
 
 void AttentionBackward(benchmark::State& state) {
@@ -139,21 +85,12 @@ void AttentionBackward(benchmark::State& state) {
   const auto o_gradient = c.q;
   auto q_gradient = c.q, k_gradient = c.k, v_gradient = c.v;
   fit::kernels::attention(c.shape, c.tensors(), workspace);
-  for (auto _ : state) {
+  measure(state, executor.lanes(), attention_flops(state, true), [&] {
     fit::kernels::attention_backward<float>(
         c.shape, c.tensors(), {o_gradient.data(), q_gradient.data(), k_gradient.data(), v_gradient.data()}, workspace);
-    benchmark::ClobberMemory();
-  }
-  report(state, 2.5 * c.operations(), executor.lanes());
+  });
 }
 
-void attention_shapes(benchmark::internal::Benchmark* b) {
-  b->ArgNames({"sequences", "queries", "keys", "causal", "threads"})->UseRealTime();
-  for (const Index threads : {1, 2}) {
-    b->Args({64, 256, 256, 0, threads})->Args({64, 256, 256, 1, threads})->Args({1, 2048, 2048, 0, threads});
-    b->Args({64, 8, 256, 0, threads})->Args({64, 256, 8, 0, threads})->Args({512, 49, 49, 0, threads});
-  }
-}
 BENCHMARK(Attention)->Apply(attention_shapes);
 BENCHMARK(AttentionBackward)->Apply(attention_shapes);
 
@@ -172,15 +109,15 @@ BENCHMARK(LayerNorm)->ArgNames({"rows", "width", "threads"})->UseRealTime()->Arg
 
 template <bool training>
 void Block(benchmark::State& state) {
-  constexpr Index width = 512, length = 256;
+  constexpr Index width = block_width, length = block_length;
   const Index sequences = state.range(0) / length;
   fit::Executor executor(static_cast<int>(state.range(1)));
   fit::Tape tape(executor);
-  fit::nn::Block<float, width, 8, 4> block, gradient;
+  fit::nn::Block<float, block_width, block_heads, 4> block, gradient;
   fit::nn::initialise(block, fit::Random(7));
   auto x = values(sequences * length * width);
   const auto input = x;
-  for (auto _ : state) {
+  measure(state, executor.lanes(), block_flops(state, training), [&] {
     std::copy(input.begin(), input.end(), x.begin());
     if (training) {
       tape.record();
@@ -189,30 +126,10 @@ void Block(benchmark::State& state) {
     }
     fit::nn::forward(block, x.data(), sequences, length, fit::kernels::Mask::none(), {fit::Random(1)}, tape);
     if (training) fit::nn::backward(block, x.data(), gradient, sequences, length, tape);
-    benchmark::ClobberMemory();
-  }
-  const fit::EncoderConfig one{.layers = "(1)",
-                               .groups = static_cast<int>(sequences),
-                               .tokens = length,
-                               .channels = 1,
-                               .latents = 1,
-                               .data_dim = width,
-                               .latent_dim = width,
-                               .data_heads = 8,
-                               .latent_heads = 8};
-  const auto local = fit::cost_of(one, 1, {.training = training}).of(fit::Part::local);
-  report(state, static_cast<double>((local.forward + local.backward).total()), executor.lanes());
+  });
 }
-BENCHMARK_TEMPLATE(Block, false)
-    ->Name("BlockForward")
-    ->ArgNames({"tokens", "threads"})
-    ->UseRealTime()
-    ->ArgsProduct({{4096, 16384}, {1, 2}});
-BENCHMARK_TEMPLATE(Block, true)
-    ->Name("BlockForwardBackward")
-    ->ArgNames({"tokens", "threads"})
-    ->UseRealTime()
-    ->ArgsProduct({{4096, 16384}, {1, 2}});
+BENCHMARK_TEMPLATE(Block, false)->Name("BlockForward")->Apply(block_shapes);
+BENCHMARK_TEMPLATE(Block, true)->Name("BlockForwardBackward")->Apply(block_shapes);
 
 // The encoder of examples/classify_images.cpp, and a wider one.
 constexpr fit::EncoderConfig small{.layers = "(1)1(1)1",
@@ -234,6 +151,25 @@ constexpr fit::EncoderConfig wide{.layers = "(2)2(2)",
                                   .data_heads = 4,
                                   .latent_heads = 8};
 
+/// A thread that takes a processor from whoever else wants it.
+class BusyLoop {
+ public:
+  BusyLoop() = default;
+  BusyLoop(const BusyLoop&) = delete;
+  BusyLoop& operator=(const BusyLoop&) = delete;
+  ~BusyLoop() {
+    ended_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> ended_ = false;
+  std::thread thread_{[this] {
+    while (!ended_) {
+    }
+  }};
+};
+
 template <fit::EncoderConfig config, bool training>
 void Encoder(benchmark::State& state) {
   const Index batch = state.range(0);
@@ -244,18 +180,17 @@ void Encoder(benchmark::State& state) {
   fit::Tensor<float, 4> input(batch, Index{config.groups}, Index{config.tokens}, Index{config.channels});
   const auto from = values(input.size());
   std::copy(from.begin(), from.end(), input.data());
-  for (auto _ : state) {
-    if constexpr (training) {
-      tape.record();
-      const auto [data, latents] = encoder.forward(input, tape);
-      encoder.backward({.data = data, .latents = latents}, gradient, tape);
-    } else {
-      benchmark::DoNotOptimize(encoder(input, tape));
-    }
-  }
+  measure(state, executor.lanes(),
+          static_cast<double>(fit::cost<config>(batch, {.training = training}).flops().total()), [&] {
+            if constexpr (training) {
+              tape.record();
+              const auto [data, latents] = encoder.forward(input, tape);
+              encoder.backward({.data = data, .latents = latents}, gradient, tape);
+            } else {
+              benchmark::DoNotOptimize(encoder(input, tape));
+            }
+          });
   state.SetItemsProcessed(state.iterations() * batch);
-  report(state, static_cast<double>(fit::cost<config>(batch, {.training = training}).flops().total()),
-         executor.lanes());
 }
 BENCHMARK_TEMPLATE(Encoder, small, false)
     ->Name("SmallEncoderForward")
@@ -277,6 +212,17 @@ BENCHMARK_TEMPLATE(Encoder, wide, true)
     ->ArgNames({"batch", "threads"})
     ->UseRealTime()
     ->ArgsProduct({{1}, {1, 2}});
+
+/// The small encoder's step where another program keeps one processor busy.
+void BesideBusyLoop(benchmark::State& state) {
+  const BusyLoop neighbour;
+  Encoder<small, true>(state);
+}
+BENCHMARK(BesideBusyLoop)
+    ->Name("SmallEncoderForwardBackwardBesideBusyLoop")
+    ->ArgNames({"batch", "threads"})
+    ->UseRealTime()
+    ->ArgsProduct({{128}, {1, 2}});
 
 // That of examples/generate_images.cpp.
 constexpr fit::DiffusionConfig denoiser{.layers = "(2)2(2)2(2)",
@@ -325,12 +271,11 @@ void DenoisingStep(benchmark::State& state) {
   const auto noise = [&](Index, Index, fit::TensorView<float, 4> to) {
     std::copy_n(batch.noise.data(), to.size(), to.data());
   };
-  for (auto _ : state) {
+  measure(state, executor.lanes(), static_cast<double>(fit::cost<denoiser>(size).forward.total()), [&] {
     benchmark::DoNotOptimize(
         fit::sample(model, options, size, fit::TensorView<const float, 2>(batch.condition), noise, tape));
-  }
+  });
   state.SetItemsProcessed(state.iterations() * size);
-  report(state, static_cast<double>(fit::cost<denoiser>(size).forward.total()), executor.lanes());
 }
 
 /// Loss and gradient, with a first pass for the previous latents of half the batch; no optimiser.
@@ -345,13 +290,12 @@ void DiffusionTrainingStep(benchmark::State& state) {
                                      .loss_on = fit::LossOn::velocity,
                                      .self_conditioning_rate = 0.5,
                                      .condition_drop = 0.1});
-  for (auto _ : state) {
+  const auto cost = fit::cost<denoiser>(size, {.training = true});
+  measure(state, executor.lanes(), static_cast<double>(cost.flops().total() + cost.forward.total() / 2), [&] {
     benchmark::DoNotOptimize(loss(model, batch.x0, batch.noise, batch.times,
                                   fit::TensorView<const float, 2>(batch.condition), gradient, tape));
-  }
+  });
   state.SetItemsProcessed(state.iterations() * size);
-  const auto cost = fit::cost<denoiser>(size, {.training = true});
-  report(state, static_cast<double>(cost.flops().total() + cost.forward.total() / 2), executor.lanes());
 }
 BENCHMARK(DenoisingStep)->ArgNames({"batch", "threads"})->UseRealTime()->ArgsProduct({{64}, {1, 2}});
 BENCHMARK(DiffusionTrainingStep)->ArgNames({"batch", "threads"})->UseRealTime()->ArgsProduct({{64}, {1, 2}});

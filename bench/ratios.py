@@ -4,6 +4,7 @@
     fit_bench --benchmark_out=bench.json --benchmark_out_format=json --benchmark_repetitions=5 \\
               --benchmark_enable_random_interleaving
     ratios.py bench.json
+    ratios.py --best bench.json  # only the fastest peer of each
 
 Times are medians of the repetitions. Above 1, fit is faster.
 """
@@ -64,17 +65,40 @@ def table(threads, seconds, shares, moved):
     return unsteady
 
 
+def best(threads, seconds, shares):
+    """One table: the share of the peak and the fastest peer, for each number of threads."""
+    heads = [f"{count} thread{'s' if count > 1 else ''} | beside the fastest peer" for count in threads]
+    print("| of the peak |", " | ".join(heads), "|")
+    print("| --- " * (1 + 2 * len(threads)) + "|")
+    works = sorted({work.rsplit("/threads:", 1)[0] for work, library in seconds if library == "fit"}, key=order)
+    for work in works:
+        cells = []
+        for count in threads:
+            name = f"{work}/threads:{count}"
+            peers = {library: time for (of, library), time in seconds.items() if of == name and library != "fit"}
+            if not peers:
+                continue
+            fastest = min(peers, key=peers.get)
+            ratio = peers[fastest] / seconds[(name, "fit")]
+            cells += [f"{100 * shares[(name, 'fit')]:.0f} %", f"{ratio:.2f} ({fastest})"]
+        if cells:
+            print("|", work.replace("/", " "), "|", " | ".join(cells), "|")
+
+
 def order(work):
     """Sorts by name, and by the numbers in it as numbers."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", work)]
 
 
 def main():
-    if len(sys.argv) != 2:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--best"]
+    if len(arguments) != 1:
         sys.exit(__doc__)
-    seconds, shares, moved = entries(sys.argv[1])
+    seconds, shares, moved = entries(arguments[0])
     threads = sorted({int(work.rsplit(":", 1)[1]) for work, _ in seconds if "/threads:" in work})
-    if any([table(count, seconds, shares, moved) for count in threads]):
+    if "--best" in sys.argv:
+        best(threads, seconds, shares)
+    elif any([table(count, seconds, shares, moved) for count in threads]):
         print("\\* The peak moved by more than 5 % while most of these were measured.")
 
 

@@ -146,6 +146,39 @@ Index even_tile_rows(Index rows) {
   return (rows + tiles - 1) / tiles;
 }
 
+/// Scores [count, panel] of as many keys become weights 2^(scale (score - highest)), summed up: highest, [panel], is
+/// the highest score so far. A function of its own, whose constants then stay in registers.
+template <class T, int Vectors>
+[[gnu::noinline]] void weigh(T* scores, Index count, simd::Batch<T> scale, simd::Batch<T>* highest,
+                             simd::Batch<T>* sums) {
+  using Batch = simd::Batch<T>;
+  constexpr Index w = simd::width<T>, panel = Vectors * w;
+  Batch peak[std::size_t{Vectors}], other[std::size_t{Vectors}], sum[std::size_t{Vectors}], shift[std::size_t{Vectors}];
+  for (int v = 0; v < Vectors; ++v) peak[v] = other[v] = highest[v];
+  Index j = 0;
+  for (; j + 2 <= count; j += 2) {
+    for (int v = 0; v < Vectors; ++v) {
+      peak[v] = xsimd::max(peak[v], simd::load(scores + j * panel + v * w));
+      other[v] = xsimd::max(other[v], simd::load(scores + (j + 1) * panel + v * w));
+    }
+  }
+  for (int v = 0; v < Vectors; ++v) {
+    if (j < count) peak[v] = xsimd::max(peak[v], simd::load(scores + j * panel + v * w));
+    highest[v] = xsimd::max(peak[v], other[v]);
+    shift[v] = -(highest[v] * scale);
+    sum[v] = Batch(T(0));
+  }
+  for (j = 0; j < count; ++j) {
+    for (int v = 0; v < Vectors; ++v) {
+      T* score = scores + j * panel + v * w;
+      const Batch weight = simd::exp2(simd::fma(simd::load(score), scale, shift[v]));
+      simd::store(score, weight);
+      sum[v] += weight;
+    }
+  }
+  for (int v = 0; v < Vectors; ++v) sums[v] = sum[v];
+}
+
 /// One head, and the part of the tensors that is its own.
 template <class T>
 struct AttentionTask {
@@ -158,7 +191,7 @@ struct AttentionTask {
 /// A panel of queries, first .. first + rows - 1, at most, over keys key .. key + count - 1, the beginning of at.keys
 /// and at.values where they are there: a block of the online softmax (Milakov and Gimelshein, arXiv 1805.02867), in
 /// base 2. Scores stand transposed, [keys, queries], so that the softmax goes down the keys for a register of queries
-/// at a time. `column` is the panel's first query of the task's.
+/// at a time. What is kept from block to block is in column `column` of its memory and the following ones.
 template <class T, int Vectors>
 void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index first, Index rows, Index column,
             Index key, Index count) {
@@ -204,35 +237,24 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
   }
   hide_unseen<T, Vectors>(shape, first, rows, key, seen, at.scores, panel, 4);
   bool moved = false;
+  Batch sum[std::size_t{Vectors}], highest[std::size_t{Vectors}];
+  for (int v = 0; v < Vectors; ++v) highest[v] = begins ? Batch(lowest) : simd::load(peaks + v * w);
+  weigh<T, Vectors>(at.scores, seen, scale, highest, sum);
   for (int v = 0; v < Vectors; ++v) {
-    T* scores = at.scores + v * w;
-    const Batch peak = begins ? Batch(lowest) : simd::load(peaks + v * w);
-    Batch highest = peak, other(lowest);
-    Index j = 0;
-    for (; j + 2 <= seen; j += 2) {
-      highest = xsimd::max(highest, simd::load(scores + j * panel));
-      other = xsimd::max(other, simd::load(scores + (j + 1) * panel));
-    }
-    if (j < seen) highest = xsimd::max(highest, simd::load(scores + j * panel));
-    highest = xsimd::max(highest, other);
-    const Batch shift = -(highest * scale);
-    Batch sum(T(0));
-    for (j = 0; j < seen; ++j) {
-      const Batch weight = simd::exp2(simd::fma(simd::load(scores + j * panel), scale, shift));
-      simd::store(scores + j * panel, weight);
-      sum += weight;
-    }
-    simd::store(peaks + v * w, highest);
     if (direct) {
-      const Batch share = Batch(T(1)) / sum;
-      for (j = 0; j < seen; ++j) simd::store(scores + j * panel, simd::load(scores + j * panel) * share);
+      const Batch share = Batch(T(1)) / sum[v];
+      for (Index j = v * w; j < seen * panel; j += panel) {
+        simd::store(at.scores + j, simd::load(at.scores + j) * share);
+      }
     } else if (!begins) {
-      const Batch fade = simd::exp2((peak - highest) * scale);  // 1 where it stays, whatever others do
-      sum = simd::fma(simd::load(sums + v * w), fade, sum);
+      const Batch peak = simd::load(peaks + v * w);
+      const Batch fade = simd::exp2((peak - highest[v]) * scale);  // 1 where it stays, whatever others do
+      sum[v] = simd::fma(simd::load(sums + v * w), fade, sum[v]);
       simd::store(by_query + v * w, fade);
-      moved = moved || xsimd::any(peak != highest);
+      moved = moved || xsimd::any(peak != highest[v]);
     }
-    simd::store(sums + v * w, sum);
+    simd::store(peaks + v * w, highest[v]);
+    simd::store(sums + v * w, sum[v]);
   }
   if (shape.dropout) drop_out(shape, of_head, first, rows, key, seen, at.scores, panel);
   T* const mixed = direct ? of.o + first * width : at.mixed + column * padded_head;
@@ -281,11 +303,12 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
       pack(Operand<T>{task.of.v + key * width, width, 1}, count, head, at.values);
     }
     for (Index i = first; i < end; i += panel_width<T>) {
-      const Index rows = std::min(panel_width<T>, end - i);
+      // Of a single block nothing has to stay, and the same memory stays in the first-level cache.
+      const Index rows = std::min(panel_width<T>, end - i), column = count == seen ? 0 : i - first;
       if (padded_columns<T>(rows) == simd::width<T>) {
-        attend<T, 1>(task, at, i, rows, i - first, key, count);
+        attend<T, 1>(task, at, i, rows, column, key, count);
       } else {
-        attend<T, 2>(task, at, i, rows, i - first, key, count);
+        attend<T, 2>(task, at, i, rows, column, key, count);
       }
     }
   }

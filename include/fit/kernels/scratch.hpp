@@ -87,17 +87,18 @@ namespace detail {
 /// Memory of one lane of the forward kernel: some panels of queries and a block of keys.
 template <class T>
 struct AttentionScratch {
-  static constexpr Index key_block = 256, panels = 6;
+  static constexpr Index key_block = 256, panels = 6, most_panels = 8;
 
   T *keys, *values;       // [key_block, head]
   T* queries;             // panels of queries, transposed, [head, panel] each
   T* scores;              // [key_block, panel]
   T *mixed, *peak, *sum;  // [queries of all panels, head]; [queries of all panels] of their scores and weights
 
-  /// Queries that go over the keys together, filled up to whole panels.
+  /// Queries that go over the keys together, filled up to whole panels: a few panels' all, else some of them.
   static constexpr Index group(const AttentionShape& shape) {
     const Index panel = padded_columns<T>(std::clamp<Index>(shape.queries, 1, panel_width<T>));
-    return std::clamp<Index>((shape.queries + panel - 1) / panel, 1, panels) * panel;
+    const Index all = std::max<Index>(1, (shape.queries + panel - 1) / panel);
+    return (all <= most_panels ? all : panels) * panel;
   }
   /// Rows of keys are copied next to each other where several panels of queries meet them, and so are values, as
   /// panels; these also where their rows are no whole registers.

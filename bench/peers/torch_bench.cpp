@@ -5,9 +5,19 @@
 
 #include "../measured.hpp"
 
+#if defined(FIT_BENCH_OPENBLAS)
+#include <cblas.h>
+#endif
+
 namespace {
 
-void set_threads(int threads) { at::set_num_threads(threads); }
+/// Its products may be those of OpenBLAS, which counts its own threads.
+void set_threads(int threads) {
+  at::set_num_threads(threads);
+#if defined(FIT_BENCH_OPENBLAS)
+  openblas_set_num_threads(threads);
+#endif
+}
 
 /// [sequences, length, heads * width] as [sequences, heads, length, width].
 torch::Tensor by_heads(const torch::Tensor& x, std::int64_t heads) {

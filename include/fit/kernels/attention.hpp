@@ -237,24 +237,24 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
   }
   hide_unseen<T, Vectors>(shape, first, rows, key, seen, at.scores, panel, 4);
   bool moved = false;
-  Batch sum[std::size_t{Vectors}], highest[std::size_t{Vectors}];
+  Batch weight[std::size_t{Vectors}], highest[std::size_t{Vectors}];
   for (int v = 0; v < Vectors; ++v) highest[v] = begins ? Batch(lowest) : simd::load(peaks + v * w);
-  weigh<T, Vectors>(at.scores, seen, scale, highest, sum);
+  weigh<T, Vectors>(at.scores, seen, scale, highest, weight);
   for (int v = 0; v < Vectors; ++v) {
     if (direct) {
-      const Batch share = Batch(T(1)) / sum[v];
+      const Batch share = Batch(T(1)) / weight[v];
       for (Index j = v * w; j < seen * panel; j += panel) {
         simd::store(at.scores + j, simd::load(at.scores + j) * share);
       }
     } else if (!begins) {
       const Batch peak = simd::load(peaks + v * w);
       const Batch fade = simd::exp2((peak - highest[v]) * scale);  // 1 where it stays, whatever others do
-      sum[v] = simd::fma(simd::load(sums + v * w), fade, sum[v]);
+      weight[v] = simd::fma(simd::load(sums + v * w), fade, weight[v]);
       simd::store(by_query + v * w, fade);
       moved = moved || xsimd::any(peak != highest[v]);
     }
     simd::store(peaks + v * w, highest[v]);
-    simd::store(sums + v * w, sum[v]);
+    simd::store(sums + v * w, weight[v]);
   }
   if (shape.dropout) drop_out(shape, of_head, first, rows, key, seen, at.scores, panel);
   T* const mixed = direct ? of.o + first * width : at.mixed + column * padded_head;

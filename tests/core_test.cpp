@@ -335,6 +335,33 @@ TEST_CASE("an arena grows without moving, then is one block", "[core]") {
   CHECK(arena.capacity() == peak);
 }
 
+TEST_CASE("an arena that is reserved grows no more", "[core]") {
+  fit::Arena arena;
+  arena.allocate<float>(100'000);
+  arena.allocate<float>(100'000);
+  const std::size_t grown = arena.capacity();
+  CHECK(grown > 800'000);
+  arena.reserve(4'000'000);  // nothing to be done while memory is in use
+  CHECK(arena.capacity() == grown);
+  arena.rewind({});
+  arena.reserve(800'000);  // one block in place of several
+  CHECK(arena.capacity() == 800'000);
+  arena.reserve(64);  // there is enough
+  CHECK(arena.capacity() == 800'000);
+  arena.allocate<std::byte>(800'000);
+  CHECK(arena.capacity() == 800'000);
+  arena.rewind({});
+
+  fit::Tape tape;
+  tape.reserve({.records = 6400, .scratch = 640, .outputs = 64});
+  CHECK(tape.capacity() == 7104);
+  tape.record();
+  tape.allocate<std::byte>(6400);
+  tape.scratch<std::byte>(640);
+  tape.output<std::byte>(64);
+  CHECK(tape.capacity() == 7104);
+}
+
 TEST_CASE("an arena moves without moving what it has handed out", "[core]") {
   static_assert(!std::is_copy_constructible_v<fit::Arena> && !std::is_copy_assignable_v<fit::Arena>);
   static_assert(std::is_nothrow_move_constructible_v<fit::Arena> && std::is_nothrow_move_assignable_v<fit::Arena>);

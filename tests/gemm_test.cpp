@@ -269,9 +269,10 @@ void check_large() {
       c.bias = c.accumulate = true;
       c.rows_per_scale = 5;
       INFO(depth << " deep, transposed " << transposed);
-      CHECK(faults_of<T>(c) == 0);
-      c.activation = Activation::gelu;
-      CHECK(faults_of<T>(c) == 0);
+      for (const Activation activation : {Activation::none, Activation::gelu, Activation::gelu_backward}) {
+        c.activation = activation;
+        CHECK(faults_of<T>(c) == 0);
+      }
     }
   }
   Case wide{131, 301, {96}, 0, 1};  // several blocks each way
@@ -403,6 +404,16 @@ TEST_CASE("a second run allocates nothing", "[gemm]") {
   kernels::multiply({problem.fresh()}, workspace);
   CHECK(arena.capacity() == capacity);
   CHECK(arena.peak() == peak);
+}
+
+TEST_CASE("a product without rows or columns reads nothing", "[gemm]") {
+  const kernels::Factors<float> deep{kernels::plain<float>(nullptr, 9000), kernels::transposed<float>(nullptr, 9000),
+                                     9000};
+  fit::Workspace workspace(threads().executors[1]);
+  kernels::multiply<float>({{.rows = 0, .columns = 40, .factors = {deep}, .c_row = 40},
+                            {.rows = 40, .columns = 0, .factors = {deep}, .c_row = 0}},
+                           workspace);
+  CHECK(workspace.arena().peak() == 0);
 }
 
 TEST_CASE("a deeper product packs no more at a time", "[gemm]") {

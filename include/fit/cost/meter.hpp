@@ -247,7 +247,7 @@ class Meter {
     for (const Product& p : products) {
       for (int f = 0; f < p.count; ++f) {
         const Factors& of = p.factors[f];
-        const Index depth = p.count == 1 ? std::min(of.depth, kernels::depth_at_once) : of.depth;
+        const Index depth = kernels::packed_depth(of.depth, p.count);
         scratch(kernels::packed_size<T>(p.rows, p.columns, depth, of.b_row, of.b_column));
         left = std::max(left, kernels::packed_left_size<T>(p.rows, p.columns, depth, of.a_transposed ? 1 : of.depth,
                                                            of.a_transposed ? p.rows : 1));

@@ -329,8 +329,9 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
   const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionScratch<T>::size(shape), group = detail::AttentionScratch<T>::group(shape);
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
-  const Index heads = shape.sequences * shape.heads, groups = (shape.queries + group - 1) / group;
-  detail::for_heads(attention_pieces<T>(shape), shape, workspace.executor(), [&](Index index, int lane) {
+  const Index heads = shape.sequences * shape.heads, pieces = attention_pieces<T>(shape);
+  const Index groups = pieces / std::max<Index>(1, heads);
+  detail::for_heads(pieces, shape, workspace.executor(), [&](Index index, int lane) {
     const Index head = index / groups, first = index % groups * group;
     const detail::AttentionTask<T> task{shape, head, detail::head_of(tensors, shape, head),
                                         detail::head_of(tensors, shape, std::min(head + 1, heads - 1))};

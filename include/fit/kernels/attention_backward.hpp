@@ -125,8 +125,8 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
       std::fill_n(at.key_gradient, count * row, T(0));
       std::fill_n(at.value_gradient, count * row, T(0));
     }
-    const Index sees = shape.mask.first_query(key) / group * group;
-    for (Index first = std::max(part.query, sees); first < part.query_end; first += group) {
+    const Index first_seeing = shape.mask.first_query(key) / group * group;
+    for (Index first = std::max(part.query, first_seeing); first < part.query_end; first += group) {
       const Index rows = std::min(group, shape.queries - first);
       const Index seen = std::min(count, shape.mask.visible_keys(first + rows - 1, shape.keys) - key);
       if (seen <= 0) continue;

@@ -244,7 +244,7 @@ void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace
 template <class T>
 Product<T> part_of(Product<T> product, Index k) {
   auto& [a, b, depth] = product.factors[0];
-  const bool last = depth - k <= depth_at_once;
+  const bool last = depth <= k + depth_at_once;
   a.data += k * a.column;
   b.data += k * b.row;
   depth = std::min(depth - k, depth_at_once);
@@ -270,8 +270,13 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
   for (Index k = 0;; k += depth_at_once) {
     std::size_t count = 0;
     for (const Product<T>& product : products) {
-      const Index depth = product.count == 1 ? product.factors[0].depth : 0;
-      if (k == 0 || k < depth) parts[count++] = depth > depth_at_once ? detail::part_of(product, k) : product;
+      if (product.rows == 0 || product.columns == 0) continue;
+      const Index depth = product.factors[0].depth;
+      if (packed_depth(depth, product.count) < depth) {
+        if (k < depth) parts[count++] = detail::part_of(product, k);
+      } else if (k == 0) {
+        parts[count++] = product;
+      }
     }
     if (count == 0) return;
     detail::multiply_at_once(std::span<const Product<T>>(parts.data(), count), workspace);

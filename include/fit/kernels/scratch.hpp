@@ -42,6 +42,9 @@ constexpr Index packed_size(Index rows, Index columns, Index depth, Index b_row,
 /// Depth that a product of one summand goes through at a time: its right operand is packed as far, and what is packed
 /// of a gradient of weights, whose depth are all the rows of a batch, does not grow with them.
 inline constexpr Index depth_at_once = 4096;
+constexpr Index packed_depth(Index depth, int summands) {
+  return summands == 1 ? std::min(depth, depth_at_once) : depth;
+}
 
 /// How a product is cut: tiles below each other, and a depth whose rows of a tile's left operand stay in the
 /// first-level cache.
@@ -94,7 +97,8 @@ struct AttentionScratch {
   T* scores;              // [key_block, panel]
   T *mixed, *peak, *sum;  // [queries of all panels, head]; [queries of all panels] of their scores and weights
 
-  /// Queries that go over the keys together, filled up to whole panels: a few panels' all, else some of them.
+  /// Queries that go over the keys together, filled up to whole panels: all where they are few, so that keys are copied
+  /// once, else fewer, so that there are pieces for many threads.
   static constexpr Index group(const AttentionShape& shape) {
     const Index panel = padded_columns<T>(std::clamp<Index>(shape.queries, 1, panel_width<T>));
     const Index all = std::max<Index>(1, (shape.queries + panel - 1) / panel);
@@ -163,16 +167,16 @@ struct AttentionBackwardScratch {
 
 }  // namespace detail
 
-/// Pieces that attention's work is cut in, on so many threads: some panels of a head's queries each.
+/// Pieces that attention's work is cut in: some panels of a head's queries each.
 template <class T>
 constexpr Index attention_pieces(const AttentionShape& shape) {
   const Index group = detail::AttentionScratch<T>::group(shape);
   return shape.sequences * shape.heads * ((shape.queries + group - 1) / group);
 }
 
-/// The same of the way back. Heads by themselves are the least work, but there may be too few of them for the threads:
-/// then the gradients of a block of keys are a piece, and those of a group of queries another one, for which scores are
-/// computed once more, 7 products instead of 5. Sums have the same order in both.
+/// The same of the way back, on so many threads. Heads by themselves are the least work, but there may be too few of
+/// them: then the gradients of a block of keys are a piece, and those of a group of queries another one, for which
+/// scores are computed once more, 7 products instead of 5. Sums have the same order in both.
 template <class T>
 struct AttentionBackwardPieces {
   Index heads, blocks, groups;  ///< blocks of keys and groups of queries that a head is cut in

@@ -160,7 +160,7 @@ class Executor {
         helped = state & loop_mask;
         help(helped);
         idle = 0;
-        if (owned_) presence.sit_out(patience_);
+        if (owned_) presence.rest_where_disturbed(patience_);
       } else {
         pause();
       }
@@ -172,7 +172,7 @@ class Executor {
   class Presence {
    public:
     /// Sleeps where that was less than three quarters: longer each time, until it was more, or `patience` is zero.
-    void sit_out([[maybe_unused]] const std::atomic<int>& patience) {
+    void rest_where_disturbed([[maybe_unused]] const std::atomic<int>& patience) {
 #if defined(CLOCK_THREAD_CPUTIME_ID)
       using namespace std::chrono_literals;
       const auto now = Clock::now();

@@ -158,13 +158,13 @@ template <class T, int Vectors>
   Index j = 0;
   for (; j + 2 <= count; j += 2) {
     for (int v = 0; v < Vectors; ++v) {
-      peak[v] = xsimd::max(peak[v], simd::load(scores + j * panel + v * w));
-      other[v] = xsimd::max(other[v], simd::load(scores + (j + 1) * panel + v * w));
+      peak[v] = simd::max(peak[v], simd::load(scores + j * panel + v * w));
+      other[v] = simd::max(other[v], simd::load(scores + (j + 1) * panel + v * w));
     }
   }
   for (int v = 0; v < Vectors; ++v) {
-    if (j < count) peak[v] = xsimd::max(peak[v], simd::load(scores + j * panel + v * w));
-    highest[v] = xsimd::max(peak[v], other[v]);
+    if (j < count) peak[v] = simd::max(peak[v], simd::load(scores + j * panel + v * w));
+    highest[v] = simd::max(peak[v], other[v]);
     shift[v] = -(highest[v] * scale);
     sum[v] = Batch(T(0));
   }

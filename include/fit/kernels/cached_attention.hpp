@@ -65,7 +65,7 @@ void attend_piece(const CachedQuery<T>& piece, Index heads, Index head_width, T*
     T* row = scores + head * cached_piece;
     std::fill(row + count, row + padded_columns<T>(count), -std::numeric_limits<T>::infinity());
     Batch highest(row[0]), sum(T(0));
-    for (Index j = 0; j < count; j += w) highest = xsimd::max(highest, simd::load(row + j));
+    for (Index j = 0; j < count; j += w) highest = simd::max(highest, simd::load(row + j));
     to.peak[head] = simd::maximum(highest);
     for (Index j = 0; j < count; j += w) {
       const Batch weight = simd::exp2(simd::load(row + j) - Batch(to.peak[head]));

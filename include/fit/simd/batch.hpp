@@ -110,6 +110,19 @@ inline Batch<T> fma(const Batch<T>& a, const Batch<T>& b, const Batch<T>& c) {
   return xsimd::fma(a, b, c);
 }
 
+/// The larger of each pair of elements, for numbers: what comes of NaN is the hardware's.
+template <class T>
+inline Batch<T> max(const Batch<T>& a, const Batch<T>& b) {
+#if defined(__AVX512F__)  // GCC 12 warns of its own unmasked intrinsic (GCC bug 105593) where it was precompiled
+  if constexpr (std::is_same_v<T, float> && sizeof(Batch<T>) == 64) {
+    return Batch<T>(_mm512_maskz_max_ps(static_cast<__mmask16>(-1), a, b));
+  } else if constexpr (std::is_same_v<T, double> && sizeof(Batch<T>) == 64) {
+    return Batch<T>(_mm512_maskz_max_pd(static_cast<__mmask8>(-1), a, b));
+  }
+#endif
+  return xsimd::max(a, b);
+}
+
 namespace detail {
 
 /// The register with its elements moved down by `Step` places, the lowest ones coming back at the top.
@@ -146,7 +159,7 @@ inline T sum(const Batch<T>& value) {
 template <class T>
 inline T maximum(const Batch<T>& value) {
   const Batch<T> numbers = xsimd::select(value == value, value, Batch<T>(-std::numeric_limits<T>::infinity()));
-  return detail::reduce(numbers, [](const Batch<T>& a, const Batch<T>& b) { return xsimd::max(a, b); });
+  return detail::reduce(numbers, [](const Batch<T>& a, const Batch<T>& b) { return max(a, b); });
 }
 
 }  // namespace simd

@@ -65,7 +65,7 @@ inline Batch<T> exp2(const Batch<T>& x) {
   constexpr int mantissa = is_float ? 23 : 52;
   constexpr T bias = is_float ? T(127) : T(1023);
   constexpr T magic = (is_float ? T(12582912) : T(6755399441055744)) + bias;
-  const Batch<T> clamped = xsimd::max(Batch<T>(-bias), x);
+  const Batch<T> clamped = max(Batch<T>(-bias), x);
   const Batch<T> shifted = clamped + Batch<T>(magic);
   const Batch<T> fraction = clamped - (shifted - Batch<T>(magic));
   const auto exponent = std::bit_cast<Batch<Integer>>(shifted) << mantissa;

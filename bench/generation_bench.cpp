@@ -62,6 +62,12 @@ constexpr fit::AutoregressiveConfig plain_config{.layers = "(6)",
                                                  .data_positions = fit::Positions::sin_cos,
                                                  .latent_positions = fit::Positions::sin_cos,
                                                  .vocabulary = 256};
+/// With two heads of keys and values for its eight.
+constexpr fit::AutoregressiveConfig shared_config = [] {
+  auto c = plain_config;
+  c.data_key_heads = 2;
+  return c;
+}();
 
 /// Bytes of weights and caches that `count` ids from a position on have to touch, ends of groups dealt to their ids.
 double bytes_of_ids(const fit::AutoregressiveConfig& c, Index position, Index count) {
@@ -109,6 +115,12 @@ BENCHMARK_TEMPLATE(Generation, fit_config)
     ->ArgsProduct({{1024, 16384, 131072}, {1, 2}});
 BENCHMARK_TEMPLATE(Generation, plain_config)
     ->Name("GenerationPlain")
+    ->ArgNames({"position", "threads"})
+    ->UseRealTime()
+    ->Iterations(16)
+    ->ArgsProduct({{1024, 16384, 131072}, {1, 2}});
+BENCHMARK_TEMPLATE(Generation, shared_config)
+    ->Name("GenerationPlainSharedKeys")
     ->ArgNames({"position", "threads"})
     ->UseRealTime()
     ->Iterations(16)

@@ -72,8 +72,8 @@ struct Inputs {
   Input<T> q, k, v, o_gradient;
   Inputs(const AttentionShape& s, std::uint64_t seed, Index offset, double deviation)
       : q(s.sequences * s.queries * s.width(), offset, seed, deviation),
-        k(s.sequences * s.keys * s.width(), offset + 1, seed + 1, deviation),
-        v(s.sequences * s.keys * s.width(), offset, seed + 2, 1),
+        k(s.sequences * s.keys * s.key_width(), offset + 1, seed + 1, deviation),
+        v(s.sequences * s.keys * s.key_width(), offset, seed + 2, 1),
         o_gradient(s.sequences * s.queries * s.width(), 2 * offset, seed + 3, 1) {}
 };
 
@@ -84,8 +84,8 @@ struct Results {
       : o(s.sequences * s.queries * s.width(), offset),
         log_sum(s.sequences * s.heads * s.queries, offset + 1),
         q(s.sequences * s.queries * s.width(), offset),
-        k(s.sequences * s.keys * s.width(), offset + 2),
-        v(s.sequences * s.keys * s.width(), offset) {}
+        k(s.sequences * s.keys * s.key_width(), offset + 2),
+        v(s.sequences * s.keys * s.key_width(), offset) {}
   bool guarded() const { return o.guarded() && log_sum.guarded() && q.guarded() && k.guarded() && v.guarded(); }
   bool same(const Results& r) const {
     return o.same(r.o) && log_sum.same(r.log_sum) && q.same(r.q) && k.same(r.k) && v.same(r.v);
@@ -127,8 +127,8 @@ struct Reference {
       : o(s.sequences * s.queries * s.width()),
         log_sum(s.sequences * s.heads * s.queries),
         q(s.sequences * s.queries * s.width()),
-        k(s.sequences * s.keys * s.width()),
-        v(s.sequences * s.keys * s.width()) {}
+        k(s.sequences * s.keys * s.key_width()),
+        v(s.sequences * s.keys * s.key_width()) {}
 };
 
 bool sees(const Mask& mask, Index query, Index key) { return key / mask.chunk <= (query + mask.offset) / mask.chunk; }
@@ -143,7 +143,9 @@ Reference reference(const AttentionShape& s, const Inputs<T>& in) {
       for (Index i = 0; i < s.queries; ++i) {
         const Index row = (sequence * s.heads + head) * s.queries + i;
         const Index query = (sequence * s.queries + i) * s.width() + head * s.head_width;
-        const auto key_at = [&](Index j) { return (sequence * s.keys + j) * s.width() + head * s.head_width; };
+        const auto key_at = [&](Index j) {
+          return (sequence * s.keys + j) * s.key_width() + head / s.sharing * s.head_width;
+        };
         const auto at = [](const Input<T>& x, Index index) { return static_cast<double>(x.data()[index]); };
         double highest = -std::numeric_limits<double>::infinity(), size = 1, total = 0;
         for (Index j = 0; j < s.keys; ++j) {
@@ -225,8 +227,8 @@ double check(const AttentionShape& shape, double deviation = 1) {
   const Index offset = static_cast<Index>(seed / 10 % 4);
   INFO((std::is_same_v<T, float> ? "float" : "double")
        << ", sequences " << shape.sequences << ", queries " << shape.queries << ", keys " << shape.keys << ", heads "
-       << shape.heads << " of " << shape.head_width << ", chunk " << shape.mask.chunk << ", drop " << shape.dropout.rate
-       << ", offset " << offset);
+       << shape.heads << " of " << shape.head_width << ", " << shape.sharing << " sharing, chunk " << shape.mask.chunk
+       << ", drop " << shape.dropout.rate << ", offset " << offset);
   const Inputs<T> in(shape, seed, offset, deviation);
   const Reference expected = reference(shape, in);
   Results<T> r = run(shape, in, offset, executor());
@@ -280,6 +282,21 @@ void check_heads() {
       check<T>({2, size, size, heads, head_width, heads == 2 ? Mask::causal() : Mask::none()});
     }
   }
+}
+
+/// Keys that several heads of queries share: short and long sequences, masks and drop-outs, to others and themselves.
+template <class T>
+void check_shared_keys() {
+  const Index t = tile<T>, w = width<T>;
+  for (const Index sharing : {2, 3, 6}) {
+    for (const Index head_width : {Index{5}, w, 2 * w + 1}) {
+      check<T>({2, t + 2, t + 2, 6, head_width, Mask::causal(), {}, sharing});
+      check<T>({3, 1 + sharing, 2 * w + 3, 6, head_width, Mask::none(), Dropout{3, 0.3f}, sharing});
+    }
+    check<T>({1, 150, 600, 6, 9, Mask::chunk_causal(7), Dropout{5, 0.2f}, sharing});
+  }
+  check<T>({2, 0, 3, 4, 5, Mask::none(), {}, 2});
+  check<T>({2, 3, 0, 4, 5, Mask::none(), {}, 2});
 }
 
 template <class T>
@@ -370,7 +387,8 @@ void check_threads() {
         AttentionShape{5, 3 * tile<T> + 1, 20 * width<T> + 3, 3, 17},
         // So few heads that there is a pass for keys and one for queries.
         AttentionShape{1, 300, 600, 2, 9, Mask::none(), Dropout{3, 0.2f}},
-        AttentionShape{1, 530, 530, 1, 6, Mask::chunk_causal(50)}}) {
+        AttentionShape{1, 530, 530, 1, 6, Mask::chunk_causal(50)},
+        AttentionShape{1, 300, 600, 6, 9, Mask::chunk_causal(50), Dropout{3, 0.2f}, 3}}) {
     const Inputs<T> in(shape, 4, 1, 1);
     fit::Executor one(1);
     const Results<T> alone = run(shape, in, 0, one);
@@ -424,6 +442,10 @@ TEMPLATE_TEST_CASE("attention under every mask, around the sizes of its blocks",
 }
 
 TEMPLATE_TEST_CASE("attention with heads of many widths", "[attention]", float, double) { check_heads<TestType>(); }
+
+TEMPLATE_TEST_CASE("attention whose keys are shared by heads", "[attention]", float, double) {
+  check_shared_keys<TestType>();
+}
 
 TEMPLATE_TEST_CASE("attention to other tokens", "[attention]", float, double) { check_cross<TestType>(); }
 

@@ -70,14 +70,15 @@ void check_rows(Index rows, Index columns, Index depth, bool bias, bool accumula
 
 /// One query and its cache against softmax in double.
 template <class T>
-void check_attention(const std::vector<Index>& counts, Index heads, Index head_width) {
-  const Index width = heads * head_width;
+void check_attention(const std::vector<Index>& counts, const kernels::CachedHeads& of) {
+  const auto [heads, head_width, sharing] = of;
+  const Index width = heads * head_width, key_width = width / sharing;
   std::vector<std::vector<T>> q, keys, values, o;
   std::vector<kernels::CachedQuery<T>> queries;
   for (std::size_t i = 0; i < counts.size(); ++i) {
     q.push_back(test::normal_values<T>(width, 10 + i, 2));
-    keys.push_back(test::normal_values<T>(counts[i] * width, 20 + i));
-    values.push_back(test::normal_values<T>(counts[i] * width, 30 + i));
+    keys.push_back(test::normal_values<T>(counts[i] * key_width, 20 + i));
+    values.push_back(test::normal_values<T>(counts[i] * key_width, 30 + i));
     o.emplace_back(static_cast<std::size_t>(width), std::numeric_limits<T>::quiet_NaN());
   }
   for (std::size_t i = 0; i < counts.size(); ++i) {
@@ -87,21 +88,22 @@ void check_attention(const std::vector<Index>& counts, Index heads, Index head_w
   for (const int threads : {1, 2, 3}) {
     fit::Executor executor(threads);
     fit::Workspace workspace(executor);
-    kernels::cached_attention<T>(queries, heads, head_width, workspace);
+    kernels::cached_attention<T>(queries, of, workspace);
     if (threads == 1) first = o;
     CHECK(o == first);
     CHECK(workspace.arena().mark().total == 0);
   }
   for (std::size_t i = 0; i < counts.size(); ++i) {
-    INFO(counts[i] << " keys, " << heads << " heads of " << head_width);
+    INFO(counts[i] << " keys, " << heads << " heads of " << head_width << ", " << sharing << " sharing");
     for (Index head = 0; head < heads; ++head) {
+      const Index to_key = head / sharing * head_width;
       std::vector<double> weights, mixed(static_cast<std::size_t>(head_width), 0.0);
       double total = 0;
       for (Index key = 0; key < counts[i]; ++key) {
         double score = 0;
-        for (Index j = head * head_width; j < (head + 1) * head_width; ++j) {
-          score += static_cast<double>(q[i][static_cast<std::size_t>(j)]) *
-                   static_cast<double>(keys[i][static_cast<std::size_t>(key * width + j)]);
+        for (Index j = 0; j < head_width; ++j) {
+          score += static_cast<double>(q[i][static_cast<std::size_t>(head * head_width + j)]) *
+                   static_cast<double>(keys[i][static_cast<std::size_t>(key * key_width + to_key + j)]);
         }
         weights.push_back(std::exp(score / std::sqrt(static_cast<double>(head_width))));
         total += weights.back();
@@ -110,7 +112,7 @@ void check_attention(const std::vector<Index>& counts, Index heads, Index head_w
         for (Index j = 0; j < head_width; ++j) {
           mixed[static_cast<std::size_t>(j)] +=
               weights[static_cast<std::size_t>(key)] / total *
-              static_cast<double>(values[i][static_cast<std::size_t>(key * width + head * head_width + j)]);
+              static_cast<double>(values[i][static_cast<std::size_t>(key * key_width + to_key + j)]);
         }
       }
       CHECK(test::max_error(o[i].data() + head * head_width, mixed.data(), head_width) <
@@ -173,10 +175,12 @@ TEST_CASE("products that are not of few rows' kind are refused", "[cached_kernel
 
 TEST_CASE("one query over cached keys, at lengths around a piece", "[cached_kernels]") {
   for (const Index head_width : {1, 5, 8, 16, 17, 32, 64}) {
-    check_attention<float>({1, 2, 3, 4, 5, 127, 128, 129}, 3, head_width);
-    check_attention<double>({7, 300, 1}, 2, head_width);
+    check_attention<float>({1, 2, 3, 4, 5, 127, 128, 129}, {3, head_width});
+    check_attention<double>({7, 300, 1}, {2, head_width});
+    check_attention<float>({1, 5, 129, 300}, {6, head_width, 3});
+    check_attention<double>({130, 4}, {4, head_width, 4});
   }
-  check_attention<float>({2000, 1, 513}, 8, 64);  // enough for several threads
+  check_attention<float>({2000, 1, 513}, {8, 64});  // enough for several threads
 }
 
 TEST_CASE("large scores and keys that nobody should weigh do not spoil a cached attention", "[cached_kernels]") {
@@ -187,9 +191,9 @@ TEST_CASE("large scores and keys that nobody should weigh do not spoil a cached 
   const kernels::CachedQuery<float> query{q.data(), keys.data(), values.data(), count, o.data()};
   fit::Executor executor(2);
   fit::Workspace workspace(executor);
-  kernels::cached_attention<float>(std::span(&query, 1), 1, width, workspace);
+  kernels::cached_attention<float>(std::span(&query, 1), {1, width}, workspace);
   for (const float value : o) CHECK(value == 5.0f);
   const kernels::CachedQuery<float> nothing{q.data(), nullptr, nullptr, 0, o.data()};
-  kernels::cached_attention<float>(std::span(&nothing, 1), 1, width, workspace);
+  kernels::cached_attention<float>(std::span(&nothing, 1), {1, width}, workspace);
   for (const float value : o) CHECK(value == 0.0f);
 }

@@ -488,10 +488,16 @@ TEST_CASE("a field that a file does not have stands at its default", "[checkpoin
   }();
   Encoder model(fit::Random(1)), same;
   fit::Encoder<causal> masked;
+  constexpr auto shared_keys = [] {
+    auto c = Encoder::config;
+    c.latent_key_heads = 1;
+    return c;
+  }();
+  fit::Encoder<shared_keys> sharing;
   // As if there had been no masks when the file was written; and a file of another program, which says nothing.
   fit::Metadata older;
   for (const auto& [field, value] : fit::fields_of(Encoder::config)) {
-    if (field != "mask") older["config." + field] = value;
+    if (field != "mask" && !field.ends_with("key_heads")) older["config." + field] = value;
   }
   write_changed(folder / "older", model, older, [](auto&) {});
   write_changed(folder / "foreign", model, {}, [](auto&) {});
@@ -500,4 +506,15 @@ TEST_CASE("a field that a file does not have stands at its default", "[checkpoin
   CHECK(test::same_bits(test::values_of(same), test::values_of(model)));
   CHECK(test::contains(test::error_of([&] { fit::load(folder / "older", masked); }),
                        R"(config.mask: expected "causal", the file says "none" by saying nothing)"));
+  CHECK(test::contains(test::error_of([&] { fit::load(folder / "older", sharing); }),
+                       R"(config.latent_key_heads: expected "1", the file says "0" by saying nothing)"));
+}
+
+TEST_CASE("as many key heads as heads are the same model, said or not", "[checkpoint]") {
+  auto said = Encoder::config;
+  said.data_key_heads = said.data_heads;
+  said.latent_key_heads = said.latent_heads;
+  CHECK(fit::fields_of(said) == fit::fields_of(Encoder::config));
+  said.latent_key_heads = 1;
+  CHECK(fit::fields_of(said) != fit::fields_of(Encoder::config));
 }

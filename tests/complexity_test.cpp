@@ -28,6 +28,8 @@ constexpr fit::AutoregressiveConfig decoder{.layers = "(1)2(1)",
                                             .latent_dim = 48,
                                             .data_heads = 2,
                                             .latent_heads = 3,
+                                            .data_key_heads = 1,
+                                            .latent_key_heads = 1,
                                             .vocabulary = 40};
 
 /// Its logits are most of its memory, and go through in several pieces.

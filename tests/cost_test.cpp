@@ -179,6 +179,8 @@ constexpr fit::EncoderConfig causal{.layers = "(2)1(1)2(1)",
                                     .latent_dim = 40,
                                     .data_heads = 2,
                                     .latent_heads = 4,
+                                    .data_key_heads = 1,
+                                    .latent_key_heads = 2,
                                     .mask = fit::LatentMask::causal,
                                     .extra_tokens = 2,
                                     .extra_channels = 5};
@@ -318,6 +320,7 @@ constexpr fit::DiffusionConfig bare{.layers = "(1)2(2)1",
                                     .latent_dim = 48,
                                     .data_heads = 2,
                                     .latent_heads = 4,
+                                    .latent_key_heads = 1,
                                     .mask = fit::LatentMask::causal,
                                     .output_channels = 4,
                                     .condition_channels = 6,
@@ -384,6 +387,8 @@ constexpr fit::AutoregressiveConfig unshared{.layers = "(1)2(1)1",
                                              .latent_dim = 24,
                                              .data_heads = 2,
                                              .latent_heads = 4,
+                                             .data_key_heads = 1,
+                                             .latent_key_heads = 2,
                                              .data_positions = fit::Positions::sin_cos,
                                              .latent_positions = fit::Positions::sin_cos,
                                              .vocabulary = 3000,
@@ -559,6 +564,11 @@ TEST_CASE("what no model can be has no cost", "[cost]") {
   c = demo;
   c.latent_heads = 3;
   refused(c, "latent_dim = 128 is no multiple of latent_heads = 3");
+  c = demo;
+  c.latent_key_heads = 3;
+  refused(c, "latent_heads = 4 is no multiple of latent_key_heads = 3");
+  c.latent_key_heads = -1;
+  refused(c, "latent_key_heads = -1");
   c = demo;
   c.extra_tokens = 3;
   refused(c, "extra_tokens and extra_channels");

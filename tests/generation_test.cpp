@@ -29,6 +29,14 @@ constexpr fit::AutoregressiveConfig no_local = [] {
   c.output_bias = false;
   return c;
 }();
+constexpr fit::AutoregressiveConfig shared_keys = [] {
+  auto c = small;
+  c.data_heads = 6;
+  c.data_key_heads = 2;
+  c.latent_heads = 4;
+  c.latent_key_heads = 1;
+  return c;
+}();
 constexpr fit::AutoregressiveConfig plain = [] {
   auto c = small;
   c.layers = "(3)";
@@ -94,6 +102,7 @@ TEST_CASE("cached logits are those of the whole sequence, at every place and aft
   check_cache<small, float>(4e-6);
   check_cache<small, double>(1e-13);
   check_cache<no_local, double>(1e-13);
+  check_cache<shared_keys, double>(1e-13);
   check_cache<plain, double>(1e-13);
   check_cache<wide_latents, double>(1e-13);
   check_cache<plain, float>(4e-6);

@@ -108,10 +108,10 @@ struct MLPAdaptor {
   }
 };
 
-template <int Dim, int Width, int Heads>
+template <int Dim, int Width, int Heads, int KeyHeads = Heads>
 struct SelfAttentionAdaptor {
   template <class T>
-  using Layer = fit::nn::Attention<T, Dim, Dim, Width, Heads>;
+  using Layer = fit::nn::Attention<T, Dim, Dim, Width, Heads, KeyHeads>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * Dim; }
@@ -126,10 +126,10 @@ struct SelfAttentionAdaptor {
   }
 };
 
-template <int QueryDim, int ContextDim, int Width, int Heads>
+template <int QueryDim, int ContextDim, int Width, int Heads, int KeyHeads = Heads>
 struct AttentionAdaptor {
   template <class T>
-  using Layer = fit::nn::Attention<T, QueryDim, ContextDim, Width, Heads>;
+  using Layer = fit::nn::Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * QueryDim; }
@@ -234,10 +234,10 @@ struct StemAdaptor {
 
 /// A block, without attention where there are no heads, through nn/recompute.hpp, which does nothing unless the tape
 /// says so.
-template <int Width, int Heads, int Ratio>
+template <int Width, int Heads, int Ratio, int KeyHeads = Heads>
 struct BlockAdaptor {
   template <class T>
-  using Layer = fit::nn::Block<T, Width, Heads, Ratio>;
+  using Layer = fit::nn::Block<T, Width, Heads, Ratio, KeyHeads>;
   Sizes sizes;
 
   Index outputs() const { return sizes.sequences * sizes.queries * Width; }
@@ -645,14 +645,15 @@ double distance(const Values& a, const Values& b) {
 
 /// Sequences whose rows go through a block as they come, `together` at a time or one of each sequence, against all of
 /// them at once.
-template <int Width, int Heads>
+template <int Width, int Heads, int KeyHeads = Heads>
 void check_block_steps(Index sequences, Index length, Index together, const fit::nn::StepKernels<double>& with) {
   INFO(sequences << " x " << length << ", " << together << " at a time, few rows "
                  << (with.multiply == fit::kernels::multiply_few_rows<double>));
-  using Block = fit::nn::Block<double, Width, Heads, 2>;
+  using Block = fit::nn::Block<double, Width, Heads, 2, KeyHeads>;
+  constexpr Index key_width = Width / Heads * KeyHeads;
   const auto block = stirred<Block>();
   const Values x = numbers(sequences * length * Width, 3);
-  Values expected = x, found = x, keys(x.size()), values(x.size());
+  Values expected = x, found = x, keys(static_cast<std::size_t>(sequences * length * key_width)), values(keys);
   fit::Executor executor(2);
   Tape tape(executor);
   fit::nn::forward(block, expected.data(), sequences, length, Mask::causal(), {tape.random()}, tape);
@@ -662,7 +663,8 @@ void check_block_steps(Index sequences, Index length, Index together, const fit:
     std::vector<fit::nn::CachedRows<double>> caches;
     Values step;
     for (Index s = 0; s < sequences; ++s) {
-      caches.push_back({keys.data() + row(s, 0), values.data() + row(s, 0), first + rows, rows});
+      const Index cache = s * length * key_width;
+      caches.push_back({keys.data() + cache, values.data() + cache, first + rows, rows});
       step.insert(step.end(), x.data() + row(s, first), x.data() + row(s, first + rows));
     }
     fit::nn::step(block, step.data(), std::span<const fit::nn::CachedRows<double>>(caches), Mask::causal(), with, tape);
@@ -712,6 +714,8 @@ TEST_CASE("a step is forward for new rows", "[layers]") {
     check_block_steps<12, 3>(1, 40, 7, {.multiply = kernel});
     check_block_steps<12, 3>(3, 20, 20, {.multiply = kernel});
     check_block_steps<9, 1>(2, 5, 1, {.multiply = kernel, .single_queries = true});
+    check_block_steps<12, 6, 2>(2, 9, 4, {.multiply = kernel});
+    check_block_steps<12, 6, 2>(2, 9, 1, {.multiply = kernel, .single_queries = true});
     check_block_steps<12, 3>(5, 300, 1, {.multiply = kernel, .single_queries = true});
     check_cross_steps<fit::nn::CrossOptions{}>(few);
     check_cross_steps<fit::nn::CrossOptions{.context_norm = true, .mlp_ratio = 2}>(few);
@@ -809,6 +813,8 @@ TEST_CASE("attention to itself", "[layers]") {
     }
     check_contract(SelfAttentionAdaptor<7, 10, 2>{{1, 70, 70, mask}}, {.drop_path = 0.5f, .drop_attention = 0.3f});
   }
+  check_contract(SelfAttentionAdaptor<10, 12, 4, 2>{{3, 8, 8, Mask::causal()}}, {.drop_attention = 0.3f});
+  check_contract(SelfAttentionAdaptor<12, 12, 4, 1>{{2, 8, 8}});
   check_contract(SelfAttentionAdaptor<10, 12, 3>{{2, 1, 1}});
   check_contract(SelfAttentionAdaptor<10, 12, 3>{{0, 8, 8}});
 }
@@ -820,6 +826,7 @@ TEST_CASE("attention to a context", "[layers]") {
     check_contract(AttentionAdaptor<7, 10, 6, 1>{{2, 20, 3}}, options);
   }
   check_contract(AttentionAdaptor<10, 10, 12, 3>{{2, 6, 6, Mask::causal()}});
+  check_contract(AttentionAdaptor<10, 7, 12, 6, 2>{{3, 5, 11}});
   for (const auto& [sequences, queries, keys] : {std::tuple{2, 0, 5}, {2, 5, 0}, {0, 5, 5}}) {
     check_contract(AttentionAdaptor<10, 7, 12, 3>{{sequences, queries, keys}});
   }
@@ -834,8 +841,61 @@ TEST_CASE("blocks", "[layers]") {
     }
   }
   check_contract(BlockAdaptor<8, 1, 1>{{1, 33, 33}}, everything_twice);
+  check_contract(BlockAdaptor<12, 6, 2, 3>{{3, 8, 8, Mask::causal()}}, everything_twice);
   check_contract(BlockAdaptor<12, 3, 2>{{0, 8, 8}});
   check_contract(BlockAdaptor<12, 3, 2>{{3, 0, 0}});
+}
+
+TEST_CASE("a head of keys that is shared is one that is repeated", "[layers]") {
+  constexpr int width = 12, heads = 6, key_heads = 2, head_width = width / heads, sharing = heads / key_heads;
+  const auto shared = stirred<fit::nn::Block<double, width, heads, 2, key_heads>>();
+  auto repeated = stirred<fit::nn::Block<double, width, heads, 2>>();
+  // The parameters of a shared head's elements, and where they are repeated: body(to, from, count).
+  const auto for_repeated = [](auto& many, auto& few, auto&& body) {
+    const auto lines = [&](auto& many_linear, auto& few_linear) {
+      for (int i = 0; i < width; ++i) {
+        const int from = i / head_width / sharing * head_width + i % head_width;
+        body(many_linear.weight.data() + i * width, few_linear.weight.data() + from * width, width);
+        body(many_linear.bias.data() + i, few_linear.bias.data() + from, 1);
+      }
+    };
+    lines(many.attention.key, few.attention.key);
+    lines(many.attention.value, few.attention.value);
+  };
+  repeated.attention_norm = shared.attention_norm;
+  repeated.attention.query = shared.attention.query;
+  repeated.attention.output = shared.attention.output;
+  repeated.residual_mlp = shared.residual_mlp;
+  for_repeated(repeated, shared, [](double* to, const double* from, int count) { std::copy_n(from, count, to); });
+
+  const Index rows = 2 * 9 * width;
+  const Values x = numbers(rows, 3), dy = numbers(rows, 4);
+  const auto run = [&](const auto& block, auto& gradient, Values& y, Values& dx) {
+    Tape tape;
+    tape.record();
+    y = x;
+    dx = dy;
+    fit::nn::forward(block, y.data(), 2, 9, Mask::causal(), {tape.random()}, tape);
+    fit::nn::backward(block, dx.data(), gradient, 2, 9, tape);
+  };
+  fit::nn::Block<double, width, heads, 2, key_heads> of_shared, summed;
+  fit::nn::Block<double, width, heads, 2> of_repeated;
+  Values y_shared, dx_shared, y_repeated, dx_repeated;
+  run(shared, of_shared, y_shared, dx_shared);
+  run(repeated, of_repeated, y_repeated, dx_repeated);
+  CHECK(y_shared == y_repeated);
+  CHECK(distance(dx_shared, dx_repeated) < 1e-14);
+  for_repeated(of_repeated, summed, [](const double* from, double* to, int count) {
+    for (int i = 0; i < count; ++i) to[i] += from[i];
+  });
+  const auto close = [&](const auto& a, const auto& b) {
+    const Values first(a.data(), a.data() + a.size()), second(b.data(), b.data() + b.size());
+    CHECK(distance(first, second) < 1e-13);
+  };
+  close(of_shared.attention.key.weight, summed.attention.key.weight);
+  close(of_shared.attention.value.weight, summed.attention.value.weight);
+  close(of_shared.attention.value.bias, summed.attention.value.bias);
+  close(of_shared.attention.query.weight, of_repeated.attention.query.weight);
 }
 
 TEST_CASE("blocks without attention", "[layers]") {

@@ -60,9 +60,23 @@ inline std::vector<kernels::AttentionShape> attention_calls(const TrunkConfig& c
     const auto add = [&](int times, const kernels::AttentionShape& shape) {
       calls.insert(calls.end(), static_cast<std::size_t>(times), shape);
     };
-    add(plan[i].local_blocks, {s.all_groups(), s.tokens, s.tokens, c.data_heads, data_head, c.data_mask()});
+    add(plan[i].local_blocks, {s.all_groups(),
+                               s.tokens,
+                               s.tokens,
+                               c.data_heads,
+                               data_head,
+                               c.data_mask(),
+                               {},
+                               c.data_heads / c.data_key_heads});
     add(plan[i].reads, {s.all_groups(), s.latents, s.tokens, c.cross_heads(), cross_head});
-    add(plan[i].global_blocks, {s.batch, all, all, c.latent_heads, latent_head, c.latent_mask(s.latents)});
+    add(plan[i].global_blocks, {s.batch,
+                                all,
+                                all,
+                                c.latent_heads,
+                                latent_head,
+                                c.latent_mask(s.latents),
+                                {},
+                                c.latent_heads / c.latent_key_heads});
     add(plan[i].writes, {s.all_groups(), s.tokens, s.latents, c.cross_heads(), cross_head});
   }
   return calls;
@@ -125,7 +139,7 @@ class AttentionJob final : public Job {
     explicit Counts(const std::vector<kernels::AttentionShape>& calls) {
       for (const kernels::AttentionShape& call : calls) {
         queries = std::max(queries, call.sequences * call.queries * call.width());
-        keys = std::max(keys, call.sequences * call.keys * call.width());
+        keys = std::max(keys, call.sequences * call.keys * call.key_width());
         log_sums = std::max(log_sums, call.sequences * call.queries * call.heads);
       }
     }

@@ -74,7 +74,8 @@ constexpr bool check_counts(const Config& config, Index batch, int threads) {
   Config::visit(
       [&](std::string_view name, const auto& field) {
         if constexpr (std::is_same_v<decltype(field), const int&>) {
-          const bool optional = name.starts_with("extra") || name.starts_with("condition");
+          const bool optional =
+              name.starts_with("extra") || name.starts_with("condition") || name.ends_with("key_heads");
           check(name.data(), field, optional ? 0 : 1);
           if (name.ends_with("tokens")) tokens += field;
           if (name.ends_with("dim") || name.ends_with("channels") || name == "vocabulary") width += field;
@@ -87,6 +88,8 @@ constexpr bool check_counts(const Config& config, Index batch, int threads) {
   const TrunkConfig trunk = trunk_of(config);
   divides("data_dim", config.data_dim, "data_heads", config.data_heads);
   divides("latent_dim", config.latent_dim, "latent_heads", config.latent_heads);
+  divides("data_heads", config.data_heads, "data_key_heads", trunk.data_key_heads);
+  divides("latent_heads", config.latent_heads, "latent_key_heads", trunk.latent_key_heads);
   divides("the width of read and write", trunk.cross_dim(), "their heads", trunk.cross_heads());
   if constexpr (std::is_same_v<Config, EncoderConfig>) {
     require((config.extra_tokens > 0) == (config.extra_channels > 0),
@@ -223,6 +226,9 @@ constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) 
     return (rows * width + unit - 1) / unit * unit;
   };
   const auto product = [](const metered::Linear& p, Index rows) { return 2 * rows * p.out * p.in; };
+  const auto projections = [&](const metered::Attention& p, Index rows) {
+    return product(p.query(), rows) + 2 * product(p.key(), rows) + product(p.output(), rows);
+  };
   const auto mlp = [&](const metered::MLP& p, Index rows) {
     return p.ratio > 0 ? product(p.fc1(), rows) + product(p.fc2(), rows) : 0;
   };
@@ -237,12 +243,12 @@ constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) 
     const metered::Attention &read = trunk.read().attention, &write = trunk.write().attention;
     // An id sees those of its group up to its own.
     const Index seen = groups * (tokens * (tokens + 1) / 2);
-    cost.caches += locals * 2 * line(tokens, dim);
-    cost.flops.products += locals * (4 * product(local.attention().query(), ids) + mlp(local.mlp(), ids));
+    cost.caches += locals * 2 * line(tokens, trunk.c.data_key_dim());
+    cost.flops.products += locals * (projections(local.attention(), ids) + mlp(local.mlp(), ids));
     attention(locals * 4 * dim * seen);
     if (!trunk.plan[i].writes) continue;
     cost.caches +=
-        line(tokens, dim) + 2 * line(latents, cross) + globals * 2 * line(groups * latents, config.latent_dim);
+        line(tokens, dim) + 2 * line(latents, cross) + globals * 2 * line(groups * latents, trunk.c.latent_key_dim());
     cost.flops.products += product(write.query(), ids) + product(write.output(), ids) + mlp(trunk.write().mlp(), ids);
     attention(4 * cross * ids * latents);
     // At the end of each group but the last; the write's keys and values also at the beginning, of zeros.
@@ -251,7 +257,7 @@ constexpr GenerationCost generation_cost_of(const AutoregressiveConfig& config) 
                            product(read.output(), rows) + mlp(trunk.read().mlp(), rows);
     const Flops reading = attention_flops<T>(read.shape(ends, latents, tokens, {}));
     cost.flops += reading;
-    cost.flops.products += globals * (4 * product(global.attention().query(), rows) + mlp(global.mlp(), rows));
+    cost.flops.products += globals * (projections(global.attention(), rows) + mlp(global.mlp(), rows));
     attention(globals * 4 * config.latent_dim * latents * latents * (ends * (ends + 1) / 2));
     cost.flops.products += 2 * product(write.key(), groups * latents);
   }
@@ -282,7 +288,7 @@ constexpr GenerationReads generation_reads_of(const AutoregressiveConfig& config
   for (std::size_t i = 0; i < trunk.plan.count; ++i) {
     const Index locals = trunk.plan[i].local_blocks, globals = trunk.plan[i].global_blocks;
     reads.weights += locals * trunk.local().parameters();
-    reads.caches += locals * 2 * config.data_dim * (slot + 1);
+    reads.caches += locals * 2 * trunk.c.data_key_dim() * (slot + 1);
     if (!trunk.plan[i].writes) continue;
     const detail::metered::Cross write = trunk.write();
     const Index of_latents =
@@ -292,7 +298,7 @@ constexpr GenerationReads generation_reads_of(const AutoregressiveConfig& config
     if (group + 1 == config.groups) continue;
     reads.group_end +=
         trunk.read().parameters() + config.tokens * Index{config.data_dim} + of_latents +
-        globals * (trunk.global().parameters() + Index{2} * config.latent_dim * config.latents * (group + 1));
+        globals * (trunk.global().parameters() + Index{2} * trunk.c.latent_key_dim() * config.latents * (group + 1));
   }
   constexpr Index size = sizeof(T);
   return {size * reads.weights, size * reads.caches, size * reads.group_end};

@@ -120,17 +120,18 @@ constexpr void backward(const MLP& p, Index rows, Meter<T>& meter) {
   backward(p.norm(), rows, meter);
 }
 
-/// `self` says whether the context is the input, and `path` whether it is of a block.
+/// `self` says whether the context is the input.
 struct Attention {
-  Index query_dim, context_dim, width, heads;
+  Index query_dim, context_dim, width, heads, key_heads;
   bool self = false;
 
+  constexpr Index key_width() const { return width / heads * key_heads; }
   constexpr Linear query() const { return {width, query_dim}; }
-  constexpr Linear key() const { return {width, context_dim}; }
+  constexpr Linear key() const { return {key_width(), context_dim}; }
   constexpr Linear output() const { return {query_dim, width}; }
   constexpr Index parameters() const { return query().parameters() + 2 * key().parameters() + output().parameters(); }
   constexpr kernels::AttentionShape shape(Index sequences, Index queries, Index keys, const kernels::Mask& mask) const {
-    return {sequences, queries, keys, heads, width / heads, mask, {}};
+    return {sequences, queries, keys, heads, width / heads, mask, {}, heads / key_heads};
   }
 };
 
@@ -142,10 +143,10 @@ struct Lengths {
 template <class T>
 constexpr void forward(const Attention& p, const Lengths& of, Meter<T>& meter) {
   const Index start = meter.mark(), rows = of.sequences * of.queries, context_rows = of.sequences * of.keys;
-  meter.allocate(rows * p.width);          // q
-  meter.allocate(context_rows * p.width);  // k
-  meter.allocate(context_rows * p.width);  // v
-  meter.allocate(rows * p.width);          // mixed
+  meter.allocate(rows * p.width);                // q
+  meter.allocate(context_rows * p.key_width());  // k
+  meter.allocate(context_rows * p.key_width());  // v
+  meter.allocate(rows * p.width);                // mixed
   if (meter.recording()) meter.allocate(rows * p.heads);
   meter.multiply({output_product<T>(p.query(), rows), output_product<T>(p.key(), context_rows),
                   output_product<T>(p.key(), context_rows)});
@@ -160,8 +161,8 @@ constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) 
   branch_gradient(p.self, rows, p.query_dim, meter);
   if (p.width != p.query_dim) meter.scratch(rows * p.width);  // mixed
   meter.scratch(rows * p.width);                              // q
-  meter.scratch(context_rows * p.width);                      // k
-  meter.scratch(context_rows * p.width);                      // v
+  meter.scratch(context_rows * p.key_width());                // k
+  meter.scratch(context_rows * p.key_width());                // v
   meter.multiply({input_product<T>(p.output(), rows), weight_product<T>(p.output(), rows)});
   meter.attention_backward(p.shape(of.sequences, of.queries, of.keys, of.mask));
   auto to_input = input_product<T>(p.query(), rows);
@@ -177,7 +178,8 @@ constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) 
     to_context.count = 2;
     meter.multiply({to_input, to_context, to_query, to_key, to_key});
   }
-  meter.add_column_sums({{rows, p.width}, {context_rows, p.width}, {context_rows, p.width}, {rows, p.query_dim}});
+  meter.add_column_sums(
+      {{rows, p.width}, {context_rows, p.key_width()}, {context_rows, p.key_width()}, {rows, p.query_dim}});
 }
 
 /// An mlp_ratio of zero stands for no MLP.
@@ -220,10 +222,10 @@ constexpr void backward(const Cross& p, const Lengths& of, Meter<T>& meter) {
 
 /// A Block; no heads, no attention.
 struct Block {
-  Index width, heads, ratio;
+  Index width, heads, ratio, key_heads;
 
   constexpr LayerNorm norm() const { return {width}; }
-  constexpr Attention attention() const { return {width, width, width, heads, true}; }
+  constexpr Attention attention() const { return {width, width, width, heads, key_heads, true}; }
   constexpr MLP mlp() const { return {width, ratio, true}; }
   constexpr Index parameters() const {
     return (heads > 0 ? norm().parameters() + attention().parameters() : 0) + mlp().parameters();

@@ -17,18 +17,21 @@ struct Trunk {
   TrunkConfig c;
   Plan plan;
 
-  constexpr Block local() const { return {c.data_dim, c.local_attention ? c.data_heads : 0, c.mlp_ratio}; }
-  constexpr Block global() const { return {c.latent_dim, c.latent_heads, c.mlp_ratio}; }
+  constexpr Block local() const {
+    return {c.data_dim, c.local_attention ? c.data_heads : 0, c.mlp_ratio, c.data_key_heads};
+  }
+  constexpr Block global() const { return {c.latent_dim, c.latent_heads, c.mlp_ratio, c.latent_key_heads}; }
   constexpr Cross read() const { return cross(c.latent_dim, c.data_dim); }
   constexpr Cross write() const { return cross(c.data_dim, c.latent_dim); }
   constexpr Cross condition() const {
-    return {{c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads}, c.cross_context_norm, 0};
+    return {{c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, c.latent_heads}, c.cross_context_norm, 0};
   }
 
  private:
   constexpr Cross cross(Index query_dim, Index context_dim) const {
-    return {
-        {query_dim, context_dim, c.cross_dim(), c.cross_heads()}, c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
+    return {{query_dim, context_dim, c.cross_dim(), c.cross_heads(), c.cross_heads()},
+            c.cross_context_norm,
+            c.cross_mlp ? c.mlp_ratio : 0};
   }
 };
 

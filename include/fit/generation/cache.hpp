@@ -35,21 +35,22 @@ class CacheLayout {
 
   explicit CacheLayout(const AutoregressiveConfig& c) : config(c), sizes{1, c.groups, c.tokens, c.latents} {
     const Plan plan = plan_of(c.layers);
-    const Index cross_dim = std::min(c.data_dim, c.latent_dim);
+    const detail::TrunkConfig trunk = detail::trunk_of(c);
     for (std::size_t i = 0; i < plan.count; ++i) {
       const std::string name = "stages." + std::to_string(i) + ".";
       Stage at{.local = shapes.size()};
       for (int j = 0; j < plan[i].local_blocks; ++j) {
-        add_pair(name + "local." + std::to_string(j), CacheShape::group, c.data_dim, c.tokens);
+        add_pair(name + "local." + std::to_string(j), CacheShape::group, trunk.data_key_dim(), c.tokens);
       }
       if (plan[i].writes) {
         at.tokens = shapes.size();
         add(name + "tokens", CacheShape::group, c.data_dim, c.tokens);
         at.written = shapes.size();
-        add_pair(name + "write", CacheShape::whole, cross_dim, c.latents);
+        add_pair(name + "write", CacheShape::whole, trunk.cross_dim(), c.latents);
         at.global = shapes.size();
         for (int j = 0; j < plan[i].global_blocks; ++j) {
-          add_pair(name + "global." + std::to_string(j), CacheShape::earlier, c.latent_dim, sizes.latent_rows());
+          add_pair(name + "global." + std::to_string(j), CacheShape::earlier, trunk.latent_key_dim(),
+                   sizes.latent_rows());
         }
       }
       stages.push_back(at);

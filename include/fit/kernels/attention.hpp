@@ -31,7 +31,7 @@ namespace detail {
 template <class T>
 void check(const AttentionShape& s, const AttentionTensors<T>& t) {
   FIT_ASSERT(s.sequences >= 0 && s.queries >= 0 && s.keys >= 0 && s.heads >= 0);
-  FIT_ASSERT(s.head_width >= 1);
+  FIT_ASSERT(s.head_width >= 1 && s.sharing >= 1 && s.heads % s.sharing == 0);
   FIT_ASSERT(s.mask.chunk >= 1 && s.mask.offset >= 0);
   FIT_ASSERT(s.dropout.rate >= 0 && s.dropout.rate < 1);
   const Index heads = s.sequences * s.heads;
@@ -43,7 +43,7 @@ void check(const AttentionShape& s, const AttentionTensors<T>& t) {
 /// The part of one head.
 template <class T>
 AttentionTensors<T> head_of(const AttentionTensors<T>& t, const AttentionShape& shape, Index head) {
-  const Index to_queries = shape.offset(head, shape.queries), to_keys = shape.offset(head, shape.keys);
+  const Index to_queries = shape.offset(head), to_keys = shape.key_offset(head / shape.sharing);
   T* log_sum = t.log_sum ? t.log_sum + head * shape.queries : nullptr;
   return {t.q + to_queries, t.k + to_keys, t.v + to_keys, t.o + to_queries, log_sum};
 }
@@ -199,7 +199,8 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
   constexpr Index w = simd::width<T>, panel = Vectors * w;
   constexpr T lowest = -std::numeric_limits<T>::infinity();
   const auto& [shape, of_head, of, next] = task;
-  const Index width = shape.width(), head = shape.head_width, padded_head = padded_columns<T>(head);
+  const Index width = shape.width(), key_width = shape.key_width();
+  const Index head = shape.head_width, padded_head = padded_columns<T>(head);
   const bool copied = AttentionScratch<T>::copies_keys(shape), packed = AttentionScratch<T>::packs_values(shape);
   const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys), seen = std::min(count, end - key);
   if (seen <= 0) return;
@@ -217,13 +218,13 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
   }
 
   FIT_COUNT(executed, 4 * head * rows * seen);
-  const T* const keys = copied ? at.keys : of.k + key * width;
-  const Index keys_row = copied ? padded_head : width, tile = even_tile_rows<T>(seen);
+  const T* const keys = copied ? at.keys : of.k + key * key_width;
+  const Index keys_row = copied ? padded_head : key_width, tile = even_tile_rows<T>(seen);
   for (Index j = 0; j < seen; j += tile) {
     if (!copied) ask_for_rows<3>(keys + (j + tile) * keys_row, tile, head, keys_row);
     if (last && shape.keys <= rows_asked_for) {
-      ask_for_rows<2>(next.k + j * width, tile, head, width);
-      ask_for_rows<2>(next.v + j * width, tile, head, width);
+      ask_for_rows<2>(next.k + j * key_width, tile, head, key_width);
+      ask_for_rows<2>(next.v + j * key_width, tile, head, key_width);
     }
     multiply_tile<T>({.rows = std::min(tile, seen - j),
                       .columns = panel,
@@ -264,12 +265,12 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
   }
   for (Index i = 0; i < rows; i += high) {
     for (Index j = 0; j < padded_head; j += panel_width<T>) {
-      const Index wide = std::min(panel_width<T>, padded_head - j), b_row = packed ? wide : width;
+      const Index wide = std::min(panel_width<T>, padded_head - j), b_row = packed ? wide : key_width;
       multiply_tile<T>({.rows = std::min(high, rows - i),
                         .columns = direct ? std::min(wide, head - j) : wide,
                         .depth = seen,
                         .a = {at.scores + i, 1, panel},
-                        .b = packed ? at.values + j * count : of.v + key * width + j,
+                        .b = packed ? at.values + j * count : of.v + key * key_width + j,
                         .b_row = b_row,
                         .c = mixed + i * mixed_row + j,
                         .c_row = mixed_row},
@@ -294,7 +295,7 @@ template <class T>
 void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index first, Index end) {
   using Scratch = AttentionScratch<T>;
   const AttentionShape& shape = task.shape;
-  const Index width = shape.width(), head = shape.head_width;
+  const Index width = shape.key_width(), head = shape.head_width;
   const Index seen = shape.mask.visible_keys(end - 1, shape.keys);
   for (Index key = 0; key < seen; key += Scratch::key_block) {
     const Index count = std::min(Scratch::key_block, seen - key);

@@ -20,13 +20,20 @@ struct AttentionGradients {
 
 namespace detail {
 
-/// One head, one of all [sequences, heads], and its part of the tensors.
+/// One head of queries, one of all [sequences, heads], and its part of the tensors.
 template <class T>
 struct AttentionHead {
   Index number;
   AttentionTensors<T> of;
   AttentionGradients<T> gradients;
 };
+
+template <class T>
+AttentionHead<T> head_of(const AttentionTensors<T>& t, const AttentionGradients<T>& g, const AttentionShape& shape,
+                         Index head) {
+  const Index to_queries = shape.offset(head), to_keys = shape.key_offset(head / shape.sharing);
+  return {head, head_of(t, shape, head), {g.o + to_queries, g.q + to_queries, g.k + to_keys, g.v + to_keys}};
+}
 
 /// c [high, wide], rows c_row apart, = or += a [high, deep] . b [deep, wide], whose rows are padded to whole registers.
 template <class T>
@@ -104,55 +111,67 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
   drop_out(shape, head.number, first, rows, key, count, weights, apart);
 }
 
-/// Which gradients of a head are wanted: those of keys (and values) from one on to another, those of queries, or both.
+/// Which gradients are wanted: those of keys (and values) from one on to another, those of queries, or both.
 struct GradientPart {
+  Index head, head_end;  ///< of all [sequences, heads]; they share keys
   Index key, key_end, query, query_end;
   bool of_keys, of_queries;
 };
 
+/// One head over a block of keys, key .. key + count - 1, which at.keys and at.values hold.
 template <class T>
 void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head,
+                     const GradientPart& part, Index key, Index count) {
+  const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
+  const Index group = AttentionBackwardScratch<T>::group(shape);
+  const Index first_seeing = shape.mask.first_query(key) / group * group;
+  for (Index first = std::max(part.query, first_seeing); first < part.query_end; first += group) {
+    const Index rows = std::min(group, shape.queries - first);
+    const Index seen = std::min(count, shape.mask.visible_keys(first + rows - 1, shape.keys) - key);
+    if (seen <= 0) continue;
+    FIT_COUNT(executed, (part.of_keys && part.of_queries ? 10 : part.of_keys ? 8 : 6) * depth * seen * rows);
+    for (Index i = 0; i < rows; i += panel_width<T>) {
+      const Index down = std::min(panel_width<T>, rows - i), flops = part.of_keys ? 10 : 0;
+      if (padded_columns<T>(down) == simd::width<T>) {
+        score_gradients<T, 1>(shape, at, head, first + i, down, key, seen, i, flops);
+      } else {
+        score_gradients<T, 2>(shape, at, head, first + i, down, key, seen, i, flops);
+      }
+    }
+    if (part.of_keys) {
+      copy_rows(rows, depth, head.of.q + first * width, width, at.queries);
+      copy_rows(rows, depth, head.gradients.o + first * width, width, at.gradient);
+      multiply_rows(seen, row, rows, {at.weights, group, 1}, at.gradient, row, at.value_gradient, row, true);
+      multiply_rows(seen, row, rows, {at.scores, group, 1}, at.queries, row, at.key_gradient, row, true);
+    }
+    if (part.of_queries) {
+      multiply_rows(rows, depth, seen, {at.scores, 1, group}, at.keys, row, head.gradients.q + first * width, width,
+                    key > 0);
+    }
+  }
+}
+
+template <class T>
+void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at,
+                     const AttentionTensors<T>& tensors, const AttentionGradients<T>& gradients,
                      const GradientPart& part) {
   using Scratch = AttentionBackwardScratch<T>;
-  const auto& [number, of, gradients] = head;
-  const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
-  const Index group = Scratch::group(shape);
+  const Index width = shape.key_width(), depth = shape.head_width, row = padded_columns<T>(depth);
+  const Index to_keys = shape.key_offset(part.head / shape.sharing);
   for (Index key = part.key; key < part.key_end; key += Scratch::key_block) {
-    const Index count = std::min(Scratch::key_block, shape.keys - key);
-    copy_rows(count, depth, of.k + key * width, width, at.keys);
-    copy_rows(count, depth, of.v + key * width, width, at.values);
+    const Index count = std::min(Scratch::key_block, shape.keys - key), place = to_keys + key * width;
+    copy_rows(count, depth, tensors.k + place, width, at.keys);
+    copy_rows(count, depth, tensors.v + place, width, at.values);
     if (part.of_keys) {
       std::fill_n(at.key_gradient, count * row, T(0));
       std::fill_n(at.value_gradient, count * row, T(0));
     }
-    const Index first_seeing = shape.mask.first_query(key) / group * group;
-    for (Index first = std::max(part.query, first_seeing); first < part.query_end; first += group) {
-      const Index rows = std::min(group, shape.queries - first);
-      const Index seen = std::min(count, shape.mask.visible_keys(first + rows - 1, shape.keys) - key);
-      if (seen <= 0) continue;
-      FIT_COUNT(executed, (part.of_keys && part.of_queries ? 10 : part.of_keys ? 8 : 6) * depth * seen * rows);
-      for (Index i = 0; i < rows; i += panel_width<T>) {
-        const Index down = std::min(panel_width<T>, rows - i), flops = part.of_keys ? 10 : 0;
-        if (padded_columns<T>(down) == simd::width<T>) {
-          score_gradients<T, 1>(shape, at, head, first + i, down, key, seen, i, flops);
-        } else {
-          score_gradients<T, 2>(shape, at, head, first + i, down, key, seen, i, flops);
-        }
-      }
-      if (part.of_keys) {
-        copy_rows(rows, depth, of.q + first * width, width, at.queries);
-        copy_rows(rows, depth, gradients.o + first * width, width, at.gradient);
-        multiply_rows(seen, row, rows, {at.weights, group, 1}, at.gradient, row, at.value_gradient, row, true);
-        multiply_rows(seen, row, rows, {at.scores, group, 1}, at.queries, row, at.key_gradient, row, true);
-      }
-      if (part.of_queries) {
-        multiply_rows(rows, depth, seen, {at.scores, 1, group}, at.keys, row, gradients.q + first * width, width,
-                      key > 0);
-      }
+    for (Index head = part.head; head < part.head_end; ++head) {
+      attend_backward(shape, at, head_of(tensors, gradients, shape, head), part, key, count);
     }
     if (!part.of_keys) continue;
-    scale_rows(count, depth, at.key_gradient, row, T(1), gradients.k + key * width, width);
-    scale_rows(count, depth, at.value_gradient, row, T(1), gradients.v + key * width, width);
+    scale_rows(count, depth, at.key_gradient, row, T(1), gradients.k + place, width);
+    scale_rows(count, depth, at.value_gradient, row, T(1), gradients.v + place, width);
   }
 }
 
@@ -177,24 +196,23 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
   const AttentionBackwardPieces<T> pieces(shape, workspace.executor().lanes());
   const Index block = detail::AttentionBackwardScratch<T>::key_block;
-  const Index group = detail::AttentionBackwardScratch<T>::group(shape),
-              each = pieces.count() / std::max<Index>(1, heads);
+  const Index group = detail::AttentionBackwardScratch<T>::group(shape);
+  const Index each = pieces.count() / std::max<Index>(1, pieces.heads), of_head = pieces.groups / shape.sharing;
   detail::for_heads(pieces.count(), shape, workspace.executor(), [&](Index piece, int lane) {
-    const Index head = piece / each, part = piece % each, by_queries = part - pieces.blocks;
-    const Index to_queries = shape.offset(head, shape.queries), to_keys = shape.offset(head, shape.keys);
-    detail::GradientPart wanted{0, shape.keys, 0, shape.queries, true, true};
+    const Index first = piece / each * shape.sharing, part = piece % each, by_queries = part - pieces.blocks;
+    detail::GradientPart wanted{first, first + shape.sharing, 0, shape.keys, 0, shape.queries, true, true};
     if (!pieces.whole && by_queries < 0) {
-      wanted = {part * block, std::min((part + 1) * block, shape.keys), 0, shape.queries, true, false};
+      wanted.key = part * block;
+      wanted.key_end = std::min(wanted.key + block, shape.keys);
+      wanted.of_queries = false;
     } else if (!pieces.whole) {
-      const Index query = by_queries * group;
-      wanted = {0, shape.keys, query, std::min(query + group, shape.queries), false, true};
+      wanted.head = first + by_queries / of_head;
+      wanted.head_end = wanted.head + 1;
+      wanted.query = by_queries % of_head * group;
+      wanted.query_end = std::min(wanted.query + group, shape.queries);
+      wanted.of_keys = false;
     }
-    detail::attend_backward<T>(
-        shape, {memory + lane * scratch, shape},
-        {head,
-         detail::head_of(tensors, shape, head),
-         {gradients.o + to_queries, gradients.q + to_queries, gradients.k + to_keys, gradients.v + to_keys}},
-        wanted);
+    detail::attend_backward<T>(shape, {memory + lane * scratch, shape}, tensors, gradients, wanted);
   });
 }
 

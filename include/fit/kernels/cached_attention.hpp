@@ -14,12 +14,17 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace kernels {
 
+/// Heads of an attention over caches; keys and values have one for each `sharing` of them, as in AttentionShape.
+struct CachedHeads {
+  Index count = 0, width = 0, sharing = 1;
+};
+
 /// One query of all heads and the keys and values that it sees, in memory of its own sequence.
 template <class T>
 struct CachedQuery {
   const T* q = nullptr;       // [heads * head_width]
-  const T* keys = nullptr;    // [count, heads * head_width]
-  const T* values = nullptr;  // [count, heads * head_width]
+  const T* keys = nullptr;    // [count, heads / sharing * head_width]
+  const T* values = nullptr;  // [count, heads / sharing * head_width]
   Index count = 0;
   T* o = nullptr;  // [heads * head_width]
 };
@@ -43,17 +48,18 @@ struct PartialAttention {
 
 /// A query over the few keys of one piece.
 template <class T>
-void attend_piece(const CachedQuery<T>& piece, Index heads, Index head_width, T* scores,
-                  const PartialAttention<T>& to) {
+void attend_piece(const CachedQuery<T>& piece, const CachedHeads& of, T* scores, const PartialAttention<T>& to) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
-  const Index width = heads * head_width, count = piece.count;
+  const Index heads = of.count, head_width = of.width, width = heads * head_width, key_width = width / of.sharing;
+  const Index count = piece.count;
   FIT_COUNT(attention, 4 * width * count);
   FIT_COUNT(executed, 4 * width * count);
   const T scale = static_cast<T>(std::numbers::log2e / std::sqrt(static_cast<double>(head_width)));
   for (Index key = 0; key < count; ++key) {
     for (Index head = 0; head < heads; ++head) {
-      const T *q = piece.q + head * head_width, *k = piece.keys + key * width + head * head_width;
+      const T* q = piece.q + head * head_width;
+      const T* k = piece.keys + key * key_width + head / of.sharing * head_width;
       Batch total(T(0));
       for (Index j = 0; j < head_width; j += w) {
         total = simd::fma(simd::load_part(q + j, head_width - j), simd::load_part(k + j, head_width - j), total);
@@ -79,13 +85,14 @@ void attend_piece(const CachedQuery<T>& piece, Index heads, Index head_width, T*
     const Index together = std::min<Index>(4, count - key);
     for (Index head = 0; head < heads; ++head) {
       const T* weight = scores + head * cached_piece + key;
-      for (Index j = head * head_width; j < (head + 1) * head_width; j += w) {
-        const Index part = (head + 1) * head_width - j;
-        Batch mixed = simd::load_part(to.mixed + j, part);
+      const T* values = piece.values + key * key_width + head / of.sharing * head_width;
+      T* to_mixed = to.mixed + head * head_width;
+      for (Index j = 0; j < head_width; j += w) {
+        Batch mixed = simd::load_part(to_mixed + j, head_width - j);
         for (Index i = 0; i < together; ++i) {
-          mixed = simd::fma(Batch(weight[i]), simd::load_part(piece.values + (key + i) * width + j, part), mixed);
+          mixed = simd::fma(Batch(weight[i]), simd::load_part(values + i * key_width + j, head_width - j), mixed);
         }
-        simd::store_part(to.mixed + j, mixed, part);
+        simd::store_part(to_mixed + j, mixed, head_width - j);
       }
     }
   }
@@ -98,9 +105,10 @@ void attend_piece(const CachedQuery<T>& piece, Index heads, Index head_width, T*
 /// order: after Sanovar et al., arXiv 2405.10480, and "Flash-Decoding for long-context inference" (Dao et al., 2023).
 /// A query without keys gets zeros.
 template <class T>
-void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Index head_width, Workspace& workspace) {
+void cached_attention(std::span<const CachedQuery<T>> queries, const CachedHeads& of, Workspace& workspace) {
   using detail::cached_piece, detail::PartialAttention;
-  FIT_ASSERT(heads >= 0 && head_width >= 1);
+  const Index heads = of.count, head_width = of.width;
+  FIT_ASSERT(heads >= 0 && head_width >= 1 && of.sharing >= 1 && heads % of.sharing == 0);
   for (const auto& query : queries) {
     FIT_ASSERT(query.count >= 0);
     FIT_ASSERT(heads == 0 || query.o);
@@ -125,10 +133,10 @@ void cached_attention(std::span<const CachedQuery<T>> queries, Index heads, Inde
     for (const auto& query : queries) {
       const Index own = pieces_of(query);
       for (Index piece = std::max(first, at); piece < std::min(last, at + own); ++piece) {
-        const Index key = (piece - at) * cached_piece, offset = key * heads * head_width;
+        const Index key = (piece - at) * cached_piece, offset = key * (heads / of.sharing) * head_width;
         detail::attend_piece<T>(
-            {query.q, query.keys + offset, query.values + offset, std::min(cached_piece, query.count - key)}, heads,
-            head_width, scores + lane * scratch, PartialAttention<T>(partial + piece * size, heads));
+            {query.q, query.keys + offset, query.values + offset, std::min(cached_piece, query.count - key)}, of,
+            scores + lane * scratch, PartialAttention<T>(partial + piece * size, heads));
       }
       at += own;
     }

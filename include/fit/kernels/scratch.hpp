@@ -70,16 +70,22 @@ constexpr Index column_sums_size(Index rows, Index columns) {
 inline constexpr Index layer_norm_block = 64;
 
 /// Attention of many heads over many sequences. Queries, and what comes out, are [sequences, queries, heads *
-/// head_width], keys and values [sequences, keys, heads * head_width].
+/// head_width], keys and values [sequences, keys, heads / sharing * head_width]: each of their heads serves `sharing`
+/// heads of queries that follow each other (Ainslie et al., arXiv 2305.13245, section 2.2).
 struct AttentionShape {
   Index sequences = 0, queries = 0, keys = 0, heads = 0, head_width = 0;
   Mask mask = {};
   Dropout dropout = {};  // on the weights, which are numbered as [sequences, heads, queries, keys]
+  Index sharing = 1;
 
   constexpr Index width() const { return heads * head_width; }
-  /// Where a head, one of all [sequences, heads], begins in [sequences, rows, width]; its rows are width() apart.
-  constexpr Index offset(Index head, Index rows) const {
-    return head / heads * rows * width() + head % heads * head_width;
+  constexpr Index key_heads() const { return heads / sharing; }
+  constexpr Index key_width() const { return key_heads() * head_width; }
+  /// Where a head, one of all [sequences, heads], begins in [sequences, queries, width]; its rows are width() apart.
+  constexpr Index offset(Index head) const { return head / heads * queries * width() + head % heads * head_width; }
+  /// The same of a head of keys and values, one of all [sequences, key_heads], in [sequences, keys, key_width].
+  constexpr Index key_offset(Index head) const {
+    return head / key_heads() * keys * key_width() + head % key_heads() * head_width;
   }
   /// Scores are q . k times this.
   double scale() const { return 1.0 / std::sqrt(static_cast<double>(head_width)); }
@@ -174,20 +180,20 @@ constexpr Index attention_pieces(const AttentionShape& shape) {
   return shape.sequences * shape.heads * ((shape.queries + group - 1) / group);
 }
 
-/// The same of the way back, on so many threads. Heads by themselves are the least work, but there may be too few of
-/// them: then the gradients of a block of keys are a piece, and those of a group of queries another one, for which
-/// scores are computed once more, 7 products instead of 5. Sums have the same order in both.
+/// The same of the way back, on so many threads. Heads of keys by themselves are the least work, but there may be too
+/// few of them: then the gradients of a block of keys are a piece, and those of a group of queries another one, for
+/// which scores are computed once more, 7 products instead of 5. Sums have the same order in both.
 template <class T>
 struct AttentionBackwardPieces {
-  Index heads, blocks, groups;  ///< blocks of keys and groups of queries that a head is cut in
+  Index heads, blocks, groups;  ///< blocks of keys, and groups of queries that share them, that a head is cut in
   bool whole;                   ///< heads by themselves
 
   constexpr AttentionBackwardPieces(const AttentionShape& shape, int threads) {
     using Scratch = detail::AttentionBackwardScratch<T>;
     const Index group = Scratch::group(shape);
-    heads = shape.sequences * shape.heads;
+    heads = shape.sequences * shape.key_heads();
     blocks = (shape.keys + Scratch::key_block - 1) / Scratch::key_block;
-    groups = (shape.queries + group - 1) / group;
+    groups = (shape.queries + group - 1) / group * shape.sharing;
     const Index lanes = std::max(1, threads), rounds = (heads + lanes - 1) / lanes;
     whole = 7 * heads >= 5 * rounds * lanes || blocks + groups <= 2;
   }

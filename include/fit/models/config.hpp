@@ -32,6 +32,8 @@ constexpr void visit_common(auto&& f, auto&... c) {
   f("latent_dim", c.latent_dim...);
   f("data_heads", c.data_heads...);
   f("latent_heads", c.latent_heads...);
+  f("data_key_heads", c.data_key_heads...);
+  f("latent_key_heads", c.latent_key_heads...);
   f("mlp_ratio", c.mlp_ratio...);
   f("data_positions", c.data_positions...);
   f("latent_positions", c.latent_positions...);
@@ -50,7 +52,9 @@ struct EncoderConfig {
   int latent_dim = 0;  ///< E, width of latents
   int data_heads = 0;
   int latent_heads = 0;
-  int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
+  int data_key_heads = 0;    ///< heads of the keys and values of local blocks; 0 for as many as data_heads
+  int latent_key_heads = 0;  ///< heads of the keys and values of global blocks; 0 for as many as latent_heads
+  int mlp_ratio = 4;         ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
   Positions latent_positions = Positions::learned;  ///< not sin_cos_2d; with fit::any not learned
   LatentMask mask = LatentMask::none;
@@ -81,7 +85,9 @@ struct DiffusionConfig {
   int latent_dim = 0;  ///< E, width of latents; a multiple of 4
   int data_heads = 0;
   int latent_heads = 0;
-  int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
+  int data_key_heads = 0;    ///< heads of the keys and values of local blocks; 0 for as many as data_heads
+  int latent_key_heads = 0;  ///< heads of the keys and values of global blocks; 0 for as many as latent_heads
+  int mlp_ratio = 4;         ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
   Positions latent_positions = Positions::learned;  ///< not sin_cos_2d; with fit::any not learned
   LatentMask mask = LatentMask::none;
@@ -118,7 +124,9 @@ struct AutoregressiveConfig {
   int latent_dim = 0;  ///< E, width of latents
   int data_heads = 0;
   int latent_heads = 0;
-  int mlp_ratio = 4;  ///< hidden width of the MLPs over their width
+  int data_key_heads = 0;    ///< heads of the keys and values of local blocks; 0 for as many as data_heads
+  int latent_key_heads = 0;  ///< heads of the keys and values of global blocks; 0 for as many as latent_heads
+  int mlp_ratio = 4;         ///< hidden width of the MLPs over their width
   Positions data_positions = Positions::learned;
   Positions latent_positions = Positions::learned;  ///< not sin_cos_2d, sin_cos_grid; with fit::any not learned
   int vocabulary = 0;                               ///< V, ids are 0 .. V-1
@@ -155,7 +163,9 @@ inline std::string text_of(Positions value) {
 }  // namespace detail
 
 template <class Config>
-ConfigFields fields_of(const Config& config) {
+ConfigFields fields_of(Config config) {
+  if (config.data_key_heads == config.data_heads) config.data_key_heads = 0;
+  if (config.latent_key_heads == config.latent_heads) config.latent_key_heads = 0;
   ConfigFields fields{{"kind", Config::kind}};
   Config::visit([&](const char* name, const auto& value) { fields.emplace_back(name, detail::text_of(value)); },
                 config);
@@ -182,7 +192,8 @@ constexpr Index logit_rows(Index vocabulary) { return std::clamp<Index>((Index{1
 /// What the three models' trunk needs to know of a configuration: no counts, which come with each pass.
 struct TrunkConfig {
   Layers layers;
-  int data_dim = 0, latent_dim = 0, data_heads = 0, latent_heads = 0, mlp_ratio = 0;
+  int data_dim = 0, latent_dim = 0, data_heads = 0, latent_heads = 0, data_key_heads = 0, latent_key_heads = 0;
+  int mlp_ratio = 0;
   LatentMask mask = LatentMask::none;
   bool local_attention = true, cross_mlp = false, cross_context_norm = true;
   bool conditioned = false;     ///< latents attend to a condition after they have read
@@ -190,6 +201,9 @@ struct TrunkConfig {
 
   constexpr int cross_dim() const { return std::min(data_dim, latent_dim); }
   constexpr int cross_heads() const { return std::min(data_heads, latent_heads); }
+  /// Widths of the keys and values of local and of global blocks.
+  constexpr int data_key_dim() const { return data_dim / data_heads * data_key_heads; }
+  constexpr int latent_key_dim() const { return latent_dim / latent_heads * latent_key_heads; }
   /// Of the local blocks.
   constexpr kernels::Mask data_mask() const { return autoregressive ? kernels::Mask::causal() : kernels::Mask::none(); }
   /// Of the global blocks, over groups of so many latents.
@@ -201,7 +215,14 @@ struct TrunkConfig {
 /// What a model has no field for keeps its default.
 template <class Config>
 constexpr TrunkConfig trunk_of(const Config& c) {
-  TrunkConfig trunk{c.layers, c.data_dim, c.latent_dim, c.data_heads, c.latent_heads, c.mlp_ratio};
+  TrunkConfig trunk{.layers = c.layers,
+                    .data_dim = c.data_dim,
+                    .latent_dim = c.latent_dim,
+                    .data_heads = c.data_heads,
+                    .latent_heads = c.latent_heads,
+                    .data_key_heads = c.data_key_heads > 0 ? c.data_key_heads : c.data_heads,
+                    .latent_key_heads = c.latent_key_heads > 0 ? c.latent_key_heads : c.latent_heads,
+                    .mlp_ratio = c.mlp_ratio};
   if constexpr (std::is_same_v<Config, AutoregressiveConfig>) {
     trunk.mask = LatentMask::causal;
     trunk.autoregressive = true;
@@ -233,6 +254,10 @@ constexpr bool check_common() {
                 "fit: config.data_dim must be a multiple of config.data_heads");
   static_assert(config.latent_dim % std::max(1, config.latent_heads) == 0,
                 "fit: config.latent_dim must be a multiple of config.latent_heads");
+  static_assert(config.data_key_heads >= 0 && config.data_heads % std::max(1, config.data_key_heads) == 0,
+                "fit: config.data_heads must be a multiple of config.data_key_heads, or that be 0");
+  static_assert(config.latent_key_heads >= 0 && config.latent_heads % std::max(1, config.latent_key_heads) == 0,
+                "fit: config.latent_heads must be a multiple of config.latent_key_heads, or that be 0");
   static_assert(
       std::min(config.data_dim, config.latent_dim) % std::max(1, std::min(config.data_heads, config.latent_heads)) == 0,
       "fit: the width of read and write, the smaller of config.data_dim and config.latent_dim, must be a "

@@ -26,13 +26,14 @@ template <class T, TrunkConfig c>
 struct Stage {
   static constexpr nn::CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
   static constexpr nn::CrossOptions conditioning{c.cross_context_norm, 0};
-  using Local = nn::Block<T, c.data_dim, c.local_attention ? c.data_heads : 0, c.mlp_ratio>;
+  using Local = nn::Block<T, c.data_dim, c.local_attention ? c.data_heads : 0, c.mlp_ratio,
+                          c.local_attention ? c.data_key_heads : 0>;
   using Condition = nn::Cross<T, c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, conditioning>;
 
   std::vector<Local> local;
   std::optional<nn::Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads(), cross>> read;
   If<c.conditioned, std::optional<Condition>> condition;
-  std::vector<nn::Block<T, c.latent_dim, c.latent_heads, c.mlp_ratio>> global;
+  std::vector<nn::Block<T, c.latent_dim, c.latent_heads, c.mlp_ratio, c.latent_key_heads>> global;
   std::optional<nn::Cross<T, c.data_dim, c.latent_dim, c.cross_dim(), c.cross_heads(), cross>> write;
 
   static void visit(auto&& f, auto&... p) {

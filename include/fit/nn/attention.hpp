@@ -12,13 +12,18 @@ inline namespace FIT_ABI {
 namespace nn {
 
 /// Queries from one set of tokens, keys and values from another: affine maps to Width, softmax attention in Heads
-/// heads, affine map back to the queries' width. Vaswani et al., arXiv 1706.03762, section 3.2.
-template <class T, int QueryDim, int ContextDim, int Width, int Heads>
+/// heads, affine map back to the queries' width. Vaswani et al., arXiv 1706.03762, section 3.2. With fewer KeyHeads,
+/// keys and values have these, and each serves as many heads of queries: Ainslie et al., arXiv 2305.13245, section 2.2.
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, int KeyHeads = Heads>
 struct Attention {
   static_assert(Width % Heads == 0, "fit: the width of an attention must be a multiple of its heads");
+  static_assert(Heads % KeyHeads == 0, "fit: the heads of an attention must be a multiple of its key heads");
+
+  static constexpr int key_width = Width / Heads * KeyHeads;
+  static constexpr kernels::CachedHeads heads{Heads, Width / Heads, Heads / KeyHeads};
 
   Linear<T, Width, QueryDim> query;
-  Linear<T, Width, ContextDim> key, value;
+  Linear<T, key_width, ContextDim> key, value;
   Linear<T, QueryDim, Width> output;
 
   static void visit(auto&& f, auto&... p) {
@@ -52,16 +57,17 @@ struct AttentionRecord {
 
 /// residual [sequences, queries, QueryDim] += path * Attention(input, context), input shaped as the residual, context
 /// [sequences, keys, ContextDim], which may be the input.
-template <class T, int QueryDim, int ContextDim, int Width, int Heads>
-void forward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* input, const T* context, T* residual,
-             const AttentionLengths& lengths, const PathScale<T>& path, const kernels::Dropout& dropout, Tape& tape) {
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, int KeyHeads>
+void forward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& p, const T* input, const T* context,
+             T* residual, const AttentionLengths& lengths, const PathScale<T>& path, const kernels::Dropout& dropout,
+             Tape& tape) {
   const auto start = tape.mark();
   const kernels::AttentionShape shape{lengths.sequences, lengths.queries, lengths.keys, Heads,
-                                      Width / Heads,     lengths.mask,    dropout};
+                                      Width / Heads,     lengths.mask,    dropout,      Heads / KeyHeads};
   const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
   T* q = tape.allocate<T>(rows * Width);
-  T* k = tape.allocate<T>(context_rows * Width);
-  T* v = tape.allocate<T>(context_rows * Width);
+  T* k = tape.allocate<T>(context_rows * p.key_width);
+  T* v = tape.allocate<T>(context_rows * p.key_width);
   T* mixed = tape.allocate<T>(rows * Width);
   T* log_sum = tape.recording() ? tape.allocate<T>(rows * Heads) : nullptr;
   const kernels::AttentionTensors<T> tensors{q, k, v, mixed, log_sum};
@@ -75,18 +81,19 @@ void forward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T*
 
 /// Writes input_gradient and context_gradient, and adds to `gradient`. When forward's context was its input,
 /// input_gradient gets both and context_gradient is left alone.
-template <class T, int QueryDim, int ContextDim, int Width, int Heads>
-void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* residual_gradient, T* input_gradient,
-              T* context_gradient, Attention<T, QueryDim, ContextDim, Width, Heads>& gradient,
-              const AttentionLengths& lengths, Tape& tape) {
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, int KeyHeads>
+void backward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& p, const T* residual_gradient,
+              T* input_gradient, T* context_gradient,
+              Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& gradient, const AttentionLengths& lengths,
+              Tape& tape) {
   const auto saved = tape.pop<detail::AttentionRecord<T>>();
   const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
   const T* branch = branch_gradient(saved->path, residual_gradient, rows, Index{QueryDim}, tape);
   // Its last reader is done before the input's gradient is written.
   T* mixed = Width == QueryDim ? input_gradient : tape.scratch<T>(rows * Width);
   T* q = tape.scratch<T>(rows * Width);
-  T* k = tape.scratch<T>(context_rows * Width);
-  T* v = tape.scratch<T>(context_rows * Width);
+  T* k = tape.scratch<T>(context_rows * p.key_width);
+  T* v = tape.scratch<T>(context_rows * p.key_width);
   kernels::multiply({input_product(p.output.weight, branch, mixed, rows),
                      weight_product<T>(gradient.output.weight, saved->tensors.o, branch, rows)},
                     tape);
@@ -114,36 +121,37 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T
 
 /// Attention of new rows to themselves and to those before them, whose keys and values join the caches: input and
 /// residual hold the rows of each sequence in turn.
-template <class T, int Dim, int Width, int Heads>
-void step(const Attention<T, Dim, Dim, Width, Heads>& p, const T* input, T* residual,
+template <class T, int Dim, int Width, int Heads, int KeyHeads>
+void step(const Attention<T, Dim, Dim, Width, Heads, KeyHeads>& p, const T* input, T* residual,
           std::span<const CachedRows<T>> sequences, const kernels::Mask& mask, const StepKernels<T>& with, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   const Index rows = rows_of(sequences);
-  T *q = tape.scratch<T>(rows * Width), *k = tape.scratch<T>(rows * Width);
-  T *v = tape.scratch<T>(rows * Width), *mixed = tape.scratch<T>(rows * Width);
+  T *q = tape.scratch<T>(rows * Width), *mixed = tape.scratch<T>(rows * Width);
+  T *k = tape.scratch<T>(rows * p.key_width), *v = tape.scratch<T>(rows * p.key_width);
   with.multiply({output_product(p.query, input, q, rows), output_product(p.key, input, k, rows),
                  output_product(p.value, input, v, rows)},
                 tape);
   const T *new_keys = k, *new_values = v;
   for (const CachedRows<T>& s : sequences) {
-    std::copy_n(new_keys, s.rows * Width, s.keys_cache + (s.keys - s.rows) * Width);
-    std::copy_n(new_values, s.rows * Width, s.values_cache + (s.keys - s.rows) * Width);
-    new_keys += s.rows * Width;
-    new_values += s.rows * Width;
+    const Index size = s.rows * p.key_width, place = (s.keys - s.rows) * p.key_width;
+    std::copy_n(new_keys, size, s.keys_cache + place);
+    std::copy_n(new_values, size, s.values_cache + place);
+    new_keys += size;
+    new_values += size;
   }
-  attend(sequences, q, mixed, Heads, Width / Heads, mask, with, tape);
+  attend(sequences, q, mixed, p.heads, mask, with, tape);
   with.multiply({residual_product<T>(p.output, mixed, residual, rows)}, tape);
 }
 
 /// Attention to what the caches hold already.
-template <class T, int QueryDim, int ContextDim, int Width, int Heads>
-void step_queries(const Attention<T, QueryDim, ContextDim, Width, Heads>& p, const T* input, T* residual,
+template <class T, int QueryDim, int ContextDim, int Width, int Heads, int KeyHeads>
+void step_queries(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& p, const T* input, T* residual,
                   std::span<const CachedRows<T>> sequences, const StepKernels<T>& with, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   const Index rows = rows_of(sequences);
   T *q = tape.scratch<T>(rows * Width), *mixed = tape.scratch<T>(rows * Width);
   with.multiply({output_product(p.query, input, q, rows)}, tape);
-  attend(sequences, q, mixed, Heads, Width / Heads, kernels::Mask::none(), with, tape);
+  attend(sequences, q, mixed, p.heads, kernels::Mask::none(), with, tape);
   with.multiply({residual_product<T>(p.output, mixed, residual, rows)}, tape);
 }
 

@@ -16,10 +16,10 @@ namespace nn {
 
 /// A pre-norm transformer block, local or global: x += Attention(Norm(x), Norm(x)), unless it has 0 heads, and
 /// x += MLP(Norm(x)).
-template <class T, int Width, int Heads, int Ratio>
+template <class T, int Width, int Heads, int Ratio, int KeyHeads = Heads>
 struct Block {
   If<(Heads > 0), LayerNorm<T, Width>> attention_norm;
-  If<(Heads > 0), Attention<T, Width, Width, Width, std::max(1, Heads)>> attention;
+  If<(Heads > 0), Attention<T, Width, Width, Width, std::max(1, Heads), std::max(1, KeyHeads)>> attention;
   ResidualMLP<T, Width, Ratio> residual_mlp;
 
   static void visit(auto&& f, auto&... p) {
@@ -53,9 +53,9 @@ void forward_rows(const ResidualMLP<T, Width, Ratio>& p, T* x, Index first, Inde
 
 /// x [sequences, length, Width] in place; each sequence by itself, under the mask. With `again`, for its records alone:
 /// x is left as the MLP's input, which must stay until the way back, where the MLP runs some rows at a time.
-template <class T, int Width, int Heads, int Ratio>
-void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Index length, const kernels::Mask& mask,
-             Draws draws, Tape& tape, bool again = false) {
+template <class T, int Width, int Heads, int Ratio, int KeyHeads>
+void forward(const Block<T, Width, Heads, Ratio, KeyHeads>& p, T* x, Index sequences, Index length,
+             const kernels::Mask& mask, Draws draws, Tape& tape, bool again = false) {
   FIT_ASSERT(!again || tape.recording());
   const auto start = tape.mark();
   const Index rows = sequences * length;
@@ -78,9 +78,9 @@ void forward(const Block<T, Width, Heads, Ratio>& p, T* x, Index sequences, Inde
 }
 
 /// The gradient of x in place; adds to `gradient`.
-template <class T, int Width, int Heads, int Ratio>
-void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Width, Heads, Ratio>& gradient,
-              Index sequences, Index length, Tape& tape) {
+template <class T, int Width, int Heads, int Ratio, int KeyHeads>
+void backward(const Block<T, Width, Heads, Ratio, KeyHeads>& p, T* x_gradient,
+              Block<T, Width, Heads, Ratio, KeyHeads>& gradient, Index sequences, Index length, Tape& tape) {
   const auto saved = tape.pop<detail::BlockRecord<T>>();
   const Index rows = sequences * length, piece = mlp_rows(sequences, length);
   for (Index end = rows; end > 0;) {
@@ -101,8 +101,8 @@ void backward(const Block<T, Width, Heads, Ratio>& p, T* x_gradient, Block<T, Wi
 }
 
 /// x [rows of each sequence in turn, Width] in place; keys and values of the rows join the caches.
-template <class T, int Width, int Heads, int Ratio>
-void step(const Block<T, Width, Heads, Ratio>& p, T* x, std::span<const CachedRows<T>> sequences,
+template <class T, int Width, int Heads, int Ratio, int KeyHeads>
+void step(const Block<T, Width, Heads, Ratio, KeyHeads>& p, T* x, std::span<const CachedRows<T>> sequences,
           const kernels::Mask& mask, const StepKernels<T>& with, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   const Index rows = rows_of(sequences);

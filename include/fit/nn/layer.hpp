@@ -50,7 +50,7 @@ namespace nn {
 /// Rows that a step takes of one sequence, and its cache, in which they see `keys` rows.
 template <class T>
 struct CachedRows {
-  T *keys_cache, *values_cache;  // [at least `keys`, width]
+  T *keys_cache, *values_cache;  // [at least `keys`, width of keys]
   Index keys;                    // with the step's own rows, where it adds some
   Index rows = 1;
 };
@@ -75,13 +75,13 @@ struct StepKernels {
   bool single_queries = false;  // attention by cached_attention(), of one row of each sequence
 };
 
-/// mixed [rows, heads * head_width] = attention of the queries q, shaped alike, of each sequence in turn over its
+/// mixed [rows, width of all heads] = attention of the queries q, shaped alike, of each sequence in turn over its
 /// cache. A causal mask counts back from the last of the keys.
 template <class T>
-void attend(std::span<const CachedRows<T>> sequences, const T* q, T* mixed, Index heads, Index head_width,
+void attend(std::span<const CachedRows<T>> sequences, const T* q, T* mixed, const kernels::CachedHeads& heads,
             const kernels::Mask& mask, const StepKernels<T>& with, Workspace& workspace) {
   const Arena::Scope scope(workspace.arena());
-  const Index width = heads * head_width;
+  const Index width = heads.count * heads.width;
   if (with.single_queries) {
     auto* queries = workspace.arena().allocate<kernels::CachedQuery<T>>(static_cast<Index>(sequences.size()));
     for (std::size_t i = 0; i < sequences.size(); ++i) {
@@ -91,13 +91,13 @@ void attend(std::span<const CachedRows<T>> sequences, const T* q, T* mixed, Inde
       queries[i] = {q + row, s.keys_cache, s.values_cache, s.keys, mixed + row};
     }
     return kernels::cached_attention(std::span<const kernels::CachedQuery<T>>(queries, sequences.size()), heads,
-                                     head_width, workspace);
+                                     workspace);
   }
   for (const CachedRows<T>& s : sequences) {
     auto own = mask;
     own.offset = std::max<Index>(0, s.keys - s.rows);  // a context may be shorter than the rows
-    kernels::attention<T>({1, s.rows, s.keys, heads, head_width, own}, {q, s.keys_cache, s.values_cache, mixed},
-                          workspace);
+    kernels::attention<T>({1, s.rows, s.keys, heads.count, heads.width, own, {}, heads.sharing},
+                          {q, s.keys_cache, s.values_cache, mixed}, workspace);
     q += s.rows * width;
     mixed += s.rows * width;
   }

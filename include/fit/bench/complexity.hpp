@@ -38,7 +38,7 @@ struct Point {
   Pass pass = Pass::forward;
   Index length = 0;
   Sizes sizes = {};
-  double seconds = 0;  ///< the median of several runs, where there was time for them
+  double seconds = 0;  ///< the median of several runs, where there was time for them, the first one not counted
   Flops flops = {};
   double share = 0;  ///< flops.total() a second, over the measured peak
   Index bytes = 0;
@@ -106,19 +106,19 @@ inline double seconds_of(Job& job) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// The median of a few runs, without the first, which brings memory in; of the first alone where another one would take
-/// too long. Negative when there was none.
+/// The median of a few runs that take `most` seconds together, or of one. Another one before them, which is not
+/// counted, brings memory in. Negative when it was stopped before there was one.
 inline double median_seconds(Job& job, double most, const std::function<bool()>& stop) {
+  const auto stopped = [&] { return stop && stop(); };
   std::vector<double> times;
   double spent = 0;
-  while (!stop || !stop()) {
+  if (!stopped()) job.run();
+  while (!stopped()) {
     times.push_back(seconds_of(job));
     spent += times.back();
-    const bool room = spent + times.back() < most;
-    if (!room || (times.size() >= 4 && spent > most / 50)) break;
+    if (spent + times.back() >= most || (times.size() >= 3 && spent > most / 50)) break;
   }
   if (times.empty()) return -1;
-  if (times.size() > 1) times.erase(times.begin());
   const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
   std::nth_element(times.begin(), middle, times.end());
   return *middle;

@@ -157,8 +157,9 @@ class AttentionJob final : public Job {
 template <class Network, class T>
 class NetworkJob final : public Job {
  public:
-  NetworkJob(const Sizes& sizes, Pass pass, const TrainingOptions& options, Executor& executor)
+  NetworkJob(const Sizes& sizes, Pass pass, const TrainingOptions& options, const TapeBytes& bytes, Executor& executor)
       : sizes_(sizes), options_(options), tape_(executor), input_(Network::input(sizes)) {
+    tape_.reserve(bytes);
     nn::initialise(network_, Random(7));
     if (pass == Pass::forward_backward) gradient_ = std::make_unique<Network>();
   }
@@ -203,6 +204,13 @@ Cost cost_at(const Sizes& sizes, Pass pass, const TrainingOptions& options, int 
                     {.training = pass == Pass::forward_backward, .options = options, .threads = threads});
 }
 
+/// Reserves what the whole model takes, which is a little more than its stages do.
+template <class Network, auto config, class T>
+std::unique_ptr<Job> network_job(const Sizes& sizes, Pass pass, const TrainingOptions& options, Executor& executor) {
+  const TapeBytes bytes = cost_at<config, T>(sizes, pass, options, executor.lanes()).arenas;
+  return std::make_unique<NetworkJob<Network, T>>(sizes, pass, options, bytes, executor);
+}
+
 }  // namespace detail
 
 /// The attention kernels' calls of a configuration.
@@ -232,7 +240,7 @@ Task layer_task(const TrainingOptions& options = {}) {
     return expected;
   };
   task.prepare = [options](const Sizes& sizes, Pass pass, Executor& executor) -> std::unique_ptr<Job> {
-    return std::make_unique<detail::NetworkJob<detail::StagesNetwork<config, T>, T>>(sizes, pass, options, executor);
+    return detail::network_job<detail::StagesNetwork<config, T>, config, T>(sizes, pass, options, executor);
   };
   return task;
 }
@@ -247,7 +255,7 @@ Task model_task(const TrainingOptions& options = {}) {
   };
   task.prepare = [options](const Sizes& sizes, Pass pass, Executor& executor) -> std::unique_ptr<Job> {
     using Network = typename decltype(detail::model_network<T, config>())::type;
-    return std::make_unique<detail::NetworkJob<Network, T>>(sizes, pass, options, executor);
+    return detail::network_job<Network, config, T>(sizes, pass, options, executor);
   };
   return task;
 }

@@ -119,7 +119,8 @@ void drop_out(const AttentionShape& shape, Index head, Index first, Index rows, 
 /// much as doing it.
 template <class Body>
 void for_heads(Index tasks, const AttentionShape& shape, Executor& executor, Body&& body) {
-  const Index together = std::max<Index>(1, 8192 / std::max<Index>(1, shape.queries * shape.keys));
+  const Index rows = shape.queries + shape.keys, work = shape.queries * shape.keys + 16 * rows;
+  const Index together = std::max<Index>(1, 8192 / std::max<Index>(1, work));
   executor.parallel_for((tasks + together - 1) / together, [&](Index group, int lane) {
     for (Index task = group * together; task < std::min(tasks, (group + 1) * together); ++task) body(task, lane);
   });

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 #include <numbers>
+#include <utility>
 
 #include <fit/kernels/attention.hpp>
 
@@ -54,15 +55,25 @@ void multiply_rows(Index high, Index wide, Index deep, const Operand<T>& a, cons
   }
 }
 
-/// Weights and gradients of scores of a panel of queries, first .. first + rows - 1, against keys key .. key + count -
-/// 1, the beginning of at.keys: transposed as forward, in columns column .. of at.weights and at.scores.
+/// A block of keys and values, key .. key + count - 1, and where their gradients are summed up, rows `row` apart.
+template <class T>
+struct KeyBlock {
+  Index key, count, row;
+  const T *keys, *values;
+  T *key_gradient, *value_gradient;
+  bool begun = false;  ///< whether there are sums yet
+};
+
+/// Weights and gradients of scores of a panel of queries, first .. first + rows - 1, against the first `count` keys of
+/// a block: transposed as forward, in columns column .. of at.weights and at.scores.
 template <class T, int Vectors>
 void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head,
-                     Index first, Index rows, Index key, Index count, Index column, [[maybe_unused]] Index flops) {
+                     const KeyBlock<T>& block, Index first, Index rows, Index count, Index column,
+                     [[maybe_unused]] Index flops) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>, panel = Vectors * w;
   const AttentionTensors<T>& of = head.of;
-  const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
+  const Index width = shape.width(), depth = shape.head_width, key = block.key;
   const Index apart = AttentionBackwardScratch<T>::group(shape);
   const T* o_gradient = head.gradients.o + first * width;
   T *const weights = at.weights + column, *const scores = at.scores + column;
@@ -78,8 +89,8 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
     }
     by_query[i] = simd::sum(dot);
   }
-  multiply_rows(count, panel, depth, {at.keys, row, 1}, at.queries_transposed, panel, weights, apart, false);
-  multiply_rows(count, panel, depth, {at.values, row, 1}, at.gradient_transposed, panel, scores, apart, false);
+  multiply_rows(count, panel, depth, {block.keys, block.row, 1}, at.queries_transposed, panel, weights, apart, false);
+  multiply_rows(count, panel, depth, {block.values, block.row, 1}, at.gradient_transposed, panel, scores, apart, false);
   hide_unseen<T, Vectors>(shape, first, rows, key, count, weights, apart, flops);
   const auto each = [&](auto&& body) {
     for (int v = 0; v < Vectors; ++v) {
@@ -118,35 +129,57 @@ struct GradientPart {
   bool of_keys, of_queries;
 };
 
-/// One head over a block of keys, key .. key + count - 1, which at.keys and at.values hold.
+/// Whether rows are read, and gradients summed up, where they are: a single group of queries does not come back to few
+/// keys often enough for copies next to each other to be worth it.
+template <class T>
+bool in_place(const AttentionShape& shape) {
+  constexpr Index most = AttentionBackwardScratch<T>::panels * panel_width<T>;
+  return std::max(shape.queries, shape.keys) <= most && shape.head_width % simd::width<T> == 0;
+}
+
+/// One head over a block of keys.
 template <class T>
 void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head,
-                     const GradientPart& part, Index key, Index count) {
+                     const GradientPart& part, KeyBlock<T>& block) {
   const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
-  const Index group = AttentionBackwardScratch<T>::group(shape);
+  const Index group = AttentionBackwardScratch<T>::group(shape), key = block.key;
+  const bool direct = in_place<T>(shape);
   const Index first_seeing = shape.mask.first_query(key) / group * group;
   for (Index first = std::max(part.query, first_seeing); first < part.query_end; first += group) {
     const Index rows = std::min(group, shape.queries - first);
-    const Index seen = std::min(count, shape.mask.visible_keys(first + rows - 1, shape.keys) - key);
+    const Index seen = std::min(block.count, shape.mask.visible_keys(first + rows - 1, shape.keys) - key);
     if (seen <= 0) continue;
     FIT_COUNT(executed, (part.of_keys && part.of_queries ? 10 : part.of_keys ? 8 : 6) * depth * seen * rows);
     for (Index i = 0; i < rows; i += panel_width<T>) {
       const Index down = std::min(panel_width<T>, rows - i), flops = part.of_keys ? 10 : 0;
       if (padded_columns<T>(down) == simd::width<T>) {
-        score_gradients<T, 1>(shape, at, head, first + i, down, key, seen, i, flops);
+        score_gradients<T, 1>(shape, at, head, block, first + i, down, seen, i, flops);
       } else {
-        score_gradients<T, 2>(shape, at, head, first + i, down, key, seen, i, flops);
+        score_gradients<T, 2>(shape, at, head, block, first + i, down, seen, i, flops);
       }
     }
     if (part.of_keys) {
-      copy_rows(rows, depth, head.of.q + first * width, width, at.queries);
-      copy_rows(rows, depth, head.gradients.o + first * width, width, at.gradient);
-      multiply_rows(seen, row, rows, {at.weights, group, 1}, at.gradient, row, at.value_gradient, row, true);
-      multiply_rows(seen, row, rows, {at.scores, group, 1}, at.queries, row, at.key_gradient, row, true);
+      const T *queries = head.of.q + first * width, *gradient = head.gradients.o + first * width;
+      if (!direct) {
+        copy_rows(rows, depth, queries, width, at.queries);
+        copy_rows(rows, depth, gradient, width, at.gradient);
+        queries = at.queries;
+        gradient = at.gradient;
+      }
+      const Index apart = direct ? width : row;
+      multiply_rows(seen, row, rows, {at.weights, group, 1}, gradient, apart, block.value_gradient, block.row,
+                    block.begun);
+      multiply_rows(seen, row, rows, {at.scores, group, 1}, queries, apart, block.key_gradient, block.row, block.begun);
+      if (!block.begun) {
+        for (T* sums : {block.key_gradient, block.value_gradient}) {
+          for (Index i = seen; i < block.count; ++i) std::fill_n(sums + i * block.row, row, T(0));
+        }
+        block.begun = true;
+      }
     }
     if (part.of_queries) {
-      multiply_rows(rows, depth, seen, {at.scores, 1, group}, at.keys, row, head.gradients.q + first * width, width,
-                    key > 0);
+      multiply_rows(rows, depth, seen, {at.scores, 1, group}, block.keys, block.row, head.gradients.q + first * width,
+                    width, key > 0);
     }
   }
 }
@@ -158,20 +191,27 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
   using Scratch = AttentionBackwardScratch<T>;
   const Index width = shape.key_width(), depth = shape.head_width, row = padded_columns<T>(depth);
   const Index to_keys = shape.key_offset(part.head / shape.sharing);
+  const bool direct = in_place<T>(shape);
   for (Index key = part.key; key < part.key_end; key += Scratch::key_block) {
     const Index count = std::min(Scratch::key_block, shape.keys - key), place = to_keys + key * width;
-    copy_rows(count, depth, tensors.k + place, width, at.keys);
-    copy_rows(count, depth, tensors.v + place, width, at.values);
-    if (part.of_keys) {
-      std::fill_n(at.key_gradient, count * row, T(0));
-      std::fill_n(at.value_gradient, count * row, T(0));
+    KeyBlock<T> block{
+        key, count, width, tensors.k + place, tensors.v + place, gradients.k + place, gradients.v + place};
+    if (!direct) {
+      copy_rows(count, depth, block.keys, width, at.keys);
+      copy_rows(count, depth, block.values, width, at.values);
+      block = {key, count, row, at.keys, at.values, at.key_gradient, at.value_gradient};
     }
     for (Index head = part.head; head < part.head_end; ++head) {
-      attend_backward(shape, at, head_of(tensors, gradients, shape, head), part, key, count);
+      attend_backward(shape, at, head_of(tensors, gradients, shape, head), part, block);
     }
     if (!part.of_keys) continue;
-    scale_rows(count, depth, at.key_gradient, row, T(1), gradients.k + place, width);
-    scale_rows(count, depth, at.value_gradient, row, T(1), gradients.v + place, width);
+    for (const auto& [sums, to] : {std::pair{block.key_gradient, gradients.k}, {block.value_gradient, gradients.v}}) {
+      if (!block.begun) {
+        for (Index i = 0; i < count; ++i) std::fill_n(to + place + i * width, depth, T(0));
+      } else if (!direct) {
+        scale_rows(count, depth, sums, row, T(1), to + place, width);
+      }
+    }
   }
 }
 

@@ -76,6 +76,9 @@ void check_reductions() {
   const std::vector<T> random = test::normal_values<T>(static_cast<Index>(w), 3);
   const T once = simd::sum(simd::load(random.data()));
   CHECK(once == simd::sum(simd::load(random.data())));
+  std::vector<T> larger(w);
+  simd::store(larger.data(), simd::max(simd::load(values.data()), simd::load(random.data())));
+  for (std::size_t i = 0; i < w; ++i) CHECK(larger[i] == std::max(values[i], random[i]));
   for (std::size_t at = 0; at < w; ++at) {
     std::vector<T> x(w, T(-7));
     x[at] = T(-2);

@@ -212,7 +212,9 @@ void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace
     }
     const bool enough = blocks >= 4 * executor.lanes() || work < (Index{1} << 18) || executor.lanes() == 1;
     if (enough || (rows == tile_rows<T> && columns == panel_width<T>)) break;
-    (columns > panel_width<T> ? columns : rows) /= 2;
+    // What is packed of a left operand serves all columns of its block.
+    const bool fewer_columns = columns > panel_width<T> && (left == 0 || rows == tile_rows<T>);
+    (fewer_columns ? columns : rows) /= 2;
     rows = std::max<Index>(tile_rows<T>, rows / tile_rows<T> * tile_rows<T>);
   }
   // A task is the same share of every product, so that a thread goes on with the rows it had before.

@@ -259,7 +259,7 @@ int run(const Settings& settings) {
   const Results results = sweep(curves, options);
   if (interrupted) std::printf("\nInterrupted; this is what was measured.\n");
   print_exponents(results);
-  good = files.draw() && good;
+  good = files.write(results) && files.draw() && good;
   return interrupted ? 130 : good ? 0 : 1;
 }
 

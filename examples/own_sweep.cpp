@@ -8,7 +8,7 @@ constexpr fit::EncoderConfig config{
     .layers = "(1)2(1)", .groups = 16, .tokens = 128, .channels = 3, .latents = 4,
     .data_dim = 64, .latent_dim = 128, .data_heads = 2, .latent_heads = 4};
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   const fit::Index longest = argc > 1 ? std::atol(argv[1]) : 16384;
   // Longer sequences have more groups of the same size.
   const auto sizes = [](fit::Index length) {
@@ -21,4 +21,7 @@ int main(int argc, char** argv) {
   fit::bench::write_csv(std::cout, results);
   std::ofstream picture("own_sweep.svg");
   fit::plot::write_svg(picture, fit::bench::figure(results));
+} catch (const fit::Error& error) {
+  std::cerr << error.what() << '\n';
+  return 1;
 }

@@ -152,6 +152,14 @@ inline void check(const Curve& curve, Index length) {
   }
 }
 
+/// The results, shares being of the highest peak that was seen.
+inline Results with_shares(Results results) {
+  for (Point& point : results.points) {
+    point.share = static_cast<double>(point.flops.total()) / point.seconds / results.peak;
+  }
+  return results;
+}
+
 }  // namespace detail
 
 /// A configuration of the user's own: its attention, and the whole model, trained with these options. `sizes` takes the
@@ -187,9 +195,11 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
   for (const Curve& curve : curves) {
     for (const Task& task : curve.tasks) {
       for (const Pass pass : task.passes) {
+        // A neighbour on the machine can hide a part of the peak, and then leave it alone.
+        results.peak = std::max(results.peak, measure_peak(executor));
         double rate = results.peak / 4, memory_ratio = 1;
         for (const Index length : options.lengths) {
-          if (options.stop && options.stop()) return results;
+          if (options.stop && options.stop()) return detail::with_shares(std::move(results));
           Point point{.curve = curve.name,
                       .work = task.work,
                       .width = task.width,
@@ -205,7 +215,7 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
             try {
               const auto job = task.prepare(point.sizes, pass, executor);
               point.seconds = detail::median_seconds(*job, options.seconds, options.stop);
-              if (point.seconds < 0) return results;
+              if (point.seconds < 0) return detail::with_shares(std::move(results));
               point.bytes = job->bytes();
               point.estimated = false;
               rate = flops / point.seconds;
@@ -224,7 +234,7 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
       }
     }
   }
-  return results;
+  return detail::with_shares(std::move(results));
 }
 
 }  // namespace bench

@@ -268,7 +268,7 @@ int run(const Settings& settings) {
 int main(int argc, char** argv) {
   Settings settings;
   CLI::App app("Time, operations and memory of attention, layers and models against the length of the sequence");
-  auto* quick = app.add_flag("--quick", settings.quick, "a minute: four curves, 0.8 seconds a point");
+  auto* quick = app.add_flag("--quick", settings.quick, "a minute: four curves, 0.5 seconds a point");
   app.add_flag("--full", settings.full, "half an hour: causal masks too, 10 seconds a point")->excludes(quick);
   app.add_option("--seconds", settings.seconds, "for a point, 15 by default; what would take longer is estimated");
   app.add_option("--threads", settings.threads, "to run on");
@@ -298,7 +298,7 @@ int main(int argc, char** argv) {
   app.add_option("--png", settings.png, "the same by rsvg-convert or inkscape")->needs(svg);
   CLI11_PARSE(app, argc, argv);
   if (settings.quick) {
-    if (app.count("--seconds") == 0) settings.seconds = 0.8;
+    if (app.count("--seconds") == 0) settings.seconds = 0.5;
     if (curves->count() == 0) settings.curves = {"full", "local", "fit", "latents"};
   }
   if (settings.full) {

@@ -13,11 +13,12 @@ set(training_may ${lower})
 set(diffusion_may ${lower} training)
 set(generation_may ${lower} training diffusion)
 set(io_may ${lower} training diffusion generation)
+set(numpy_may core io)
 set(cost_may ${lower})
 set(plot_may core)
 set(bench_may ${lower} cost plot)
-set(rooms core grouping simd kernels nn models training diffusion generation io cost plot bench)
-set(opt_in_rooms plot bench)  # whoever wants them includes them
+set(rooms core grouping simd kernels nn models training diffusion generation io numpy cost plot bench)
+set(opt_in_rooms numpy plot bench)  # whoever wants them includes them
 
 set(problems 0)
 function(problem text)

@@ -1,5 +1,8 @@
 #include <fit/fit.hpp>
 
+#include <cmath>
+#include <sstream>
+
 #include "allocations.hpp"
 #include "catch.hpp"
 #include "support.hpp"
@@ -419,4 +422,50 @@ TEST_CASE("the learning rate warms up in a line and falls along half a cosine", 
   CHECK(std::abs(rate(104) - 0.5) < 1e-12);
   CHECK(std::abs(rate(1000) - 0.5) < 1e-12);
   CHECK(fit::WarmUpCosine{.peak = 1, .total = 0}(0) == 1);
+}
+
+TEST_CASE("metrics of parts add up to those of the whole", "[training]") {
+  fit::Mean whole, first, second;
+  const double values[] = {1, 2, 4, 8, 16};
+  for (int i = 0; i < 5; ++i) {
+    whole.add(values[i]);
+    (i < 2 ? first : second).add(values[i]);
+  }
+  first += second;
+  CHECK(first.value() == whole.value());
+  CHECK(whole.value() == 6.2);
+  fit::Mean batches;
+  batches.add(1.5, 2);
+  batches.add(28.0 / 3, 3);
+  CHECK(std::abs(batches.value() - 6.2) < 1e-15);
+  CHECK(std::isnan(fit::Mean().value()));
+
+  fit::ConfusionMatrix all(3), one(3), other(3);
+  const int seen[][2] = {{0, 0}, {0, 1}, {1, 1}, {1, 1}, {2, 0}, {0, 0}};
+  for (std::size_t i = 0; i < 6; ++i) {
+    all.add(seen[i][0], seen[i][1]);
+    (i % 2 == 0 ? one : other).add(seen[i][0], seen[i][1]);
+  }
+  one += other;
+  for (Index i = 0; i < 3; ++i) {
+    for (Index j = 0; j < 3; ++j) CHECK(one(i, j) == all(i, j));
+  }
+  CHECK(all.total() == 6);
+  CHECK(all.right() == 4);
+  CHECK(all.accuracy() == 4.0 / 6);
+  CHECK(all.recall(0) == 2.0 / 3);
+  CHECK(all.precision(0) == 2.0 / 3);
+  CHECK(all.recall(1) == 1);
+  CHECK(std::isnan(all.precision(2)));
+  std::ostringstream table;
+  all.write(table, {"cat", "dog", "hen"});
+  CHECK(table.str() == "    cat dog hen \ncat   2   1   0 \ndog   0   2   0 \nhen   1   0   0 \n");
+  CHECK_THROWS_AS(all.add(3, 0), fit::Error);
+  CHECK_THROWS_AS(all.add(0, -1), fit::Error);
+  CHECK_THROWS_AS(all += fit::ConfusionMatrix(2), fit::Error);
+  CHECK_THROWS_AS(fit::ConfusionMatrix(0), fit::Error);
+
+  CHECK(std::abs(fit::perplexity(std::log(7.0)) - 7) < 1e-12);
+  CHECK(std::abs(fit::peak_signal_to_noise(0.01, 1) - 20) < 1e-12);
+  CHECK(std::isinf(fit::peak_signal_to_noise(0, 255)));
 }

@@ -1,10 +1,6 @@
 #pragma once
 
-#include <fit/core/memory.hpp>
-
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <functional>
 #include <limits>
 #include <map>
@@ -16,37 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include <fit/io/dtype.hpp>
 #include <nlohmann/json.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
-
-/// The element types of the safetensors format.
-enum class DType { F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, U16, U32, U64 };
-
-/// "F32": the type's name in the format.
-constexpr std::string_view name_of(DType dtype) {
-  constexpr std::string_view names[] = {"F64", "F32", "F16",  "BF16", "I64", "I32", "I16",
-                                        "I8",  "U8",  "BOOL", "U16",  "U32", "U64"};
-  return names[static_cast<std::size_t>(dtype)];
-}
-
-/// Bytes of an element.
-constexpr Index size_of(DType dtype) {
-  constexpr std::array<Index, 13> sizes{8, 4, 2, 2, 8, 4, 2, 1, 1, 1, 2, 4, 8};
-  return sizes[static_cast<std::size_t>(dtype)];
-}
-
-/// The element type that holds numbers of type T as they are.
-template <class T>
-constexpr DType dtype_of() {
-  static_assert(std::is_arithmetic_v<T> && sizeof(T) <= 8, "fit: a tensor holds floating point, whole numbers or bool");
-  using enum DType;
-  if (std::is_same_v<T, bool>) return BOOL;
-  if (std::is_floating_point_v<T>) return sizeof(T) == 4 ? F32 : F64;
-  constexpr DType of_size[2][4] = {{U8, U16, U32, U64}, {I8, I16, I32, I64}};
-  return of_size[std::is_signed_v<T> ? 1 : 0][std::bit_width(sizeof(T)) - 1];
-}
 
 /// One tensor of a safetensors file: bytes begin .. end-1 of the file's data, row-major.
 struct TensorInfo {
@@ -71,28 +41,6 @@ namespace detail {
 
 inline constexpr std::string_view metadata_name = "__metadata__";
 inline constexpr std::size_t header_limit = 100'000'000;  // the format's own
-
-/// A text from a file as a part of a message: quoted, cut to a length, nothing but printable ASCII.
-inline std::string printable(std::string_view text, std::size_t longest = 100) {
-  std::string result = "\"";
-  for (const char c : text.substr(0, longest)) {
-    const auto byte = static_cast<unsigned char>(c);
-    result += byte < 0x20 || byte > 0x7e ? '?' : c;
-  }
-  return result + (text.size() > longest ? "...\"" : "\"");
-}
-
-/// Elements of a shape. Throws Error when one is negative or when the bytes cannot be counted.
-inline Index count_elements(std::span<const Index> shape, DType dtype, std::string_view name) {
-  Index count = 1;
-  for (const Index size : shape) {
-    require(size >= 0, "tensor ", printable(name), ": a dimension is negative: ", size);
-    require(size == 0 || count <= std::numeric_limits<Index>::max() / size_of(dtype) / size, "tensor ", printable(name),
-            ": the shape has more elements than can be counted");
-    count *= size;
-  }
-  return count;
-}
 
 /// Takes a header in as nlohmann's parser reads it. Its depth is fixed, so hostile nesting is refused where it begins.
 class HeaderReader {

@@ -1,0 +1,123 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <ostream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <fit/core/error.hpp>
+#include <fit/core/memory.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// A mean over examples that come in batches of any size: of two halves that are added it is that of the whole.
+struct Mean {
+  double sum = 0;
+  Index count = 0;
+
+  /// The mean over `of` examples.
+  void add(double mean, Index of = 1) {
+    sum += mean * static_cast<double>(of);
+    count += of;
+  }
+  Mean& operator+=(const Mean& other) {
+    sum += other.sum;
+    count += other.count;
+    return *this;
+  }
+  /// NaN of nothing.
+  double value() const { return sum / static_cast<double>(count); }
+};
+
+/// How many equally likely choices a mean cross entropy in nats stands for.
+inline double perplexity(double nats) { return std::exp(nats); }
+
+/// The peak signal-to-noise ratio in decibels, of a mean squared error and the range of the values.
+inline double peak_signal_to_noise(double mean_squared_error, double range) {
+  return 10 * std::log10(range * range / mean_squared_error);
+}
+
+/// How often what is of one class was taken for another: whole numbers, so batches are added exactly.
+class ConfusionMatrix {
+ public:
+  /// Throws Error without classes.
+  explicit ConfusionMatrix(Index classes) : classes_(classes) {
+    require(classes > 0, "a confusion matrix needs classes, not ", classes);
+    counts_.resize(static_cast<std::size_t>(classes * classes));
+  }
+
+  /// Throws Error for a class outside 0 .. classes-1.
+  void add(Index is, Index found, Index times = 1) {
+    for (const Index one : {is, found}) {
+      require(one >= 0 && one < classes_, "a class must be in 0 .. ", classes_ - 1, ", not ", one);
+    }
+    counts_[static_cast<std::size_t>(is * classes_ + found)] += times;
+  }
+  /// Throws Error for another number of classes.
+  ConfusionMatrix& operator+=(const ConfusionMatrix& other) {
+    require(other.classes_ == classes_, "confusion matrices of ", classes_, " and of ", other.classes_,
+            " classes cannot be added");
+    std::transform(counts_.begin(), counts_.end(), other.counts_.begin(), counts_.begin(), std::plus<>());
+    return *this;
+  }
+
+  Index classes() const { return classes_; }
+  Index operator()(Index is, Index found) const { return counts_[static_cast<std::size_t>(is * classes_ + found)]; }
+
+  Index total() const {
+    Index sum = 0;
+    for (const Index count : counts_) sum += count;
+    return sum;
+  }
+  Index right() const {
+    Index sum = 0;
+    for (Index i = 0; i < classes_; ++i) sum += (*this)(i, i);
+    return sum;
+  }
+  /// The share that is right; NaN of nothing.
+  double accuracy() const { return static_cast<double>(right()) / static_cast<double>(total()); }
+  /// Of what is of a class, the share that was found; NaN where there is none.
+  double recall(Index of) const {
+    Index all = 0;
+    for (Index i = 0; i < classes_; ++i) all += (*this)(of, i);
+    return static_cast<double>((*this)(of, of)) / static_cast<double>(all);
+  }
+  /// Of what was taken for a class, the share that is of it; NaN where there is none.
+  double precision(Index of) const {
+    Index all = 0;
+    for (Index i = 0; i < classes_; ++i) all += (*this)(i, of);
+    return static_cast<double>((*this)(of, of)) / static_cast<double>(all);
+  }
+
+  /// A table: what is of a class in a row, what it was taken for in columns. Names or numbers of the classes.
+  void write(std::ostream& out, const std::vector<std::string>& names = {}) const {
+    const auto name = [&](Index i) {
+      return static_cast<std::size_t>(i) < names.size() ? names[static_cast<std::size_t>(i)] : std::to_string(i);
+    };
+    std::size_t wide = 0;
+    for (Index i = 0; i < classes_; ++i) wide = std::max(wide, name(i).size());
+    for (const Index count : counts_) wide = std::max(wide, std::to_string(count).size());
+    const auto cell = [&](std::string_view text) {
+      out << std::string(wide - std::min(wide, text.size()), ' ') << text << ' ';
+    };
+    cell("");
+    for (Index i = 0; i < classes_; ++i) cell(name(i));
+    for (Index i = 0; i < classes_; ++i) {
+      out << '\n';
+      cell(name(i));
+      for (Index j = 0; j < classes_; ++j) cell(std::to_string((*this)(i, j)));
+    }
+    out << '\n';
+  }
+
+ private:
+  Index classes_;
+  std::vector<Index> counts_;
+};
+
+}  // namespace FIT_ABI
+}  // namespace fit

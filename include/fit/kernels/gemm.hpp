@@ -151,6 +151,32 @@ void multiply_block(const Product<T>& product, const T* const* packed, int f, In
 
 inline constexpr std::size_t most_products = 8;
 
+/// The blocks of a product: in rows and columns of a grid, and `columns` wide but for the last.
+struct BlockGrid {
+  Index down = 0, across = 0, columns = 0;
+
+  Index blocks() const { return down * across; }
+};
+
+/// Blocks of 112 x 256 suit the caches; smaller ones of which each takes at most so many multiply-adds.
+template <class T>
+BlockGrid block_grid(const Product<T>& p, Index most) {
+  Index rows = block_tiles * tile_rows<T>, columns = 8 * panel_width<T>, depth = 0;
+  bool packs_left = false;
+  for (const auto& [a, b, of_factor] : std::span(p.factors, static_cast<std::size_t>(p.count))) {
+    depth += of_factor;
+    packs_left = packs_left || packed_left_size<T>(p.rows, p.columns, of_factor, a.row, a.column) > 0;
+  }
+  while (std::min(rows, p.rows) * std::min(columns, p.columns) * depth > most) {
+    if (rows == tile_rows<T> && columns == panel_width<T>) break;
+    // What is packed of a left operand serves all columns of its block.
+    const bool fewer_columns = columns > panel_width<T> && (!packs_left || rows == tile_rows<T>);
+    (fewer_columns ? columns : rows) /= 2;
+    rows = std::max<Index>(tile_rows<T>, rows / tile_rows<T> * tile_rows<T>);
+  }
+  return {(p.rows + rows - 1) / rows, (p.columns + columns - 1) / columns, columns};
+}
+
 /// The products, each of a depth that goes through at once.
 template <class T>
 void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace) {
@@ -196,32 +222,22 @@ void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace
     }
   });
 
-  // Blocks of 112 x 256 suit the caches; smaller ones where there would be too few to share out. How the elements are
-  // dealt to blocks does not touch how each is summed.
-  Index rows = block_tiles * tile_rows<T>, columns = 8 * panel_width<T>;
-  const auto blocks_down = [&](const Product<T>& product) { return (product.rows + rows - 1) / rows; };
-  const auto blocks_across = [&](const Product<T>& product) { return (product.columns + columns - 1) / columns; };
-  const auto blocks_of = [&](const Product<T>& product) { return blocks_down(product) * blocks_across(product); };
+  // No block is so much of the work that others would wait long for who comes to it last: of products side by side,
+  // some have much larger ones. How the elements are dealt to blocks does not touch how each is summed.
+  const Index shares = (products.size() == 1 ? 4 : 8) * executor.lanes();
+  const Index most = executor.lanes() == 1 || work < (Index{1} << 18) ? work : work / shares;
   Index slices = 0;
-  for (;;) {
-    Index blocks = 0;
-    slices = 0;
-    for (const Product<T>& product : products) {
-      blocks += blocks_of(product);
-      slices = std::max(slices, blocks_of(product));
-    }
-    const bool enough = blocks >= 4 * executor.lanes() || work < (Index{1} << 18) || executor.lanes() == 1;
-    if (enough || (rows == tile_rows<T> && columns == panel_width<T>)) break;
-    // What is packed of a left operand serves all columns of its block.
-    const bool fewer_columns = columns > panel_width<T> && (left == 0 || rows == tile_rows<T>);
-    (fewer_columns ? columns : rows) /= 2;
-    rows = std::max<Index>(tile_rows<T>, rows / tile_rows<T> * tile_rows<T>);
+  BlockGrid grids[most_products];
+  for (std::size_t p = 0; p < products.size(); ++p) {
+    grids[p] = block_grid(products[p], most);
+    slices = std::max(slices, grids[p].blocks());
   }
   // A task is the same share of every product, so that a thread goes on with the rows it had before.
   executor.parallel_for(slices, [&](Index slice, int lane) {
     for (std::size_t p = 0; p < products.size(); ++p) {
       const Product<T>& product = products[p];
-      const Index blocks = blocks_of(product), down = blocks_down(product), across = blocks_across(product);
+      const auto [down, across, columns] = grids[p];
+      const Index blocks = down * across;
       const Index tiles = (product.rows + tile_rows<T> - 1) / tile_rows<T>;
       // Blocks of the same rows go together where that saves packing and leaves enough to share out.
       const bool wide = left > 0 && down >= 4 * executor.lanes();

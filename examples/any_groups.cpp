@@ -44,15 +44,16 @@ void run(const char* name, bool several) {
   Model gradient;
   fit::Tape tape;
   fit::Tensor<float, 2> logits_gradient(32, 4);
-  const fit::WarmUpCosine rate{.peak = 3e-3, .warm_up = 50, .total = 800, .floor = 1e-4};
-  while (state.step < 800) {
+  constexpr fit::Index steps = 800;
+  const fit::LearningRate rate{.peak = 3e-3, .warm_up = 50, .floor = 1e-4};
+  while (state.step < steps) {
     const Index side = several ? 2 + state.random.below(7) : 4;
     const Batch batch(32, side, state.random.split());
     tape.record();
     const auto logits = state.model.forward(batch.input, tape, grid(side));
     fit::cross_entropy(logits, batch.quarters, logits_gradient, tape);
     state.model.backward(logits_gradient, gradient, tape);
-    state.update(gradient, {.learning_rate = rate(state.step)}, tape);
+    state.update(gradient, {.learning_rate = rate(state.step, steps)}, tape);
   }
   std::printf("%-16s %-9s", name, several ? "2 to 8" : "4");
   for (const Index side : {2, 4, 6, 8, 12, 20}) {

@@ -1,12 +1,14 @@
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <iostream>
 #include <string>
-#include <vector>
+#include <string_view>
 
 #include <CLI/CLI.hpp>
 #include <fit/fit.hpp>
+#include <fit/run/epochs.hpp>
+#include <fit/run/prefetch.hpp>
+#include <fit/run/run.hpp>
 
 #include "support/fashion.hpp"
 #include "support/png.hpp"
@@ -20,98 +22,88 @@ constexpr int classes = examples::fashion_classes;
 using Model = examples::FashionClassifier;
 
 struct Options {
-  std::filesystem::path data = "/usr/share/datasets/fashion-mnist", out = "out";
-  int epochs = 7, threads = 0, shift = 0;
+  std::filesystem::path data = "/usr/share/datasets/fashion-mnist", out = "out", from;
+  double minutes = 3;
+  int epochs = 0, threads = 0, shift = 0;  // epochs: instead of minutes
   Index batch = 128;
   double rate = 2e-3;
   std::uint64_t seed = 7;
-  bool resume = false;
+  bool resume = false, freeze = false;
 };
 
-void print_confusion(const std::vector<Index>& found, const examples::LabelledImages& set) {
-  std::vector<int> counts(classes * classes);
-  for (std::size_t i = 0; i < found.size(); ++i) ++counts[set.labels[i] * classes + static_cast<std::size_t>(found[i])];
-  std::printf("\nWhat it is (rows), and what the model says (columns):\n%12s", "");
-  for (int j = 0; j < classes; ++j) std::printf(" %8.8s", examples::fashion_names[static_cast<std::size_t>(j)]);
-  for (int i = 0; i < classes; ++i) {
-    std::printf("\n%12s", examples::fashion_names[static_cast<std::size_t>(i)]);
-    for (int j = 0; j < classes; ++j) std::printf(" %8d", counts[static_cast<std::size_t>(i * classes + j)]);
-  }
-  std::printf("\n\n");
+/// An encoder that was trained before stays, or learns at a tenth of the rate of the new head.
+template <bool freeze>
+fit::ParameterTreatment treat_encoder(std::string_view name, std::size_t rank) {
+  auto treatment = fit::usual_treatment(name, rank);
+  if (!name.starts_with("encoder.")) return treatment;
+  treatment.frozen = freeze;
+  treatment.rate = 0.1;
+  return treatment;
 }
 
 int run(const Options& options) {
   const auto data = examples::load_fashion(options.data);
   const Index count = data.train.images.count, steps_per_epoch = count / options.batch;
   fit::require(steps_per_epoch > 0, "the data set has ", count, " training images, fewer than a batch");
-  std::filesystem::create_directories(options.out);
-  const auto state_path = options.out / "state.safetensors", best_path = options.out / "classifier.safetensors";
-
   fit::Executor executor(examples::threads(options.threads));
   fit::Tape tape(executor), testing(executor);
   fit::TrainingState<Model> state{.model = Model(fit::Random(options.seed)),
                                   .optimizer = {.options = {.beta2 = 0.98, .weight_decay = 0.05}},
                                   .random = fit::Random(options.seed + 1)};
-  state.average = state.model;
-  double best = 0;
-  if (options.resume) {
-    fit::load(state_path, state);
-    if (std::filesystem::exists(best_path)) {
-      Model saved;
-      fit::load(best_path, saved);
-      best = examples::accuracy(examples::classify(saved, data.test, testing), data.test);
-    }
-    std::printf("Resumed after %td epochs; best so far %.2f %%.\n", state.step / steps_per_epoch, best);
+  if (!options.from.empty()) {
+    const auto fresh = fit::load_part(options.from, state.model,
+                                      [](std::string_view name) { return name.starts_with("encoder."); });
+    fit::require(fresh.empty(), options.from.string(), ": no trained encoder, it lacks ", fresh.empty() ? "" : fresh[0]);
+    state.optimizer.options.rule = options.freeze ? treat_encoder<true> : treat_encoder<false>;
   }
+  state.average = state.model;
+  fit::Run run(state, {.folder = options.out,
+                       .name = "classifier",
+                       .steps = steps_per_epoch * options.epochs,
+                       .minutes = options.epochs > 0 ? 0 : options.minutes,
+                       .rate = {.peak = options.rate, .warm_up = 100},
+                       .update = {.average_decay = 0.998},
+                       .batch = options.batch,
+                       .evaluate_every = steps_per_epoch,
+                       .resume = options.resume});
   constexpr const auto& config = examples::classifier_config;
-  std::printf("%td parameters, %td training images in %d groups of %d tokens, %d threads.\n",
+  std::printf("%td parameters, %td training images in %d groups of %d tokens, %d threads: ",
               fit::count_parameters(state.model), count, config.groups, config.tokens, executor.lanes());
+  if (options.epochs > 0) {
+    std::printf("%td steps.\n", run.total());
+  } else {
+    std::printf("this takes about %g minutes, and seconds for tests between.\n", options.minutes);
+  }
 
-  const Index total = steps_per_epoch * options.epochs;
-  const fit::WarmUpCosine rate{.peak = options.rate, .warm_up = 100, .total = total};
-  examples::ClassifierBatches batch(data.train, options.batch, options.shift);
+  const fit::Epochs order(count, fit::Random(options.seed, 0));
+  const fit::Random changes = fit::Random(options.seed + 2);
+  fit::Prefetch<examples::ClassifierBatches> batches(
+      [&](Index number, examples::ClassifierBatches& batch) { batch.load(order, number * options.batch, &changes); },
+      run.batch(), {data.train, options.batch, options.shift});
   Model gradient;
   fit::Tensor<float, 2> logits_gradient(options.batch, Index{classes});
-  examples::Progress progress("training", total, state.step);
-  using Clock = std::chrono::steady_clock;
-  while (state.step < total) {
-    const Index epoch = state.step / steps_per_epoch, start = epoch * steps_per_epoch;
-    const fit::Random shuffle = fit::Random(options.seed, 0).fork(epoch);
-    const auto order = examples::shuffled(count, shuffle);
-    double loss_sum = 0, right = 0;
-    const auto begin = Clock::now();
-    while (state.step < start + steps_per_epoch) {
-      const Index done = state.step - start;
-      batch.load(order, done * options.batch, &shuffle);
-      tape.record({.drop_path = 0.05f}, state.random.split());
-      const auto logits = state.model.forward(batch.groups(), tape);
-      loss_sum += fit::cross_entropy(logits, batch.labels(), logits_gradient, tape);
-      for (Index i = 0; i < options.batch; ++i) right += examples::best_class(logits, i) == batch.labels()(i);
-      state.model.backward(logits_gradient, gradient, tape);
-      state.update(gradient, {.learning_rate = rate(state.step), .average_decay = 0.998}, tape);
-      const double seen = static_cast<double>(done + 1), images = seen * static_cast<double>(options.batch);
-      const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-      progress.update(state.step, {{"epoch", std::to_string(epoch + 1) + "/" + std::to_string(options.epochs)},
-                                   {"loss", loss_sum / seen},
-                                   {"accuracy", 100 * right / images, 3},
-                                   {"images/s", images / seconds}});
+  while (run.next()) {
+    const auto& batch = batches.next();
+    tape.record({.drop_path = 0.05f}, state.random.split());
+    const auto logits = state.model.forward(batch.groups(), tape);
+    const double loss = fit::cross_entropy(logits, batch.labels(), logits_gradient, tape);
+    state.model.backward(logits_gradient, gradient, tape);
+    run.update(gradient, loss, tape, {{"accuracy", examples::accuracy(logits, batch.labels())}});
+    if (run.evaluates()) {
+      const auto found = examples::classify(run.weights(), data.test, testing);
+      run.evaluated("test_accuracy", examples::accuracy(found, data.test));
     }
-    const double now = examples::accuracy(examples::classify(*state.average, data.test, testing), data.test);
-    char text[64];
-    std::snprintf(text, sizeof(text), "epoch %td: test accuracy %.2f %%", epoch + 1, now);
-    progress.note(text);
-    if (now > best) {
-      best = now;
-      fit::save(best_path, *state.average);
-    }
-    fit::save(state_path, state);
   }
-  progress.finish();
+  if (const int code = run.finish(); code != 0) return code;
 
+  const auto best_path = options.out / "classifier.safetensors";
   Model saved;
   fit::load(best_path, saved);
   const auto found = examples::classify(saved, data.test, testing);
-  print_confusion(found, data.test);
+  fit::ConfusionMatrix confusion(classes);
+  for (std::size_t i = 0; i < found.size(); ++i) confusion.add(data.test.labels[i], found[i]);
+  std::cout << "\nWhat it is (rows), and what the model says (columns):\n";
+  confusion.write(std::cout, {examples::fashion_names.begin(), examples::fashion_names.end()});
   examples::Sheet sheet(10, examples::fashion_side, examples::fashion_side, 1, "what it says / what it is");
   for (std::size_t i = 0, shown = 0; i < found.size() && shown < 60; ++i) {
     if (found[i] == data.test.labels[i]) continue;
@@ -121,9 +113,11 @@ int run(const Options& options) {
     ++shown;
   }
   sheet.write(options.out / "mistakes.png");
-  std::printf("%s: test accuracy %.2f %% after loading it again; %s shows what it gets wrong.\n",
-              best_path.string().c_str(), examples::accuracy(found, data.test),
-              (options.out / "mistakes.png").string().c_str());
+  std::printf(
+      "\n%s: test accuracy %.2f %% after loading it again. %s shows what it gets wrong, %s how it learned.\n"
+      "More: --epochs 20 --shift 1; --resume with more --minutes; examples/generate_images.cpp draws such images.\n",
+      best_path.string().c_str(), 100 * confusion.accuracy(), (options.out / "mistakes.png").string().c_str(),
+      (options.out / "classifier.svg").string().c_str());
   return 0;
 }
 
@@ -134,8 +128,10 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a FIT encoder to tell the ten kinds of clothing of Fashion-MNIST apart.");
   app.add_option("--data", options.data, "folder with the four IDX files, compressed or not")->capture_default_str();
   app.add_option("--out", options.out, "folder for weights and pictures")->capture_default_str();
-  app.add_option("--epochs", options.epochs, "passes over the training images")
+  app.add_option("--minutes", options.minutes, "as many steps as fit into them")
       ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  app.add_option("--epochs", options.epochs, "passes over the training images, instead of --minutes")
       ->check(CLI::PositiveNumber);
   app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
       ->capture_default_str()
@@ -145,7 +141,9 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 8));
   app.add_option("--seed", options.seed, "of initial values, order and drop-outs")->capture_default_str();
   app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_flag("--resume", options.resume, "go on from the state in the output folder");
+  auto* from = app.add_option("--from", options.from, "weights of a classifier, whose encoder goes on, with a new head");
+  app.add_flag("--freeze", options.freeze, "the encoder of --from stays as it is, and only the head learns")->needs(from);
+  app.add_flag("--resume", options.resume, "go on from the state in the output folder, if there is one");
   CLI11_PARSE(app, argc, argv);
   try {
     return run(options);

@@ -113,22 +113,16 @@ struct Commands {
     std::printf("%zu bytes to train on, %zu held out.\n", text.train.size(), text.held_out.size());
     const Index windows = std::min<Index>(16, held_out_windows(text));
     fit::Tape tape(executor);
-    examples::train_decoder<Model>(
+    return examples::train_decoder<Model>(
         options.training, executor,
-        [&](auto& ids, Index step) {
-          fit::Random random = fit::Random(options.training.seed, 0).fork(step);
+        [&](auto& ids, Index number) {
+          fit::Random random = fit::Random(options.training.seed, 0).fork(number);
           for (Index i = 0; i < ids.dimension(0); ++i) {
             const Index first = random.below(static_cast<Index>(text.train.size()) - length + 1);
             for (Index j = 0; j < length; ++j) ids.data()[i * length + j] = byte_at(text.train, first + j);
           }
         },
-        [&](const Model& model) {
-          char line[96];
-          std::snprintf(line, sizeof(line), "%.4f bits per byte of %td held-out windows",
-                        bits(model, text, windows, tape), windows);
-          return std::string(line);
-        });
-    return 0;
+        [&](const Model& model) { return bits(model, text, windows, tape); });
   }
 
   int evaluate() const {

@@ -143,8 +143,7 @@ int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
   std::printf("%td parameters, %td training images in %d groups of %d tokens, %d threads.\n",
               fit::count_parameters(state.model), count, config.groups, config.tokens, tape.executor().lanes());
 
-  const fit::WarmUpCosine rate{
-      .peak = options.rate, .warm_up = 200, .total = options.steps, .floor = options.rate / 100};
+  const fit::LearningRate rate{.peak = options.rate, .warm_up = 200, .floor = options.rate / 100};
   fit::DiffusionLoss<Model> loss(objective);
   Model gradient;
   fit::Tensor<float, 4> noise(batch, Index{config.groups}, Index{config.tokens}, Index{config.channels});
@@ -171,7 +170,7 @@ int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
     const fit::Tensor<float, 2> condition = conditions_of(labels);
     const double now =
         loss(state.model, x0, noise, times, fit::TensorView<const float, 2>(condition), gradient, tape, {}, random);
-    state.update(gradient, {.learning_rate = rate(state.step)}, tape);
+    state.update(gradient, {.learning_rate = rate(state.step, options.steps)}, tape);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     recent += (now - recent) * std::max(0.01, 1 / static_cast<double>(state.step - first_step));
     progress.update(state.step, {{"epoch", static_cast<double>(state.step) / static_cast<double>(per_epoch), 3},

@@ -8,6 +8,7 @@
 
 #include <CLI/CLI.hpp>
 #include <fit/fit.hpp>
+#include <fit/run/epochs.hpp>
 
 #include "support/decoder_training.hpp"
 #include "support/fashion.hpp"
@@ -50,11 +51,12 @@ struct Options {
 };
 
 /// Images as sequences [count, groups, tokens] of gray values, patch by patch.
-void write_ids(const examples::Images& images, const std::vector<std::uint32_t>& order, Index first, fit::Order way,
+template <class Places>
+void write_ids(const examples::Images& images, const Places& order, Index first, fit::Order way,
                fit::Tensor<std::int32_t, 3>& ids) {
   fit::Tensor<std::int32_t, 4> image(ids.dimension(0), side, side, 1);
   for (Index i = 0; i < image.dimension(0); ++i) {
-    const std::uint8_t* from = images[static_cast<Index>(order[static_cast<std::size_t>(first + i)])];
+    const std::uint8_t* from = images[order(first + i)];
     std::copy_n(from, pixels, image.data() + i * pixels);
   }
   const auto patches = fit::image_patches(image, patch, way);
@@ -88,23 +90,13 @@ struct Commands {
     const Index count = data.train.images.count, batch = options.training.batch;
     fit::require(count >= batch, "the data set has ", count, " training images, fewer than a batch");
     fit::Tape tape(executor);
-    std::vector<std::uint32_t> order;
-    Index ordered = -1;
-    examples::train_decoder<Model>(
+    const fit::Epochs order(count, fit::Random(options.training.seed, 0));
+    return examples::train_decoder<Model>(
         options.training, executor,
-        [&](auto& ids, Index step) {
-          const Index epoch = step / (count / batch), place = step % (count / batch);
-          if (epoch != ordered) {
-            order = examples::shuffled(count, fit::Random(options.training.seed, 0).fork(epoch));
-            ordered = epoch;
-          }
-          write_ids(data.train.images, order, place * batch, options.order, ids);
-        },
+        [&](auto& ids, Index number) { write_ids(data.train.images, order, number * batch, options.order, ids); },
         [&](const Model& model) {
-          const double bits = bits_of_test(model, data.test.images, std::min<Index>(100, data.test.images.count), tape);
-          return concatenate(bits, " bits per dimension of the first test images");
+          return bits_of_test(model, data.test.images, std::min<Index>(100, data.test.images.count), tape);
         });
-    return 0;
   }
 
   int evaluate() const {
@@ -123,7 +115,7 @@ struct Commands {
     const auto data = examples::load_fashion(options.data).test.images;
     const Index count = std::min<Index>(options.count > 0 ? options.count : 10, data.count);
     const Model model = load();
-    const auto order = examples::shuffled(data.count, fit::Random(options.training.seed));
+    const fit::Epochs order(data.count, fit::Random(options.training.seed));
     examples::Sheet sheet(static_cast<int>(options.continuations) + 2, side, side, 1,
                           "upper half, continuations, truth", {.scale = 3, .text_scale = 1, .gap = 8});
     examples::Progress progress("completing", count);
@@ -158,15 +150,9 @@ struct Commands {
   }
 
  private:
-  static std::string concatenate(double value, const char* text) {
-    char line[96];
-    std::snprintf(line, sizeof(line), "%.4f%s", value, text);
-    return line;
-  }
-
   double bits_of_test(const Model& model, const examples::Images& images, Index count, fit::Tape& tape,
                       examples::Progress* progress = nullptr) const {
-    const auto order = examples::in_order(images.count);
+    const auto order = [](Index i) { return i; };
     return examples::bits_of(
         model, count, 20, tape, [&](auto& ids, Index first) { write_ids(images, order, first, options.order, ids); },
         progress);

@@ -46,8 +46,9 @@ int main() {
   Model gradient;
   fit::Tape tape;
   fit::DiffusionLoss<Model> loss({.prediction = fit::Prediction::v});
-  const fit::WarmUpCosine rate{.peak = 3e-3, .warm_up = 20, .total = 600, .floor = 3e-5};
-  while (state.step < 600) {
+  constexpr fit::Index steps = 600;
+  const fit::LearningRate rate{.peak = 3e-3, .warm_up = 20, .floor = 3e-5};
+  while (state.step < steps) {
     fit::Random random = state.random.split();
     const Batch batch(32, random.split());
     const auto x0 = fit::group_image(batch.images, grouping);
@@ -56,7 +57,7 @@ int main() {
     fit::Tensor<double, 1> times(32);
     for (fit::Index i = 0; i < 32; ++i) times(i) = random.uniform();
     const double now = loss(state.model, x0, noise, times, batch.kinds, gradient, tape);
-    state.update(gradient, {.learning_rate = rate(state.step), .average_decay = 0.99}, tape);
+    state.update(gradient, {.learning_rate = rate(state.step, steps), .average_decay = 0.99}, tape);
     if (state.step % 100 == 0) std::printf("step %td: loss %.3f\n", state.step, now);
   }
 

@@ -33,15 +33,16 @@ int main() {
   Model gradient;
   fit::Tape tape;
   fit::Tensor<float, 2> logits_gradient(32, 6);
-  const fit::WarmUpCosine rate{.peak = 3e-3, .warm_up = 20, .total = 400, .floor = 3e-4};
-  while (state.step < 400) {
+  constexpr fit::Index steps = 400;
+  const fit::LearningRate rate{.peak = 3e-3, .warm_up = 20, .floor = 3e-4};
+  while (state.step < steps) {
     const Batch batch(state.random.split());
     tape.record({.drop_units = 0.05f}, state.random.split());
     const auto logits = state.model.forward(batch.input, tape);
     const double loss = fit::cross_entropy(logits, batch.labels, logits_gradient, tape);
     state.model.backward(logits_gradient, gradient, tape);
     if (state.step % 80 == 0) std::printf("step %td: loss %.3f\n", state.step, loss);
-    state.update(gradient, {.learning_rate = rate(state.step)}, tape);
+    state.update(gradient, {.learning_rate = rate(state.step, steps)}, tape);
   }
 
   const Batch test(fit::Random(3));

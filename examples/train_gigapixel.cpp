@@ -445,9 +445,8 @@ class Training {
   using Clock = std::chrono::steady_clock;
 
   void train() {
-    const fit::WarmUpCosine rate{.peak = options_.rate,
+    const fit::LearningRate rate{.peak = options_.rate,
                                  .warm_up = std::clamp<Index>(options_.steps / 10, 1, 100),
-                                 .total = options_.steps,
                                  .floor = options_.rate / 100};
     Model gradient;
     auto last_saved = Clock::now();
@@ -456,7 +455,7 @@ class Training {
       picture_.hide(state_.random.fork(state_.step + 1));
       const double loss = pass(&gradient, [](Index, Index, const float*) {});
       const std::lock_guard lock(mutex_);
-      state_.update(gradient, {.learning_rate = rate(state_.step)}, tape_);
+      state_.update(gradient, {.learning_rate = rate(state_.step, options_.steps)}, tape_);
       unsaved_ = true;
       progress_ = {};
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();

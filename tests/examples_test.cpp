@@ -89,13 +89,24 @@ TEST_CASE("classify_images trains, saves, resumes and shows its mistakes", "[exa
   write_bars(data, "train", 256);
   write_bars(data, "t10k", 300);
   const std::string arguments = " --data " + data.string() + " --out " + out.string();
-  CHECK(test::contains(succeed(classify + arguments + " --epochs 1"), "epoch 1: test accuracy"));
+  CHECK(test::contains(succeed(classify + arguments + " --epochs 1"), "step 2: test_accuracy"));
   const std::string second = succeed(classify + arguments + " --epochs 4 --resume");
-  CHECK(test::contains(second, "Resumed after 1 epochs"));
-  CHECK(test::contains(second, "epoch 4: test accuracy"));
+  CHECK(test::contains(second, "resumed after 2 steps"));
+  CHECK(test::contains(second, "step 8: test_accuracy"));
   CHECK(test::contains(second, "after loading it again"));
-  for (const char* name : {"classifier.safetensors", "state.safetensors", "mistakes.png"}) {
+  for (const char* name : {"classifier.safetensors", "classifier_state.safetensors", "classifier.csv", "classifier.svg",
+                           "classifier.jsonl", "mistakes.png"}) {
     CHECK(std::filesystem::file_size(out / name) > 0);
+  }
+  // A new head on the encoder that was trained, which stays.
+  const auto tuned = folder / "tuned", weights = out / "classifier.safetensors";
+  succeed(classify + " --data " + data.string() + " --out " + tuned.string() + " --epochs 1 --freeze --from " +
+          weights.string());
+  const fit::SafetensorsFile before(weights), after(tuned / "classifier.safetensors");
+  for (const auto& [name, info] : before.tensors()) {
+    const auto old_bytes = before.bytes(name), new_bytes = after.bytes(name);
+    INFO(name);
+    CHECK(std::equal(old_bytes.begin(), old_bytes.end(), new_bytes.begin()) == name.starts_with("encoder."));
   }
 }
 
@@ -114,8 +125,12 @@ TEST_CASE("classify_images says what is wrong with its data and folders", "[exam
   CHECK(!std::filesystem::exists(out));
   write_bars(data, "train", 200);
   fails("/proc/none/out", "/proc/none");
-  fails(out + " --resume", "state.safetensors");
+  std::filesystem::create_directory(out);
+  std::ofstream(folder / "out" / "classifier_state.safetensors") << "not a state";
+  fails(out + " --resume", "classifier_state.safetensors");
   fails(out + " --epochs 0", "--epochs");
+  fails(out + " --freeze", "--from");
+  fails(out + " --from " + (folder / "none").string(), "none: no such file");
   std::ofstream(data / "train-images-idx3-ubyte");
   fails(out, "the file is empty");
   std::filesystem::resize_file(data / "t10k-labels-idx1-ubyte", 12);
@@ -216,8 +231,8 @@ TEST_CASE("model_images trains, resumes, measures, completes and samples", "[exa
   write_bars(data, "t10k", 5);
   for (const std::string kind : {" --plain", " --order snake"}) {
     const std::string arguments = kind + " --data " + data.string() + " --out " + out.string();
-    CHECK(test::contains(succeed(model_images + arguments + " train --steps 1"), "bits per dimension"));
-    CHECK(test::contains(succeed(model_images + arguments + " train --steps 2 --resume"), "Resumed after 1 steps"));
+    CHECK(test::contains(succeed(model_images + arguments + " train --steps 1"), "step 1: held_out_bits"));
+    CHECK(test::contains(succeed(model_images + arguments + " train --steps 2 --resume"), "resumed after 1 steps"));
   }
   const std::string arguments = " --order snake --data " + data.string() + " --out " + out.string();
   CHECK(
@@ -244,8 +259,8 @@ TEST_CASE("complete_text trains on files, measures those held out, and writes on
   }
   std::ofstream(data / "binary", std::ios::binary) << std::string(100, '\0');
   const std::string arguments = " --out " + out.string() + " --data " + data.string();
-  CHECK(test::contains(succeed(complete_text + arguments + " train --steps 1"), "held-out windows"));
-  CHECK(test::contains(succeed(complete_text + arguments + " train --steps 2 --resume"), "Resumed after 1 steps"));
+  CHECK(test::contains(succeed(complete_text + arguments + " train --steps 1"), "step 1: held_out_bits"));
+  CHECK(test::contains(succeed(complete_text + arguments + " train --steps 2 --resume"), "resumed after 1 steps"));
   CHECK(test::contains(succeed(complete_text + arguments + " evaluate"), "bits per byte of 4096 held-out bytes"));
   const std::string complete = complete_text + " --out " + out.string() + " complete ";
   const std::string first = succeed(complete + "'line 7' --bytes 9");

@@ -189,7 +189,7 @@ Decoder train(const fit::DiffusionObjective& objective, Index steps) {
   Decoder decoder(fit::Random(1)), gradient;
   fit::AdamW<Decoder> optimizer{.options = {.beta2 = 0.99}};
   fit::DiffusionLoss<Decoder> loss(objective);
-  const fit::WarmUpCosine rate{.peak = 1e-2, .warm_up = 20, .total = steps};
+  const fit::LearningRate rate{.peak = 1e-2, .warm_up = 20};
   fit::Random random(2);
   fit::Tensor<float, 4> x0(batch, 1, 1, 2), eps = x0;
   fit::Tensor<double, 1> times(batch);
@@ -205,7 +205,7 @@ Decoder train(const fit::DiffusionObjective& objective, Index steps) {
     }
     fit::set_zero(gradient);
     loss(decoder, x0, eps, times, {}, gradient, tape);
-    optimizer.step(decoder, gradient, rate(step), tape);
+    optimizer.step(decoder, gradient, rate(step, steps), tape);
   }
   return decoder;
 }

@@ -413,15 +413,30 @@ TEST_CASE("the moving average moves by one minus the decay", "[training]") {
   CHECK(test::contains(test::error_of([&] { fit::update_average(average, model, 1.5, tape); }), "[0, 1]"));
 }
 
-TEST_CASE("the learning rate warms up in a line and falls along half a cosine", "[training]") {
-  const fit::WarmUpCosine rate{.peak = 2, .warm_up = 4, .total = 104, .floor = 0.5};
-  CHECK(rate(0) == 0.5);
-  CHECK(rate(3) == 2);
-  CHECK(rate(4) == 2);
-  CHECK(std::abs(rate(54) - 1.25) < 1e-12);
-  CHECK(std::abs(rate(104) - 0.5) < 1e-12);
-  CHECK(std::abs(rate(1000) - 0.5) < 1e-12);
-  CHECK(fit::WarmUpCosine{.peak = 1, .total = 0}(0) == 1);
+TEST_CASE("the learning rate warms up in a line, and falls as it is told", "[training]") {
+  fit::LearningRate rate{.peak = 2, .warm_up = 4, .floor = 0.5};
+  const Index total = 104;
+  CHECK(rate(0, total) == 0.5);
+  CHECK(rate(3, total) == 2);
+  CHECK(rate(4, total) == 2);
+  CHECK(std::abs(rate(29, total) - (0.5 + 1.5 * (0.5 + std::sqrt(0.125)))) < 1e-12);
+  CHECK(std::abs(rate(54, total) - 1.25) < 1e-12);
+  rate.decay = fit::Decay::linear;
+  CHECK(rate(4, total) == 2);
+  CHECK(std::abs(rate(29, total) - 1.625) < 1e-12);
+  rate.decay = fit::Decay::late;
+  rate.part = 0.25;
+  CHECK(rate(3, total) == 2);
+  CHECK(rate(78, total) == 2);
+  CHECK(std::abs(rate(91, total) - 1.25) < 1e-12);
+  rate.part = 1;  // of what the warm-up leaves
+  CHECK(std::abs(rate(54, total) - 1.25) < 1e-12);
+  for (const fit::Decay decay : {fit::Decay::cosine, fit::Decay::linear, fit::Decay::late}) {
+    rate.decay = decay;
+    CHECK(std::abs(rate(104, total) - 0.5) < 1e-12);
+    CHECK(std::abs(rate(1000, total) - 0.5) < 1e-12);
+    CHECK(fit::LearningRate{.peak = 1, .decay = decay}(0, 0) == 1);
+  }
 }
 
 TEST_CASE("metrics of parts add up to those of the whole", "[training]") {

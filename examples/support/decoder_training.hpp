@@ -1,13 +1,10 @@
 #pragma once
 
-#include <fit/io/checkpoint.hpp>
 #include <fit/models/autoregressive_decoder.hpp>
-#include <fit/training/learning_rate.hpp>
-#include <fit/training/state.hpp>
+#include <fit/run/prefetch.hpp>
+#include <fit/run/run.hpp>
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -34,7 +31,6 @@ struct DecoderTraining {
   int threads = 0;
 
   std::filesystem::path weights() const { return out / (name + ".safetensors"); }
-  std::filesystem::path state() const { return out / (name + "_state.safetensors"); }
 };
 
 /// The options of every command, and the command `train` with its own; `unit` is what a step is made of.
@@ -55,59 +51,42 @@ inline CLI::App* add_training_options(CLI::App& app, DecoderTraining& plan, cons
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   train->add_option("--rate", plan.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
-  train->add_flag("--resume", plan.resume, "go on from the state in the output folder");
+  train->add_flag("--resume", plan.resume, "go on from the state in the output folder, if there is one");
   return train;
 }
 
-/// Trains on what fill(ids [batch, groups, tokens], step) gives; evaluate(model) makes a line for the log every so
-/// often. The moving average of the parameters is what is saved.
+/// Trains on what fill(ids [batch, groups, tokens], number of the batch) gives; evaluate(model) gives the bits of what
+/// was held out, by which the best weights are kept. Returns what the program returns.
 template <class Model, class Fill, class Evaluate>
-void train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& fill, Evaluate&& evaluate) {
+int train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& fill, Evaluate&& evaluate) {
   constexpr auto config = Model::config;
-  std::filesystem::create_directories(plan.out);
   fit::Tape tape(executor);
   fit::TrainingState<Model> state{.model = Model(fit::Random(plan.seed)),
                                   .optimizer = {.options = {.beta2 = 0.99}},
                                   .random = fit::Random(plan.seed + 1)};
   state.average = state.model;
-  if (plan.resume) {
-    fit::load(plan.state(), state);
-    std::printf("Resumed after %td steps.\n", state.step);
-  }
+  fit::Run run(state, {.folder = plan.out,
+                       .name = plan.name,
+                       .steps = plan.minutes > 0 ? 0 : plan.steps,
+                       .minutes = plan.minutes,
+                       .rate = {.peak = plan.rate, .warm_up = 100, .floor = plan.rate / 100},
+                       .update = {.average_decay = 0.998},
+                       .batch = plan.batch,
+                       .evaluate_every = plan.every,
+                       .smaller_is_better = true,
+                       .resume = plan.resume});
   std::printf("%td parameters, sequences of %d groups of %d tokens, %d threads.\n", fit::count_parameters(state.model),
               config.groups, config.tokens, executor.lanes());
+  using Ids = fit::Tensor<std::int32_t, 3>;
+  fit::Prefetch<Ids> batches([&](Index number, Ids& ids) { fill(ids, number); }, run.batch(),
+                             Ids(plan.batch, Index{config.groups}, Index{config.tokens}));
   Model gradient;
-  fit::Tensor<std::int32_t, 3> ids(plan.batch, Index{config.groups}, Index{config.tokens});
-  const bool timed = plan.minutes > 0;
-  const auto budget = static_cast<Index>(std::ceil(60 * plan.minutes));
-  Progress progress(timed ? "training, seconds" : "training", timed ? budget : plan.steps, timed ? 0 : state.step);
-  const auto begin = std::chrono::steady_clock::now();
-  double recent = 0, seconds = 0;
-  const Index first = state.step;
-  for (Index total = timed ? first + 1 : plan.steps; state.step < total;) {
-    const double taken = static_cast<double>(state.step - first);
-    if (timed) {
-      const double left = taken > 0 ? (60 * plan.minutes - seconds) * taken / seconds : 1e6;
-      total = state.step + static_cast<Index>(std::max(1.0, left));
-    }
-    const fit::WarmUpCosine rate{.peak = plan.rate, .warm_up = 100, .total = total, .floor = plan.rate / 100};
-    fill(ids, state.step);
-    const double nats = state.model.loss(ids, gradient, tape, {}, state.random.split());
-    state.update(gradient, {.learning_rate = rate(state.step), .average_decay = 0.998}, tape);
-    const double steps = static_cast<double>(state.step - first);
-    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    recent += (fit::bits_per_dimension(nats) - recent) * std::max(0.02, 1 / steps);
-    progress.update(timed ? std::min(budget, static_cast<Index>(seconds)) : state.step,
-                    {{"step", std::to_string(state.step)},
-                     {"bits", recent},
-                     {"tokens/s", steps * static_cast<double>(ids.size()) / seconds}});
-    if (timed && seconds >= 60 * plan.minutes) total = state.step;
-    if (state.step % plan.every == 0 || state.step == total) {
-      fit::save(plan.weights(), *state.average);
-      fit::save(plan.state(), state);
-      progress.note("step " + std::to_string(state.step) + ": " + evaluate(*state.average));
-    }
+  while (run.next()) {
+    const double nats = state.model.loss(batches.next(), gradient, tape, {}, state.random.split());
+    run.update(gradient, nats, tape, {{"bits", fit::bits_per_dimension(nats)}});
+    if (run.evaluates()) run.evaluated("held_out_bits", evaluate(run.weights()));
   }
+  return run.finish();
 }
 
 /// Mean cross entropy in bits of sequences first .. of `count` that fill(ids [batch, groups, tokens], first) gives.

@@ -31,15 +31,10 @@ inline constexpr fit::EncoderConfig classifier_config{.layers = "(1)1(1)1",
                                                       .latent_heads = 4};
 using FashionClassifier = fit::Classifier<classifier_config, fashion_classes>;
 
-inline std::vector<std::uint32_t> in_order(Index count) {
-  std::vector<std::uint32_t> order(static_cast<std::size_t>(count));
-  std::iota(order.begin(), order.end(), 0u);
-  return order;
-}
-
 /// The numbers below `count` in the order of an epoch.
 inline std::vector<std::uint32_t> shuffled(Index count, fit::Random random) {
-  auto order = in_order(count);
+  std::vector<std::uint32_t> order(static_cast<std::size_t>(count));
+  std::iota(order.begin(), order.end(), 0u);
   for (Index i = count - 1; i > 0; --i) {
     std::swap(order[static_cast<std::size_t>(i)], order[static_cast<std::size_t>(random.below(i + 1))]);
   }
@@ -56,11 +51,12 @@ class ClassifierBatches {
         groups_(size, classifier_config.groups, classifier_config.tokens, classifier_config.channels),
         labels_(size) {}
 
-  /// Loads images order[first] ... as many as fit; `random` is none for testing.
-  void load(const std::vector<std::uint32_t>& order, Index first, const fit::Random* random) {
+  /// Loads images order(first) ... as many as fit; `random` is none for testing.
+  template <class Order>
+  void load(const Order& order, Index first, const fit::Random* random) {
     constexpr Index side = fashion_side;
     for (Index i = 0; i < labels_.dimension(0); ++i) {
-      const auto at = static_cast<Index>(order[static_cast<std::size_t>(first + i)]);
+      const Index at = order(first + i);
       labels_(i) = from_.labels[static_cast<std::size_t>(at)];
       fit::Random own = random ? random->fork(first + i) : fit::Random(0);
       const Index down = random ? own.below(2 * shift_ + 1) - shift_ : 0,
@@ -96,7 +92,7 @@ inline Index best_class(const fit::TensorView<const float, 2>& logits, Index row
 
 /// The class that the classifier gives to every image.
 inline std::vector<Index> classify(const FashionClassifier& model, const LabelledImages& set, fit::Tape& tape) {
-  const auto order = in_order(set.images.count);
+  const auto order = [](Index i) { return i; };
   std::vector<Index> found;
   for (Index first = 0; first < set.images.count;) {
     const Index size = std::min<Index>(500, set.images.count - first);
@@ -107,6 +103,13 @@ inline std::vector<Index> classify(const FashionClassifier& model, const Labelle
     first += size;
   }
   return found;
+}
+
+/// Percentage of rows whose best class is the label.
+inline double accuracy(const fit::TensorView<const float, 2>& logits, const fit::Tensor<std::int32_t, 1>& labels) {
+  Index right = 0;
+  for (Index i = 0; i < labels.size(); ++i) right += best_class(logits, i) == labels(i);
+  return 100.0 * static_cast<double>(right) / static_cast<double>(labels.size());
 }
 
 /// Percentage of images that are found to be what their labels say.

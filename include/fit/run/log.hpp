@@ -1,0 +1,203 @@
+#pragma once
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <fit/core/error.hpp>
+#include <fit/core/memory.hpp>
+#include <fit/io/atomic_file.hpp>
+#include <fit/io/dtype.hpp>
+#include <fit/plot/chart.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// What a run tells of itself, as a table, a picture, and lines for other tools: PREFIX.csv, PREFIX.svg and
+/// PREFIX.jsonl. Each is written whole every time, so that a reader never finds half of one.
+class RunLog {
+ public:
+  struct Row {
+    Index step = 0;
+    double seconds = 0;
+    std::vector<std::pair<std::string, double>> values = {};
+  };
+
+  explicit RunLog(std::filesystem::path prefix) : prefix_(std::move(prefix)) {}
+
+  const std::vector<Row>& rows() const { return rows_; }
+
+  /// Throws Error for a name that is empty or has more than letters, digits, "_", "/" and ".".
+  void add(Row row) {
+    for (const auto& [name, value] : row.values) {
+      const bool plain = !name.empty() && name.find_first_not_of(characters) == name.npos;
+      require(plain && name != "step" && name != "seconds", "a value of a log cannot be called ",
+              detail::printable(name));
+      if (std::find(names_.begin(), names_.end(), name) == names_.end()) names_.push_back(name);
+    }
+    rows_.push_back(std::move(row));
+  }
+
+  /// Reads the table of a run that goes on from a step; what came after that is forgotten. None is as good as an empty
+  /// one. Throws Error for a table that is none of ours.
+  void read(Index last_step) {
+    rows_.clear();
+    names_.clear();
+    std::ifstream stream(path("csv"));
+    std::string line;
+    if (!std::getline(stream, line)) return;
+    std::vector<std::string> names = cells_of(line);
+    const auto good = [&](bool holds) {
+      require(holds, path("csv").string(), ": not the log of a run; remove it to go on without it");
+    };
+    good(names.size() >= 2 && names[0] == "step" && names[1] == "seconds");
+    while (std::getline(stream, line)) {
+      const std::vector<std::string> cells = cells_of(line);
+      good(cells.size() == names.size());
+      Row row;
+      row.step = static_cast<Index>(number_of(cells[0], good));
+      row.seconds = number_of(cells[1], good);
+      for (std::size_t i = 2; i < cells.size(); ++i) {
+        if (!cells[i].empty()) row.values.emplace_back(names[i], number_of(cells[i], good));
+      }
+      if (row.step <= last_step) add(std::move(row));
+    }
+  }
+
+  /// Throws Error when a file cannot be written.
+  void write() const {
+    std::ostringstream csv, json, svg;
+    write_csv(csv);
+    write_json_lines(json);
+    plot::write_svg(svg, figure());
+    put("csv", csv.str());
+    put("jsonl", json.str());
+    put("svg", svg.str());
+  }
+
+  /// Each value against steps and against seconds.
+  plot::Figure figure() const {
+    plot::Figure figure;
+    figure.title = prefix_.filename().string();
+    figure.columns = 2;
+    for (const std::string& name : names_) {
+      for (const bool by_time : {false, true}) {
+        plot::Chart chart{.title = name, .x = {.title = by_time ? "seconds" : "step"}};
+        chart.series.push_back({.points = points(name, by_time)});
+        figure.charts.push_back(std::move(chart));
+      }
+    }
+    return figure;
+  }
+
+ private:
+  static constexpr std::string_view characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/.";
+
+  std::filesystem::path path(const char* extension) const {
+    std::filesystem::path result = prefix_;
+    return result += std::string(".") + extension;
+  }
+
+  static std::vector<std::string> cells_of(const std::string& line) {
+    std::vector<std::string> cells{""};
+    for (const char c : line) {
+      if (c == ',') {
+        cells.emplace_back();
+      } else {
+        cells.back() += c;
+      }
+    }
+    return cells;
+  }
+
+  template <class Good>
+  static double number_of(const std::string& text, Good&& good) {
+    double value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    good(error == std::errc() && end == text.data() + text.size());
+    return value;
+  }
+
+  /// The shortest text that reads as the same number.
+  static std::string text_of(double value) {
+    char text[32];
+    return {text, std::to_chars(text, text + sizeof(text), value).ptr};
+  }
+
+  static const double* value_of(const Row& row, const std::string& name) {
+    for (const auto& [own, value] : row.values) {
+      if (own == name) return &value;
+    }
+    return nullptr;
+  }
+
+  void write_csv(std::ostream& out) const {
+    out << "step,seconds";
+    for (const std::string& name : names_) out << ',' << name;
+    out << '\n';
+    for (const Row& row : rows_) {
+      out << row.step << ',' << text_of(row.seconds);
+      for (const std::string& name : names_) {
+        const double* const value = value_of(row, name);
+        out << ',' << (value ? text_of(*value) : "");
+      }
+      out << '\n';
+    }
+  }
+
+  /// JSON has no infinities and no NaN: null.
+  void write_json_lines(std::ostream& out) const {
+    for (const Row& row : rows_) {
+      out << "{\"step\": " << row.step << ", \"seconds\": " << text_of(row.seconds);
+      for (const auto& [name, value] : row.values) {
+        out << ", \"" << name << "\": " << (std::isfinite(value) ? text_of(value) : "null");
+      }
+      out << "}\n";
+    }
+  }
+
+  /// Means of neighbours where there are more than a picture can show.
+  std::vector<plot::Point> points(const std::string& name, bool by_time) const {
+    std::vector<plot::Point> all;
+    for (const Row& row : rows_) {
+      if (const double* const value = value_of(row, name)) {
+        all.push_back({by_time ? row.seconds : static_cast<double>(row.step), *value});
+      }
+    }
+    constexpr std::size_t most = 400;
+    const std::size_t together = (all.size() + most - 1) / most;
+    if (together <= 1) return all;
+    std::vector<plot::Point> few;
+    for (std::size_t i = 0; i < all.size(); i += together) {
+      const std::size_t end = std::min(all.size(), i + together);
+      plot::Point mean;
+      for (std::size_t j = i; j < end; ++j) {
+        mean.x += all[j].x / static_cast<double>(end - i);
+        mean.y += all[j].y / static_cast<double>(end - i);
+      }
+      few.push_back(mean);
+    }
+    return few;
+  }
+
+  void put(const char* extension, const std::string& text) const {
+    AtomicFile file(path(extension));
+    file.write(text.data(), text.size());
+    file.commit();
+  }
+
+  std::filesystem::path prefix_;
+  std::vector<std::string> names_;
+  std::vector<Row> rows_;
+};
+
+}  // namespace FIT_ABI
+}  // namespace fit

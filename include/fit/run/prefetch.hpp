@@ -1,0 +1,90 @@
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <stop_token>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <fit/core/error.hpp>
+#include <fit/core/memory.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// Batches that threads of its own make while others are used. make(number, batch) fills a batch for a number, first,
+/// first + 1 and so on; what it makes must follow from the number alone, as several threads may call it at once.
+template <class Batch>
+class Prefetch {
+ public:
+  using Make = std::function<void(Index number, Batch& batch)>;
+
+  /// `ahead` batches are made in advance, and wait. Each begins as a copy of `like`, and then as what was there before.
+  /// Throws Error unless `ahead` and `threads` are positive.
+  explicit Prefetch(Make make, Index first = 0, const Batch& like = {}, int ahead = 2, int threads = 1)
+      : make_(std::move(make)), next_(first), claimed_(first) {
+    require(ahead >= 1 && threads >= 1, "batches need at least 1 that waits and 1 thread, not ", ahead, " and ",
+            threads);
+    for (int i = 0; i <= ahead; ++i) slots_.push_back({like, first - 1, {}});
+    for (int i = 0; i < threads; ++i) {
+      workers_.emplace_back([this](std::stop_token stop) { work(stop); });
+    }
+  }
+  Prefetch(const Prefetch&) = delete;
+  Prefetch& operator=(const Prefetch&) = delete;
+
+  /// The next batch, which is there until the next call. Throws what make() threw for it.
+  Batch& next() {
+    std::unique_lock lock(mutex_);
+    const Index number = next_++;
+    changed_.notify_all();  // the one before it is free
+    Slot& slot = slot_of(number);
+    changed_.wait(lock, [&] { return slot.number == number; });
+    if (slot.failure) std::rethrow_exception(std::exchange(slot.failure, {}));
+    return slot.batch;
+  }
+
+ private:
+  struct Slot {
+    Batch batch;
+    Index number;  // that it was made for
+    std::exception_ptr failure;
+  };
+
+  Slot& slot_of(Index number) { return slots_[static_cast<std::size_t>(number) % slots_.size()]; }
+
+  void work(const std::stop_token& stop) {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      // The batch in use, next_ - 1, and those that wait have a slot each.
+      changed_.wait(lock, stop, [&] { return claimed_ + 1 < next_ + static_cast<Index>(slots_.size()); });
+      if (stop.stop_requested()) return;
+      const Index number = claimed_++;
+      Slot& slot = slot_of(number);
+      lock.unlock();
+      std::exception_ptr failure;
+      try {
+        make_(number, slot.batch);
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      lock.lock();
+      slot.failure = failure;
+      slot.number = number;
+      changed_.notify_all();
+    }
+  }
+
+  Make make_;
+  Index next_, claimed_;
+  std::vector<Slot> slots_;
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  std::vector<std::jthread> workers_;  // last, so that they end before what they use
+};
+
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -1,0 +1,341 @@
+#pragma once
+
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <fit/io/checkpoint.hpp>
+#include <fit/run/interrupt.hpp>
+#include <fit/run/log.hpp>
+#include <fit/run/progress.hpp>
+#include <fit/training/learning_rate.hpp>
+#include <fit/training/metrics.hpp>
+#include <fit/training/state.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// How a training run goes, and what it leaves: FOLDER/NAME.safetensors, the best weights; NAME_last.safetensors, the
+/// last ones; NAME_state.safetensors, to go on from; and the log, NAME.csv, .svg and .jsonl.
+struct RunOptions {
+  std::filesystem::path folder = "out";
+  std::string name = "model";
+  Index steps = 0;            ///< updates of the model in all; or
+  double minutes = 0;         ///< as many as fit into this time, evaluations aside, by the speed of the first ones
+  LearningRate rate = {};     ///< of an update
+  UpdateOptions update = {};  ///< but for its learning rate, and what to do about a gradient that is not finite
+  Index accumulate = 1;       ///< batches whose gradients are averaged for an update
+  Index batch = 1;            ///< examples of a batch, for the speed that is shown
+  Index evaluate_every = 0;   ///< updates; 0 for at the end only
+  Index save_every = 0;       ///< updates; 0 for with every evaluation
+  Index log_every = 10;       ///< updates of which a row of the log is the mean
+  Index patience = 0;         ///< evaluations without a better score after which a run ends early; 0 for any number
+  bool smaller_is_better = false;
+  bool resume = false;           ///< go on from the state, if there is one
+  std::FILE* terminal = stdout;  ///< for progress; null for none
+};
+
+/// A training run around a loop of the caller's own:
+///
+///     fit::Run run(state, {.steps = 1000, .rate = {.peak = 2e-3, .warm_up = 100}, .evaluate_every = 200});
+///     while (run.next()) {
+///       tape.record({}, state.random.split());
+///       const double loss = ...;                    // of batch number run.batch(), with its gradient
+///       run.update(gradient, loss, tape);
+///       if (run.evaluates()) run.evaluated("accuracy", accuracy_of(run.weights()));
+///     }
+///     return run.finish();
+///
+/// Batches follow from their number alone, so a run that was interrupted and is resumed has the bits of one that was
+/// not. One that is resumed with more steps, or minutes, goes on at the rates of the longer run. Where a loss or a
+/// gradient is not finite, the update is left out. After three in a row the run goes back to the state that it saved
+/// last, and on with the batches that follow; the third time, it ends with an Error.
+template <class Model>
+class Run {
+ public:
+  /// Loads the state where the options say so. Throws Error for options that cannot be, and for files that are not
+  /// those of this run.
+  Run(TrainingState<Model>& state, RunOptions options) : state_(state), options_(std::move(options)), log_(prefix()) {
+    check();
+    std::error_code error;
+    std::filesystem::create_directories(options_.folder, error);
+    require(!error, options_.folder.string(), ": cannot create this folder: ", error.message());
+    total_ = options_.steps;
+    const bool resumes = options_.resume && std::filesystem::exists(file("_state"));
+    if (resumes) {
+      resume();
+    } else {
+      save_state();
+    }
+    first_step_ = state_.step;
+    if (!options_.terminal) return;
+    progress_ = std::make_unique<Progress>("training", total_, state_.step, options_.terminal);
+    if (resumes) note("resumed after " + std::to_string(state_.step) + " steps");
+  }
+
+  /// The number of the next batch, from 0: of its examples, and of all that is random about them.
+  Index batch() const { return batch_; }
+  /// Updates in all; 0 while a run by time does not know yet.
+  Index total() const { return total_; }
+  double seconds() const { return seconds_; }
+  bool interrupted() const { return interrupted_; }
+  std::optional<double> best() const { return best_; }
+  const RunLog& log() const { return log_; }
+
+  /// Whether there is another batch to take: not after the last step, an interruption, or an early end.
+  bool next() {
+    if (gathered_ == 0) {
+      interrupted_ = interrupted_ || Interrupt::asked();
+      const bool over = interrupted_ || ended_ || (total_ > 0 && state_.step >= total_);
+      if (save_due_ || (over && saved_step_ != state_.step)) save_state();
+      if (over) return false;
+    }
+    began_ = Clock::now();
+    return true;
+  }
+
+  /// Takes the gradient of a batch's mean loss, which update() leaves at zero, and what else to log of it.
+  void update(Model& gradient, double loss, Workspace& workspace,
+              const std::vector<std::pair<std::string, double>>& values = {}) {
+    require(total_ == 0 || state_.step < total_, "a run is updated after its last step, ", total_);
+    ++batch_;
+    finite_ = finite_ && std::isfinite(loss);
+    if (std::isfinite(loss)) {
+      mean_of("loss").add(loss);
+      for (const auto& [name, value] : values) mean_of(name).add(value);
+    }
+    if (++gathered_ < options_.accumulate) {
+      seconds_ += since(began_);
+      return;
+    }
+    gathered_ = 0;
+    const double rate = options_.rate(state_.step, total_ > 0 ? total_ : std::numeric_limits<Index>::max());
+    if (std::exchange(finite_, true)) {
+      if (options_.accumulate > 1) scale(gradient, 1 / static_cast<double>(options_.accumulate), workspace);
+      UpdateOptions with = options_.update;
+      with.learning_rate = rate;
+      with.not_finite = NotFinite::skip;
+      const double norm = state_.update(gradient, with, workspace);
+      skipped_ = std::isfinite(norm) ? 0 : skipped_ + 1;
+      if (skipped_ > 0) note("step " + std::to_string(state_.step) + ": the gradient is not finite, and left out");
+    } else {
+      set_zero(gradient);
+      ++state_.step;
+      ++skipped_;
+      note("step " + std::to_string(state_.step) + ": the loss is not finite, and its gradient left out");
+    }
+    const double taken = since(began_);
+    seconds_ += taken;
+    if (total_ == 0) plan(taken);
+    if (skipped_ >= most_skipped) go_back();
+    show(rate);
+    save_due_ = save_due_ || due(options_.save_every) || state_.step == total_;
+  }
+
+  /// Whether an evaluation is due, after an update.
+  bool evaluates() const {
+    return gathered_ == 0 && state_.step > first_step_ && (due(options_.evaluate_every) || state_.step == total_);
+  }
+
+  /// What to evaluate, and what is saved as the best: the moving average, where there is one, and else the model.
+  const Model& weights() const { return state_.average ? *state_.average : state_.model; }
+
+  /// Takes the score of an evaluation, by which the best weights are kept, and what else to log of it. Returns whether
+  /// it is the best so far. A score that is NaN never is.
+  bool evaluated(const std::string& name, double score, std::vector<std::pair<std::string, double>> values = {}) {
+    const bool better =
+        !std::isnan(score) && (!best_ || (options_.smaller_is_better ? score < *best_ : score > *best_));
+    values.insert(values.begin(), {name, score});
+    std::string line = "step " + std::to_string(state_.step) + ":";
+    for (const auto& [of, value] : values) {
+      char text[64];
+      std::snprintf(text, sizeof(text), "%s %s %.5g", &of == &values[0].first ? "" : ",", of.c_str(), value);
+      line += text;
+    }
+    note(line + (better ? " (best)" : ""));
+    log_.add({state_.step, seconds_, std::move(values)});
+    log_.write();
+    since_best_ = better ? 0 : since_best_ + 1;
+    if (better) {
+      best_ = score;
+      save(file(""), weights());
+    }
+    ended_ = options_.patience > 0 && since_best_ >= options_.patience;
+    if (ended_) note("no better for " + std::to_string(since_best_) + " evaluations: the run ends");
+    save_due_ = true;
+    return better;
+  }
+
+  /// Leaves the last weights and the log. What a program returns: 0, or 130 after an interruption.
+  int finish() {
+    if (progress_) progress_->finish();
+    if (interrupted_) note("interrupted after " + std::to_string(state_.step) + " steps; resume to go on");
+    if (!interrupted_) save(file("_last"), weights());
+    log_.write();
+    return interrupted_ ? 130 : 0;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr int most_skipped = 3, most_returns = 2;
+  static constexpr Index least_timed = 5, untimed = 2;
+
+  static double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+  std::filesystem::path prefix() const { return options_.folder / options_.name; }
+  std::filesystem::path file(const char* what) const {
+    return options_.folder / (options_.name + what + ".safetensors");
+  }
+
+  void check() const {
+    const RunOptions& o = options_;
+    require((o.steps > 0) != (o.minutes > 0) && o.steps >= 0 && o.minutes >= 0, "a run needs steps or minutes, not ",
+            o.steps, " and ", o.minutes);
+    require(o.accumulate >= 1 && o.batch >= 1 && o.log_every >= 1,
+            "accumulate, batch and log_every of a run must be at least 1, not ", o.accumulate, ", ", o.batch, " and ",
+            o.log_every);
+    require(o.evaluate_every >= 0 && o.save_every >= 0 && o.patience >= 0,
+            "evaluate_every, save_every and patience of a run must not be negative");
+    require(!o.name.empty() && o.name.find('/') == o.name.npos, "the name of a run must be that of a file, not \"",
+            o.name, "\"");
+  }
+
+  bool due(Index every) const { return every > 0 && state_.step % every == 0; }
+
+  void note(const std::string& text) {
+    if (progress_) progress_->note(text);
+  }
+
+  Mean& mean_of(const std::string& name) {
+    for (auto& [own, mean] : means_) {
+      if (own == name) return mean;
+    }
+    return means_.emplace_back(name, Mean()).second;
+  }
+
+  static void scale(Model& gradient, double factor, Workspace& workspace) {
+    using T = typename Model::Scalar;
+    struct Piece {
+      T* slopes;
+      Index size, parameter;
+    };
+    detail::for_each_piece<Piece>(
+        [by = static_cast<T>(factor)](const Piece& piece, Index) {
+          for (Index i = 0; i < piece.size; ++i) piece.slopes[i] *= by;
+        },
+        workspace, gradient);
+  }
+
+  /// Fixes the number of steps of a run by time, once enough of them were timed.
+  void plan(double taken) {
+    if (timed_++ < untimed) return;
+    timed_seconds_ += taken;
+    const Index count = timed_ - untimed;
+    const double budget = 60 * options_.minutes;
+    if (count < least_timed && seconds_ < budget / 4) return;
+    if (timed_seconds_ < budget / 50 && count < 50) return;
+    const double left = std::max(0.0, budget - seconds_) * static_cast<double>(count) / timed_seconds_;
+    total_ = state_.step + static_cast<Index>(left);
+    save_due_ = true;
+    if (progress_) progress_->set_total(total_);
+    note(std::to_string(total_) + " steps fit into " + std::to_string(options_.minutes) + " minutes");
+  }
+
+  void show(double rate) {
+    const double examples = static_cast<double>(options_.batch * options_.accumulate);
+    const double done = static_cast<double>(state_.step - first_step_), run = seconds_ - seconds_before_;
+    if (progress_) {
+      std::vector<Field> fields;
+      for (const auto& [name, mean] : means_) {
+        if (mean.count > 0) fields.emplace_back(name, mean.value());
+      }
+      fields.emplace_back("rate", rate, 3);
+      fields.emplace_back("examples/s", done * examples / run);
+      progress_->update(state_.step, fields);
+    }
+    if (!due(options_.log_every) && state_.step != total_) return;
+    RunLog::Row row{state_.step, seconds_};
+    for (auto& [name, mean] : means_) {
+      if (mean.count > 0) row.values.emplace_back(name, mean.value());
+      mean = {};
+    }
+    row.values.emplace_back("rate", rate);
+    row.values.emplace_back("examples_per_second", done * examples / run);
+    log_.add(std::move(row));
+    const auto now = Clock::now();
+    if (now - log_written_ < std::chrono::seconds(2)) return;
+    log_.write();
+    log_written_ = now;
+  }
+
+  void go_back() {
+    skipped_ = 0;
+    require(++returns_ <= most_returns, "step ", state_.step, ": ", most_skipped,
+            " updates in a row were not finite again, after ", most_returns, " returns to an earlier state");
+    const Index step = state_.step;
+    const Random random = state_.random;
+    load(file("_state"), state_);
+    note("step " + std::to_string(step) + ": back to the weights of step " + std::to_string(state_.step));
+    state_.step = step;
+    state_.random = random;
+  }
+
+  void save_state() {
+    Metadata metadata;
+    metadata["run.total"] = std::to_string(total_);
+    metadata["run.minutes"] = exact(options_.minutes);
+    metadata["run.batch"] = std::to_string(batch_);
+    metadata["run.seconds"] = exact(seconds_);
+    metadata["run.returns"] = std::to_string(returns_);
+    metadata["run.since_best"] = std::to_string(since_best_);
+    if (best_) metadata["run.best"] = exact(*best_);
+    save(file("_state"), state_, {.metadata = metadata});
+    saved_step_ = state_.step;
+    save_due_ = false;
+  }
+
+  void resume() {
+    load(file("_state"), state_);
+    const SafetensorsFile saved(file("_state"));
+    const bool same_time = detail::number_in<double>(saved, "run.minutes") == options_.minutes;
+    if (options_.minutes > 0 && same_time) total_ = detail::number_in<Index>(saved, "run.total");
+    batch_ = detail::number_in<Index>(saved, "run.batch");
+    seconds_ = seconds_before_ = detail::number_in<double>(saved, "run.seconds");
+    returns_ = detail::number_in<int>(saved, "run.returns");
+    since_best_ = detail::number_in<Index>(saved, "run.since_best");
+    if (saved.metadata().contains("run.best")) best_ = detail::number_in<double>(saved, "run.best");
+    ended_ = options_.patience > 0 && since_best_ >= options_.patience;
+    log_.read(state_.step);
+    saved_step_ = state_.step;
+  }
+
+  static std::string exact(double value) {
+    char text[32];
+    return {text, std::to_chars(text, text + sizeof(text), value).ptr};
+  }
+
+  TrainingState<Model>& state_;
+  RunOptions options_;
+  RunLog log_;
+  Interrupt interrupt_;
+  std::unique_ptr<Progress> progress_;
+  Index batch_ = 0, total_ = 0, gathered_ = 0, first_step_ = 0, saved_step_ = -1, since_best_ = 0, timed_ = 0;
+  double seconds_ = 0, seconds_before_ = 0, timed_seconds_ = 0;
+  bool finite_ = true, interrupted_ = false, ended_ = false, save_due_ = false;
+  int skipped_ = 0, returns_ = 0;
+  std::optional<double> best_;
+  std::vector<std::pair<std::string, Mean>> means_;
+  Clock::time_point began_, log_written_;
+};
+
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -51,9 +51,10 @@ int run(const Options& options) {
                                   .optimizer = {.options = {.beta2 = 0.98, .weight_decay = 0.05}},
                                   .random = fit::Random(options.seed + 1)};
   if (!options.from.empty()) {
-    const auto fresh = fit::load_part(options.from, state.model,
-                                      [](std::string_view name) { return name.starts_with("encoder."); });
-    fit::require(fresh.empty(), options.from.string(), ": no trained encoder, it lacks ", fresh.empty() ? "" : fresh[0]);
+    const auto fresh =
+        fit::load_part(options.from, state.model, [](std::string_view name) { return name.starts_with("encoder."); });
+    fit::require(fresh.empty(), options.from.string(), ": no trained encoder, it lacks ",
+                 fresh.empty() ? "" : fresh[0]);
     state.optimizer.options.rule = options.freeze ? treat_encoder<true> : treat_encoder<false>;
   }
   state.average = state.model;
@@ -141,8 +142,10 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(0, 8));
   app.add_option("--seed", options.seed, "of initial values, order and drop-outs")->capture_default_str();
   app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
-  auto* from = app.add_option("--from", options.from, "weights of a classifier, whose encoder goes on, with a new head");
-  app.add_flag("--freeze", options.freeze, "the encoder of --from stays as it is, and only the head learns")->needs(from);
+  auto* from =
+      app.add_option("--from", options.from, "weights of a classifier, whose encoder goes on, with a new head");
+  app.add_flag("--freeze", options.freeze, "the encoder of --from stays as it is, and only the head learns")
+      ->needs(from);
   app.add_flag("--resume", options.resume, "go on from the state in the output folder, if there is one");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -1,17 +1,18 @@
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <limits>
 #include <map>
-#include <numeric>
 #include <span>
 #include <string>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 #include <fit/fit.hpp>
+#include <fit/run/epochs.hpp>
+#include <fit/run/prefetch.hpp>
+#include <fit/run/run.hpp>
 
 #include "support/fashion.hpp"
 #include "support/png.hpp"
@@ -67,11 +68,10 @@ struct Options {
 };
 
 /// Pixels between -1 and 1, as groups of tokens [count, groups, tokens, channels].
-fit::Tensor<float, 4> groups_of(const examples::Images& images, const std::vector<std::uint32_t>& order, Index first,
-                                Index count) {
+fit::Tensor<float, 4> groups_of(const examples::Images& images, const fit::Epochs& order, Index first, Index count) {
   fit::Tensor<float, 4> tensor(count, side, side, 1);
   for (Index i = 0; i < count; ++i) {
-    const std::uint8_t* from = images[static_cast<Index>(order[static_cast<std::size_t>(first + i)])];
+    const std::uint8_t* from = images[order(first + i)];
     for (Index j = 0; j < pixels; ++j) tensor.data()[i * pixels + j] = static_cast<float>(from[j]) / 127.5f - 1;
   }
   return fit::group_image(tensor, grouping);
@@ -125,66 +125,70 @@ void write_sheet(const std::filesystem::path& path, const examples::LabelledImag
   sheet.write(path);
 }
 
+/// Images with the noise, the times and the labels that the loss needs.
+struct Batch {
+  fit::Tensor<float, 4> x0, noise;
+  fit::Tensor<double, 1> times;
+  fit::Tensor<float, 2> condition;
+
+  void load(const examples::LabelledImages& from, const fit::Epochs& order, Index first, Index count,
+            fit::Random random) {
+    x0 = groups_of(from.images, order, first, count);
+    noise = fit::Tensor<float, 4>(x0.dimensions());
+    times = fit::Tensor<double, 1>(count);
+    std::vector<std::uint8_t> labels;
+    for (Index i = 0; i < count; ++i) {
+      labels.push_back(from.labels[static_cast<std::size_t>(order(first + i))]);
+      times(i) = random.uniform();
+    }
+    for (Index i = 0; i < noise.size(); ++i) noise.data()[i] = static_cast<float>(random.normal());
+    condition = conditions_of(labels);
+  }
+};
+
 int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
-  const auto data = examples::load_fashion(options.data).train;
-  const Index count = data.images.count, batch = options.batch, per_epoch = count / batch;
-  fit::require(per_epoch > 0, "the data set has ", count, " training images, fewer than a batch");
-  std::filesystem::create_directories(options.out);
-  const auto state_path = options.out / "generator_state.safetensors",
-             weights_path = options.out / "generator.safetensors", sheet_path = options.out / "generated.png";
+  const auto data = examples::load_fashion(options.data);
+  const Index count = data.train.images.count, batch = options.batch;
+  fit::require(count >= batch, "the data set has ", count, " training images, fewer than a batch");
   fit::TrainingState<Model> state{.model = Model(fit::Random(options.seed)),
                                   .optimizer = {.options = {.beta2 = 0.99}},
                                   .random = fit::Random(options.seed + 1)};
   state.average = state.model;
-  if (options.resume) {
-    fit::load(state_path, state);
-    std::printf("Resumed after %td steps.\n", state.step);
-  }
+  fit::Run run(state, {.folder = options.out,
+                       .name = "generator",
+                       .steps = options.steps,
+                       .rate = {.peak = options.rate, .warm_up = 200, .floor = options.rate / 100},
+                       .batch = batch,
+                       .evaluate_every = options.every,
+                       .smaller_is_better = true,
+                       .resume = options.resume});
   std::printf("%td parameters, %td training images in %d groups of %d tokens, %d threads.\n",
               fit::count_parameters(state.model), count, config.groups, config.tokens, tape.executor().lanes());
 
-  const fit::LearningRate rate{.peak = options.rate, .warm_up = 200, .floor = options.rate / 100};
+  const fit::Epochs order(count, fit::Random(options.seed, 0));
+  const fit::Random noise(options.seed + 2);
+  fit::Prefetch<Batch> batches(
+      [&](Index number, Batch& made) { made.load(data.train, order, number * batch, batch, noise.fork(number)); },
+      run.batch());
+  Batch held_out;
+  held_out.load(data.test, fit::Epochs(data.test.images.count, fit::Random(1)), 0,
+                std::min<Index>(200, data.test.images.count), fit::Random(2));
+  using Condition = fit::TensorView<const float, 2>;
   fit::DiffusionLoss<Model> loss(objective);
   Model gradient;
-  fit::Tensor<float, 4> noise(batch, Index{config.groups}, Index{config.tokens}, Index{config.channels});
-  fit::Tensor<double, 1> times(batch);
-  std::vector<std::uint32_t> order;
-  double recent = 0;
-  examples::Progress progress("training", options.steps, state.step);
-  const auto begin = std::chrono::steady_clock::now();
-  for (const Index first_step = state.step; state.step < options.steps;) {
-    const Index epoch = state.step / per_epoch, place = state.step % per_epoch;
-    if (place == 0 || order.empty()) {
-      order = examples::shuffled(count, fit::Random(options.seed, 0).fork(epoch));
-    }
-    const auto x0 = groups_of(data.images, order, place * batch, batch);
-    std::vector<std::uint8_t> labels;
-    for (Index i = 0; i < batch; ++i) {
-      labels.push_back(data.labels[order[static_cast<std::size_t>(place * batch + i)]]);
-    }
-    fit::Random random = state.random.split();
-    for (Index i = 0; i < batch; ++i) times(i) = random.uniform();
-    for (float& value : std::span(noise.data(), static_cast<std::size_t>(noise.size()))) {
-      value = static_cast<float>(random.normal());
-    }
-    const fit::Tensor<float, 2> condition = conditions_of(labels);
+  while (run.next()) {
+    const Batch& b = batches.next();
     const double now =
-        loss(state.model, x0, noise, times, fit::TensorView<const float, 2>(condition), gradient, tape, {}, random);
-    state.update(gradient, {.learning_rate = rate(state.step, options.steps)}, tape);
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    recent += (now - recent) * std::max(0.01, 1 / static_cast<double>(state.step - first_step));
-    progress.update(state.step, {{"epoch", static_cast<double>(state.step) / static_cast<double>(per_epoch), 3},
-                                 {"loss", recent},
-                                 {"images/s", static_cast<double>((state.step - first_step) * batch) / seconds}});
-    if (state.step % options.every == 0 || state.step == options.steps) {
-      write_sheet(sheet_path, generate(*state.average, options.sampling, labels_of(40, -1), 1, sampling),
-                  "step " + std::to_string(state.step));
-      fit::save(weights_path, *state.average);
-      fit::save(state_path, state);
-      progress.note("step " + std::to_string(state.step) + ": " + sheet_path.string() + ", " + weights_path.string());
-    }
+        loss(state.model, b.x0, b.noise, b.times, Condition(b.condition), gradient, tape, {}, state.random.split());
+    run.update(gradient, now, tape);
+    if (!run.evaluates()) continue;
+    run.evaluated("test_loss", loss(run.weights(), held_out.x0, held_out.noise, held_out.times,
+                                    Condition(held_out.condition), sampling));
+    write_sheet(options.out / "generated.png",
+                generate(run.weights(), options.sampling, labels_of(40, -1), 1, sampling),
+                "step " + std::to_string(state.step));
   }
-  return 0;
+  return run.finish();
 }
 
 int sample(const Options& options, fit::Tape& tape) {
@@ -205,10 +209,10 @@ int denoise(const Options& options, fit::Tape& tape) {
   fit::load(options.weights, model);
   const auto data = examples::load_fashion(options.data).test;
   const Index count = std::min(options.count, data.images.count);
-  const auto order = examples::shuffled(data.images.count, fit::Random(options.seed));
+  const fit::Epochs order(data.images.count, fit::Random(options.seed));
   const auto truth = groups_of(data.images, order, 0, count);
   std::vector<std::uint8_t> labels;
-  for (Index i = 0; i < count; ++i) labels.push_back(data.labels[order[static_cast<std::size_t>(i)]]);
+  for (Index i = 0; i < count; ++i) labels.push_back(data.labels[static_cast<std::size_t>(order(i))]);
   const fit::Tensor<float, 2> condition = conditions_of(labels);
   const fit::NoiseShares shares = fit::noise_shares(options.sampling.schedule, options.level);
   auto noisy = truth;
@@ -349,7 +353,7 @@ int main(int argc, char** argv) {
   train_command->add_option("--rate", options.rate, "highest learning rate")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  train_command->add_flag("--resume", options.resume, "go on from the state in the output folder");
+  train_command->add_flag("--resume", options.resume, "go on from the state in the output folder, if there is one");
 
   auto* sample_command = app.add_subcommand("sample", "draws a sheet of samples");
   auto* denoise_command = app.add_subcommand("denoise", "puts noise on test images and takes it off again");

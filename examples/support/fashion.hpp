@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -30,16 +29,6 @@ inline constexpr fit::EncoderConfig classifier_config{.layers = "(1)1(1)1",
                                                       .data_heads = 2,
                                                       .latent_heads = 4};
 using FashionClassifier = fit::Classifier<classifier_config, fashion_classes>;
-
-/// The numbers below `count` in the order of an epoch.
-inline std::vector<std::uint32_t> shuffled(Index count, fit::Random random) {
-  std::vector<std::uint32_t> order(static_cast<std::size_t>(count));
-  std::iota(order.begin(), order.end(), 0u);
-  for (Index i = count - 1; i > 0; --i) {
-    std::swap(order[static_cast<std::size_t>(i)], order[static_cast<std::size_t>(random.below(i + 1))]);
-  }
-  return order;
-}
 
 /// Images and labels as the classifier takes them; for training each image is mirrored and shifted at random.
 class ClassifierBatches {

@@ -120,7 +120,7 @@ void check_attention() {
   using Tensors = kernels::AttentionTensors<float>;
   must_refuse("s.sequences >= 0", [](Shape& s, Tensors&) { s.keys = -1; });
   must_refuse("s.head_width >= 1", [](Shape& s, Tensors&) { s.head_width = 0; });
-  must_refuse("s.heads % s.sharing == 0", [](Shape& s, Tensors&) { s.sharing = 3; });
+  must_refuse("s.head_width >= 1 && s.sharing >= 1", [](Shape& s, Tensors&) { s.sharing = 3; });
   must_refuse("s.mask.chunk >= 1", [](Shape& s, Tensors&) { s.mask.chunk = 0; });
   must_refuse("s.dropout.rate >= 0", [](Shape& s, Tensors&) { s.dropout.rate = 1; });
   must_refuse("heads * s.queries == 0", [](Shape&, Tensors& t) { t.q = nullptr; });
@@ -142,7 +142,7 @@ void check_attention() {
     kernels::cached_attention<float>(std::span(&query, 1), {heads, 4, sharing}, workspace);
   };
   must_fail("heads >= 0", [&] { cached({a, b, b, 3, c}, -1); });
-  must_fail("heads % of.sharing == 0", [&] { cached({a, b, b, 3, c}, 2, 3); });
+  must_fail("heads >= 0 && head_width >= 1 && of.sharing >= 1", [&] { cached({a, b, b, 3, c}, 2, 3); });
   must_fail("query.count >= 0", [&] { cached({a, b, b, -1, c}, 2); });
   must_fail("heads == 0 || query.o", [&] { cached({a, b, b, 3}, 2); });
   must_fail("heads * query.count == 0", [&] { cached({a, b, nullptr, 3, c}, 2); });

@@ -62,8 +62,8 @@ struct RunOptions {
 template <class Model>
 class Run {
  public:
-  /// Loads the state where the options say so. Throws Error for options that cannot be, and for files that are not
-  /// those of this run.
+  /// Loads the state where the options say so, and else saves the first one. Throws Error for options that cannot be,
+  /// and for files that are not those of such a run.
   Run(TrainingState<Model>& state, RunOptions options) : state_(state), options_(std::move(options)), log_(prefix()) {
     check();
     std::error_code error;

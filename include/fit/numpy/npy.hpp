@@ -197,8 +197,8 @@ NpyHeader read_npy_header(Get&& get) {
           " of the format is not read; 1.0, 2.0 and 3.0 are");
   unsigned char length_bytes[4] = {};
   get(length_bytes, version == 1 ? 2 : 4);
-  const std::size_t length =
-      length_bytes[0] | length_bytes[1] << 8 | length_bytes[2] << 16 | static_cast<std::size_t>(length_bytes[3]) << 24;
+  std::size_t length = 0;
+  for (int i = 3; i >= 0; --i) length = length << 8 | length_bytes[i];
   constexpr std::size_t limit = 1 << 20;
   require(length <= limit, "the header's length, ", length, " bytes, is over the limit of ", limit);
   std::string text(length, '\0');

@@ -1,8 +1,10 @@
 #include <fit/numpy/npz.hpp>
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iterator>
+#include <memory>
 
 #include "catch.hpp"
 #include "support.hpp"
@@ -255,6 +257,16 @@ TEST_CASE("damaged archives are errors, wherever they are cut or changed", "[npy
     }
     CHECK(noticed > whole.size());
   }
+  // Sizes that nothing can hold are no reason to ask for the memory.
+  fit::write_npz(folder / "a.npz", {&entry, 1}, false);
+  std::string huge = bytes_of(folder / "a.npz");
+  const std::string shape = "(3,), }", larger = "(99999999999999,), }";
+  huge.replace(huge.find(shape), larger.size(), larger);
+  const std::uint64_t bytes = 128 + 4 * std::uint64_t{99999999999999};
+  const std::size_t sizes = huge.find("x.npy", huge.find("PK\1\2")) + 5 + 4;
+  for (const std::size_t at : {sizes, sizes + 8}) std::memcpy(huge.data() + at, &bytes, 8);
+  write_bytes(folder / "b.npz", huge);
+  CHECK(test::contains(test::error_of([&] { fit::NpzFile(folder / "b.npz").read("x"); }), "an entry ends early"));
   const fit::NpzEntry twice[] = {entry, entry};
   CHECK(
       test::contains(test::error_of([&] { fit::write_npz(folder / "c.npz", twice); }), "two arrays are called \"x\""));

@@ -2,17 +2,16 @@
 
 #include <fit/core/memory.hpp>
 
-#include <cerrno>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include <fit/io/atomic_file.hpp>
+#include <fit/io/dtype.hpp>
+#include <fit/io/input_file.hpp>
 #include <fit/io/safetensors_header.hpp>
 
 namespace fit {
@@ -66,36 +65,22 @@ class SafetensorsFile {
 
  private:
   void load() {
-    std::error_code error;
-    const auto status = std::filesystem::status(path_, error);
-    require(std::filesystem::exists(status), "no such file");
-    require(std::filesystem::is_regular_file(status), "not a regular file");
-    // Once it is open, a save that replaces it changes nothing: all that follows is of one file.
-    std::ifstream stream(path_, std::ios::binary | std::ios::ate);
-    require(stream.is_open(), "cannot open: ", std::generic_category().message(errno));
-    const auto size = static_cast<Index>(stream.tellg());
-    require(stream.good() && size >= 0, "cannot read: its size cannot be had");
+    detail::InputFile file(path_);
+    const Index size = file.size();
     require(size > 0, "the file is empty");
-    stream.seekg(0);
-
     require(size >= 8, "not a safetensors file: ", size, " bytes cannot hold the header's length");
     std::uint64_t length = 0;
-    get(stream, &length, sizeof(length));
+    file.get(&length, sizeof(length));
     require(length <= detail::header_limit, "the header's length, ", length, " bytes, is over the limit of ",
             detail::header_limit);
     require(static_cast<Index>(length) <= size - 8, "the header's length, ", length,
             " bytes, is more than the file has after it, ", size - 8);
     std::string json(length, '\0');
-    get(stream, json.data(), json.size());
+    file.get(json.data(), json.size());
     const Index data_bytes = size - 8 - static_cast<Index>(length);
     header_ = parse_safetensors_header(json, data_bytes);
     data_ = Buffer<std::byte>::uninitialised(data_bytes);
-    get(stream, data_.data(), static_cast<std::size_t>(data_bytes));
-  }
-
-  static void get(std::ifstream& stream, void* to, std::size_t bytes) {
-    stream.read(static_cast<char*>(to), static_cast<std::streamsize>(bytes));
-    require(static_cast<std::size_t>(stream.gcount()) == bytes, "cannot read: the file ended early");
+    file.get(data_.data(), static_cast<std::size_t>(data_bytes));
   }
 
   std::filesystem::path path_;

@@ -4,23 +4,20 @@
 #include <fit/core/tensor.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <fit/io/atomic_file.hpp>
 #include <fit/io/dtype.hpp>
+#include <fit/io/input_file.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
@@ -263,23 +260,12 @@ inline std::string make_npy_header(DType dtype, std::span<const Index> shape) {
 /// says.
 inline NpyArray read_npy(const std::filesystem::path& path) {
   try {
-    std::error_code error;
-    const auto status = std::filesystem::status(path, error);
-    require(std::filesystem::exists(status), "no such file");
-    require(std::filesystem::is_regular_file(status), "not a regular file");
-    std::ifstream stream(path, std::ios::binary | std::ios::ate);
-    require(stream.is_open(), "cannot open: ", std::generic_category().message(errno));
-    const auto size = static_cast<Index>(stream.tellg());
-    stream.seekg(0);
-    const auto get = [&](void* to, std::size_t bytes) {
-      stream.read(static_cast<char*>(to), static_cast<std::streamsize>(bytes));
-      require(static_cast<std::size_t>(stream.gcount()) == bytes, "the file ends early");
-    };
-    const detail::NpyHeader header = detail::read_npy_header(get);
-    const Index bytes = detail::bytes_of(header), left = size - static_cast<Index>(stream.tellg());
+    detail::InputFile file(path);
+    const auto header = detail::read_npy_header([&](void* to, std::size_t bytes) { file.get(to, bytes); });
+    const Index bytes = detail::bytes_of(header), left = file.left();
     require(bytes == left, "its shape takes ", bytes, " bytes, but the file has ", left, " after the header");
     auto elements = Buffer<std::byte>::uninitialised(bytes);
-    get(elements.data(), static_cast<std::size_t>(bytes));
+    file.get(elements.data(), static_cast<std::size_t>(bytes));
     return {path.string(), header.dtype, header.shape, detail::in_order(header, std::move(elements))};
   } catch (const Error& error) {
     throw Error(concatenate(path.string(), ": ", error.what()));

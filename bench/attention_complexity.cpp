@@ -92,7 +92,7 @@ std::string json_of(const Results& results) {
                         {"flops_products", point.flops.products},
                         {"flops_attention", point.flops.attention},
                         {"flops_executed", point.flops.executed},
-                        {"share_of_peak", point.share},
+                        {"share_of_peak", point.share_of(results.peak)},
                         {"bytes", point.bytes},
                         {"tokens_per_second", point.tokens_per_second()},
                         {"estimated", point.estimated}});
@@ -189,12 +189,12 @@ void print_head() {
               "tokens");
 }
 
-void print_point(const Point& point, std::size_t number, std::size_t of) {
+void print_point(const Point& point, double peak, std::size_t number, std::size_t of) {
   std::printf("%4zu/%-4zu %-9s %-6s %3td %-7s %-11s %8td = %7td x %7td + %3td  %8s  %11s %4.0f %%  %8s  %7s/s%s\n",
               number, of, name_of(point.work), point.causal ? "causal" : "", point.width, short_name(point.pass),
               point.curve.c_str(), point.length, point.sizes.groups, point.sizes.tokens, point.sizes.latents,
               with_prefix(point.seconds, "s").c_str(),
-              with_prefix(static_cast<double>(point.flops.total()), "FLOP").c_str(), 100 * point.share,
+              with_prefix(static_cast<double>(point.flops.total()), "FLOP").c_str(), 100 * point.share_of(peak),
               with_prefix(static_cast<double>(point.bytes), "B", 1024).c_str(),
               with_prefix(point.tokens_per_second(), "").c_str(), point.estimated ? "  estimated" : "");
   std::fflush(stdout);
@@ -251,7 +251,7 @@ int run(const Settings& settings) {
   bool good = true;
   options.on_point = [&](const Point& point, const Results& so_far) {
     if (number == 0) print_head();
-    print_point(point, ++number, total);
+    print_point(point, so_far.peak, ++number, total);
     good = files.write(so_far) && good;
   };
   options.stop = [] { return interrupted != 0; };
@@ -259,7 +259,7 @@ int run(const Settings& settings) {
   const Results results = sweep(curves, options);
   if (interrupted) std::printf("\nInterrupted; this is what was measured.\n");
   print_exponents(results);
-  good = files.write(results) && files.draw() && good;
+  if (!results.points.empty()) good = files.write(results) && files.draw() && good;
   return interrupted ? 130 : good ? 0 : 1;
 }
 
@@ -270,7 +270,7 @@ int main(int argc, char** argv) {
   CLI::App app("Time, operations and memory of attention, layers and models against the length of the sequence");
   auto* quick = app.add_flag("--quick", settings.quick, "a minute: four curves, 0.5 seconds a point");
   app.add_flag("--full", settings.full, "half an hour: causal masks too, 10 seconds a point")->excludes(quick);
-  app.add_option("--seconds", settings.seconds, "for a point, 15 by default; what would take longer is estimated");
+  app.add_option("--seconds", settings.seconds, "of a run, 15 by default; what would take longer is estimated, and each point runs once more");
   app.add_option("--threads", settings.threads, "to run on");
   app.add_option("--min", settings.min, "shortest sequence; lengths double from there");
   app.add_option("--max", settings.max, "longest sequence");

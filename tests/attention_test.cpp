@@ -294,6 +294,8 @@ void check_shared_keys() {
       check<T>({3, 1 + sharing, 2 * w + 3, 6, head_width, Mask::none(), Dropout{3, 0.3f}, sharing});
     }
     check<T>({1, 150, 600, 6, 9, Mask::chunk_causal(7), Dropout{5, 0.2f}, sharing});
+    // Keys that nobody sees, of heads of whole registers.
+    check<T>({2, 3, 2 * w + 3, 6, w, Mask::causal(), {}, sharing});
   }
   check<T>({2, 0, 3, 4, 5, Mask::none(), {}, 2});
   check<T>({2, 3, 0, 4, 5, Mask::none(), {}, 2});
@@ -388,7 +390,8 @@ void check_threads() {
         // So few heads that there is a pass for keys and one for queries.
         AttentionShape{1, 300, 600, 2, 9, Mask::none(), Dropout{3, 0.2f}},
         AttentionShape{1, 530, 530, 1, 6, Mask::chunk_causal(50)},
-        AttentionShape{1, 300, 600, 6, 9, Mask::chunk_causal(50), Dropout{3, 0.2f}, 3}}) {
+        AttentionShape{1, 300, 600, 6, 9, Mask::chunk_causal(50), Dropout{3, 0.2f}, 3},
+        AttentionShape{1, 20, 20, 6, width<T>, Mask::causal(), Dropout{3, 0.2f}, 6}}) {
     const Inputs<T> in(shape, 4, 1, 1);
     fit::Executor one(1);
     const Results<T> alone = run(shape, in, 0, one);
@@ -409,6 +412,8 @@ void check_pieces() {
   // Few threads do not compute scores twice, nor many with heads for all of them.
   CHECK(AttentionBackwardPieces<T>(latents, 2).count() == 8);
   CHECK(AttentionBackwardPieces<T>({32, 6400, 6400, 8, 64}, 64).count() == 256);
+  // Nor do heads that share so few keys that there is nothing to cut.
+  CHECK(AttentionBackwardPieces<T>({1, 16, 16, 8, 64, Mask::none(), {}, 8}, 2).count() == 1);
   // What a thread holds does not depend on the lengths.
   const AttentionShape longer{1, 30'000, 30'000, 8, 64};
   CHECK(detail::AttentionScratch<T>::size(longer) == detail::AttentionScratch<T>::size(latents));

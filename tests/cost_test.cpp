@@ -471,21 +471,26 @@ TEST_CASE("the bytes that an id of generation reads are those of what it goes th
                                            .latents = 4,
                                            .data_dim = 8,
                                            .latent_dim = 8,
-                                           .data_heads = 1,
-                                           .latent_heads = 1,
+                                           .data_heads = 2,
+                                           .latent_heads = 2,
                                            .vocabulary = 5};
-  for (const Index position : {0, 1, 2, 3}) {
-    const fit::GenerationReads reads = fit::generation_reads_of(tiny, position);
-    CHECK(reads.caches == 2 * 8 * 4 * (position % 2 + 1) + 2 * 8 * 4 * 4);
-    // Tokens, read, the write's norm, keys and values, one global block, and the latents of the groups so far.
-    // The last group's end changes nothing that follows.
-    if (position >= 2) {
-      CHECK(reads.group_end == 0);
-      continue;
+  for (const Index key : {8, 4}) {  // width of keys and values, of one head that is shared by both or of two
+    auto c = tiny;
+    c.data_key_heads = c.latent_key_heads = static_cast<int>(key / 4);
+    for (const Index position : {0, 1, 2, 3}) {
+      const fit::GenerationReads reads = fit::generation_reads_of(c, position);
+      CHECK(reads.caches == 2 * key * 4 * (position % 2 + 1) + 2 * 8 * 4 * 4);
+      // Tokens, read, the write's norm, keys and values, one global block, and the latents of the groups so far.
+      // The last group's end changes nothing that follows.
+      if (position >= 2) {
+        CHECK(reads.group_end == 0);
+        continue;
+      }
+      const Index attention = 4 * (8 * 8 + 8), shared = 2 * (8 * 8 + 8) + 2 * (key * 8 + key);
+      const Index norm = 2 * 8, mlp = 8 * 32 + 32 + 32 * 8 + 8;
+      CHECK(reads.group_end == 4 * (2 * 8 + (attention + 2 * norm) + (norm + 2 * (8 * 8 + 8)) +
+                                    (shared + 2 * norm + mlp) + 2 * key * 4 * (position / 2 + 1)));
     }
-    const Index attention = 4 * (8 * 8 + 8), norm = 2 * 8, mlp = 8 * 32 + 32 + 32 * 8 + 8;
-    CHECK(reads.group_end == 4 * (2 * 8 + (attention + 2 * norm) + (norm + 2 * (8 * 8 + 8)) +
-                                  (attention + 2 * norm + mlp) + 2 * 8 * 4 * (position / 2 + 1)));
   }
   CHECK_THROWS_AS(fit::generation_reads_of(tiny, 4), fit::Error);
   CHECK_THROWS_AS(fit::generation_reads_of(tiny, -1), fit::Error);

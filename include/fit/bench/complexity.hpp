@@ -38,13 +38,14 @@ struct Point {
   Pass pass = Pass::forward;
   Index length = 0;
   Sizes sizes = {};
-  double seconds = 0;  ///< the median of several runs, where there was time for them, the first one not counted
+  double seconds = 0;  ///< the median of several runs, where there was time for them, after one that is not counted
   Flops flops = {};
-  double share = 0;  ///< flops.total() a second, over the measured peak
   Index bytes = 0;
   bool estimated = false;  ///< from the cost model, at the rate of the largest length that ran; else measured
 
   double tokens_per_second() const { return static_cast<double>(length) / seconds; }
+  /// FLOPs a second, over a peak.
+  double share_of(double peak) const { return static_cast<double>(flops.total()) / seconds / peak; }
 };
 
 /// Bytes that the system says are free, on Linux; elsewhere 4 GiB.
@@ -90,7 +91,7 @@ struct Results {
 
 struct SweepOptions {
   std::vector<Index> lengths = doublings(1000, 1'024'000);  ///< ascending
-  double seconds = 15;                                      ///< what would take longer is not run
+  double seconds = 15;                                      ///< of a run; what would take longer is not run
   Index memory = available_memory() / 5 * 4;                ///< bytes; nor is what would take more
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   /// Called as soon as a point is known, which is the last of the results so far.
@@ -106,8 +107,9 @@ inline double seconds_of(Job& job) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// The median of a few runs that take `most` seconds together, or of one. Another one before them, which is not
-/// counted, brings memory in. Negative when it was stopped before there was one.
+/// The median of at least three runs over a fiftieth of `most` seconds, of fewer where three would take more than
+/// `most`, of one at the least. Another one before them, which is not counted, brings memory in. Negative when it was
+/// stopped before there was one.
 inline double median_seconds(Job& job, double most, const std::function<bool()>& stop) {
   const auto stopped = [&] { return stop && stop(); };
   std::vector<double> times;
@@ -152,14 +154,6 @@ inline void check(const Curve& curve, Index length) {
   }
 }
 
-/// The results, shares being of the highest peak that was seen.
-inline Results with_shares(Results results) {
-  for (Point& point : results.points) {
-    point.share = static_cast<double>(point.flops.total()) / point.seconds / results.peak;
-  }
-  return results;
-}
-
 }  // namespace detail
 
 /// A configuration of the user's own: its attention, and the whole model, trained with these options. `sizes` takes the
@@ -191,7 +185,7 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
     for (const Index length : options.lengths) detail::check(curve, length);
   }
   Executor executor(options.threads);
-  Results results{measure_peak(executor), options.threads, {}};
+  Results results{0, options.threads, {}};
   for (const Curve& curve : curves) {
     for (const Task& task : curve.tasks) {
       for (const Pass pass : task.passes) {
@@ -199,7 +193,7 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
         results.peak = std::max(results.peak, measure_peak(executor));
         double rate = results.peak / 4, memory_ratio = 1;
         for (const Index length : options.lengths) {
-          if (options.stop && options.stop()) return detail::with_shares(std::move(results));
+          if (options.stop && options.stop()) return results;
           Point point{.curve = curve.name,
                       .work = task.work,
                       .width = task.width,
@@ -215,7 +209,7 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
             try {
               const auto job = task.prepare(point.sizes, pass, executor);
               point.seconds = detail::median_seconds(*job, options.seconds, options.stop);
-              if (point.seconds < 0) return detail::with_shares(std::move(results));
+              if (point.seconds < 0) return results;
               point.bytes = job->bytes();
               point.estimated = false;
               rate = flops / point.seconds;
@@ -227,14 +221,13 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
             point.seconds = flops / rate;
             point.bytes = static_cast<Index>(bytes * memory_ratio);
           }
-          point.share = flops / point.seconds / results.peak;
           results.points.push_back(point);
           if (options.on_point) options.on_point(point, results);
         }
       }
     }
   }
-  return detail::with_shares(std::move(results));
+  return results;
 }
 
 }  // namespace bench

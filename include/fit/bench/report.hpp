@@ -146,12 +146,12 @@ inline void write_csv(std::ostream& out, const Results& results) {
       "curve,work,width,causal,pass,length,groups,tokens,latents,seconds,flops_products,flops_attention,"
       "flops_executed,share_of_peak,bytes,tokens_per_second,source\n";
   for (const Point& point : results.points) {
-    text += concatenate(point.curve, ",", name_of(point.work), ",", point.width, ",", point.causal ? 1 : 0, ",",
-                        name_of(point.pass), ",", point.length, ",", point.sizes.groups, ",", point.sizes.tokens, ",",
-                        point.sizes.latents, ",", detail::exact(point.seconds), ",", point.flops.products, ",",
-                        point.flops.attention, ",", point.flops.executed, ",", detail::exact(point.share), ",",
-                        point.bytes, ",", detail::exact(point.tokens_per_second()), ",",
-                        point.estimated ? "estimated" : "measured", "\n");
+    text += concatenate(
+        point.curve, ",", name_of(point.work), ",", point.width, ",", point.causal ? 1 : 0, ",", name_of(point.pass),
+        ",", point.length, ",", point.sizes.groups, ",", point.sizes.tokens, ",", point.sizes.latents, ",",
+        detail::exact(point.seconds), ",", point.flops.products, ",", point.flops.attention, ",", point.flops.executed,
+        ",", detail::exact(point.share_of(results.peak)), ",", point.bytes, ",",
+        detail::exact(point.tokens_per_second()), ",", point.estimated ? "estimated" : "measured", "\n");
   }
   out << text;
 }
@@ -206,7 +206,7 @@ inline plot::Chart memory_chart(std::string title, std::span<const Line* const> 
 }
 
 /// The share of peak over the tokens of a group, where it was measured, of curves whose groups grow.
-inline plot::Chart share_chart(std::string title, std::span<const Line* const> lines) {
+inline plot::Chart share_chart(std::string title, std::span<const Line* const> lines, double peak) {
   plot::Chart chart{.title = std::move(title),
                     .x = {"tokens of a group, n", plot::Scale::log10},
                     .y = {"share of measured peak", plot::Scale::linear, "%"}};
@@ -214,7 +214,7 @@ inline plot::Chart share_chart(std::string title, std::span<const Line* const> l
     if (lines[i]->points.front().sizes.tokens == lines[i]->points.back().sizes.tokens) continue;
     std::vector<plot::Point> shares;
     for (const Point& point : lines[i]->points) {
-      if (!point.estimated) shares.push_back({static_cast<double>(point.sizes.tokens), 100 * point.share});
+      if (!point.estimated) shares.push_back({static_cast<double>(point.sizes.tokens), 100 * point.share_of(peak)});
     }
     std::stable_sort(shares.begin(), shares.end(), [](const auto& a, const auto& b) { return a.x < b.x; });
     chart.series.push_back({lines[i]->curve, std::move(shares), static_cast<int>(i)});
@@ -256,7 +256,7 @@ inline plot::Figure figure(const Results& results, std::string_view reference = 
     }
     const auto& shown = both.empty() ? forward : both;
     figure.charts.push_back(detail::memory_chart(what + "memory", shown));
-    figure.charts.push_back(detail::share_chart(what + "share of peak", shown));
+    figure.charts.push_back(detail::share_chart(what + "share of peak", shown, results.peak));
   }
   return figure;
 }

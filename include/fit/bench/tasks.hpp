@@ -204,10 +204,12 @@ Cost cost_at(const Sizes& sizes, Pass pass, const TrainingOptions& options, int 
                     {.training = pass == Pass::forward_backward, .options = options, .threads = threads});
 }
 
-/// Reserves what the whole model takes, which is a little more than its stages do.
+/// Reserves what the whole model takes, which is a little more than its stages do; outputs live on the tape always.
 template <class Network, auto config, class T>
 std::unique_ptr<Job> network_job(const Sizes& sizes, Pass pass, const TrainingOptions& options, Executor& executor) {
-  const TapeBytes bytes = cost_at<config, T>(sizes, pass, options, executor.lanes()).arenas;
+  const Cost cost = cost_at<config, T>(sizes, pass, options, executor.lanes());
+  TapeBytes bytes = cost.arenas;
+  bytes.outputs = std::max<std::ptrdiff_t>(bytes.outputs, cost.outputs);
   return std::make_unique<NetworkJob<Network, T>>(sizes, pass, options, bytes, executor);
 }
 

@@ -115,11 +115,12 @@ void drop_out(const AttentionShape& shape, Index head, Index first, Index rows, 
   }
 }
 
-/// body(task, lane) for every task, several at a time where sequences are so short that taking a task would cost as
-/// much as doing it.
+/// body(task, lane) for every task, of so many heads or a part of them, several at a time where sequences are so short
+/// that taking a task would cost as much as doing it. To read and write a row of a head costs about as much as sixteen
+/// pairs of a query and a key.
 template <class Body>
-void for_heads(Index tasks, const AttentionShape& shape, Executor& executor, Body&& body) {
-  const Index rows = shape.queries + shape.keys, work = shape.queries * shape.keys + 16 * rows;
+void for_heads(Index tasks, Index heads, const AttentionShape& shape, Executor& executor, Body&& body) {
+  const Index work = heads * (shape.queries * shape.keys + 16 * (shape.queries + shape.keys));
   const Index together = std::max<Index>(1, 8192 / std::max<Index>(1, work));
   executor.parallel_for((tasks + together - 1) / together, [&](Index group, int lane) {
     for (Index task = group * together; task < std::min(tasks, (group + 1) * together); ++task) body(task, lane);
@@ -333,7 +334,7 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
   const Index heads = shape.sequences * shape.heads, pieces = attention_pieces<T>(shape);
   const Index groups = pieces / std::max<Index>(1, heads);
-  detail::for_heads(pieces, shape, workspace.executor(), [&](Index index, int lane) {
+  detail::for_heads(pieces, 1, shape, workspace.executor(), [&](Index index, int lane) {
     const Index head = index / groups, first = index % groups * group;
     const detail::AttentionTask<T> task{shape, head, detail::head_of(tensors, shape, head),
                                         detail::head_of(tensors, shape, std::min(head + 1, heads - 1))};

@@ -25,16 +25,17 @@ namespace detail {
 template <class T>
 struct AttentionHead {
   Index number;
-  AttentionTensors<T> of;
-  AttentionGradients<T> gradients;
-};
+  const T *q, *o, *log_sum, *o_gradient;
+  T* q_gradient;
 
-template <class T>
-AttentionHead<T> head_of(const AttentionTensors<T>& t, const AttentionGradients<T>& g, const AttentionShape& shape,
-                         Index head) {
-  const Index to_queries = shape.offset(head), to_keys = shape.key_offset(head / shape.sharing);
-  return {head, head_of(t, shape, head), {g.o + to_queries, g.q + to_queries, g.k + to_keys, g.v + to_keys}};
-}
+  AttentionHead(const AttentionTensors<T>& t, const AttentionGradients<T>& g, const AttentionShape& shape, Index head)
+      : number(head),
+        q(t.q + shape.offset(head)),
+        o(t.o + shape.offset(head)),
+        log_sum(t.log_sum + head * shape.queries),
+        o_gradient(g.o + shape.offset(head)),
+        q_gradient(g.q + shape.offset(head)) {}
+};
 
 /// c [high, wide], rows c_row apart, = or += a [high, deep] . b [deep, wide], whose rows are padded to whole registers.
 template <class T>
@@ -72,19 +73,18 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
                      [[maybe_unused]] Index flops) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>, panel = Vectors * w;
-  const AttentionTensors<T>& of = head.of;
   const Index width = shape.width(), depth = shape.head_width, key = block.key;
   const Index apart = AttentionBackwardScratch<T>::group(shape);
-  const T* o_gradient = head.gradients.o + first * width;
+  const T* o_gradient = head.o_gradient + first * width;
   T *const weights = at.weights + column, *const scores = at.scores + column;
-  pack_panel(Operand<T>{of.q + first * width, 1, width}, rows, 0, depth, at.queries_transposed);
+  pack_panel(Operand<T>{head.q + first * width, 1, width}, rows, 0, depth, at.queries_transposed);
   pack_panel(Operand<T>{o_gradient, 1, width}, rows, 0, depth, at.gradient_transposed);
   // The gradient of a softmax needs sum_j weight_j gradient_j, which is the output times its gradient.
   alignas(alignment) T by_query[static_cast<std::size_t>(panel)] = {};
   for (Index i = 0; i < rows; ++i) {
     Batch dot(T(0));
     for (Index j = 0; j < depth; j += w) {
-      dot = simd::fma(simd::load_part(of.o + (first + i) * width + j, depth - j),
+      dot = simd::fma(simd::load_part(head.o + (first + i) * width + j, depth - j),
                       simd::load_part(o_gradient + i * width + j, depth - j), dot);
     }
     by_query[i] = simd::sum(dot);
@@ -94,7 +94,7 @@ void score_gradients(const AttentionShape& shape, const AttentionBackwardScratch
   hide_unseen<T, Vectors>(shape, first, rows, key, count, weights, apart, flops);
   const auto each = [&](auto&& body) {
     for (int v = 0; v < Vectors; ++v) {
-      const Batch log_sum = simd::load_part(of.log_sum + first + v * w, std::max<Index>(0, rows - v * w));
+      const Batch log_sum = simd::load_part(head.log_sum + first + v * w, std::max<Index>(0, rows - v * w));
       const Batch dot = simd::load(by_query + v * w);
       for (Index j = 0; j < count; ++j) body(weights + j * apart + v * w, scores + j * apart + v * w, log_sum, dot);
     }
@@ -129,21 +129,13 @@ struct GradientPart {
   bool of_keys, of_queries;
 };
 
-/// Whether rows are read, and gradients summed up, where they are: a single group of queries does not come back to few
-/// keys often enough for copies next to each other to be worth it.
-template <class T>
-bool in_place(const AttentionShape& shape) {
-  constexpr Index most = AttentionBackwardScratch<T>::panels * panel_width<T>;
-  return std::max(shape.queries, shape.keys) <= most && shape.head_width % simd::width<T> == 0;
-}
-
 /// One head over a block of keys.
 template <class T>
 void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch<T>& at, const AttentionHead<T>& head,
                      const GradientPart& part, KeyBlock<T>& block) {
   const Index width = shape.width(), depth = shape.head_width, row = padded_columns<T>(depth);
   const Index group = AttentionBackwardScratch<T>::group(shape), key = block.key;
-  const bool direct = in_place<T>(shape);
+  const bool direct = AttentionBackwardScratch<T>::in_place(shape);
   const Index first_seeing = shape.mask.first_query(key) / group * group;
   for (Index first = std::max(part.query, first_seeing); first < part.query_end; first += group) {
     const Index rows = std::min(group, shape.queries - first);
@@ -159,7 +151,7 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
       }
     }
     if (part.of_keys) {
-      const T *queries = head.of.q + first * width, *gradient = head.gradients.o + first * width;
+      const T *queries = head.q + first * width, *gradient = head.o_gradient + first * width;
       if (!direct) {
         copy_rows(rows, depth, queries, width, at.queries);
         copy_rows(rows, depth, gradient, width, at.gradient);
@@ -178,7 +170,7 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
       }
     }
     if (part.of_queries) {
-      multiply_rows(rows, depth, seen, {at.scores, 1, group}, block.keys, block.row, head.gradients.q + first * width,
+      multiply_rows(rows, depth, seen, {at.scores, 1, group}, block.keys, block.row, head.q_gradient + first * width,
                     width, key > 0);
     }
   }
@@ -191,7 +183,7 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
   using Scratch = AttentionBackwardScratch<T>;
   const Index width = shape.key_width(), depth = shape.head_width, row = padded_columns<T>(depth);
   const Index to_keys = shape.key_offset(part.head / shape.sharing);
-  const bool direct = in_place<T>(shape);
+  const bool direct = AttentionBackwardScratch<T>::in_place(shape);
   for (Index key = part.key; key < part.key_end; key += Scratch::key_block) {
     const Index count = std::min(Scratch::key_block, shape.keys - key), place = to_keys + key * width;
     KeyBlock<T> block{
@@ -202,7 +194,7 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
       block = {key, count, row, at.keys, at.values, at.key_gradient, at.value_gradient};
     }
     for (Index head = part.head; head < part.head_end; ++head) {
-      attend_backward(shape, at, head_of(tensors, gradients, shape, head), part, block);
+      attend_backward(shape, at, AttentionHead<T>(tensors, gradients, shape, head), part, block);
     }
     if (!part.of_keys) continue;
     for (const auto& [sums, to] : {std::pair{block.key_gradient, gradients.k}, {block.value_gradient, gradients.v}}) {
@@ -238,22 +230,23 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
   const Index block = detail::AttentionBackwardScratch<T>::key_block;
   const Index group = detail::AttentionBackwardScratch<T>::group(shape);
   const Index each = pieces.count() / std::max<Index>(1, pieces.heads), of_head = pieces.groups / shape.sharing;
-  detail::for_heads(pieces.count(), shape, workspace.executor(), [&](Index piece, int lane) {
-    const Index first = piece / each * shape.sharing, part = piece % each, by_queries = part - pieces.blocks;
-    detail::GradientPart wanted{first, first + shape.sharing, 0, shape.keys, 0, shape.queries, true, true};
-    if (!pieces.whole && by_queries < 0) {
-      wanted.key = part * block;
-      wanted.key_end = std::min(wanted.key + block, shape.keys);
-      wanted.of_queries = false;
-    } else if (!pieces.whole) {
-      wanted.head = first + by_queries / of_head;
-      wanted.head_end = wanted.head + 1;
-      wanted.query = by_queries % of_head * group;
-      wanted.query_end = std::min(wanted.query + group, shape.queries);
-      wanted.of_keys = false;
-    }
-    detail::attend_backward<T>(shape, {memory + lane * scratch, shape}, tensors, gradients, wanted);
-  });
+  detail::for_heads(
+      pieces.count(), pieces.whole ? shape.sharing : 1, shape, workspace.executor(), [&](Index piece, int lane) {
+        const Index first = piece / each * shape.sharing, part = piece % each, by_queries = part - pieces.blocks;
+        detail::GradientPart wanted{first, first + shape.sharing, 0, shape.keys, 0, shape.queries, true, true};
+        if (!pieces.whole && by_queries < 0) {
+          wanted.key = part * block;
+          wanted.key_end = std::min(wanted.key + block, shape.keys);
+          wanted.of_queries = false;
+        } else if (!pieces.whole) {
+          wanted.head = first + by_queries / of_head;
+          wanted.head_end = wanted.head + 1;
+          wanted.query = by_queries % of_head * group;
+          wanted.query_end = std::min(wanted.query + group, shape.queries);
+          wanted.of_keys = false;
+        }
+        detail::attend_backward<T>(shape, {memory + lane * scratch, shape}, tensors, gradients, wanted);
+      });
 }
 
 }  // namespace kernels

@@ -154,11 +154,12 @@ inline constexpr std::size_t most_products = 8;
 /// The blocks of a product: in rows and columns of a grid, and `columns` wide but for the last.
 struct BlockGrid {
   Index down = 0, across = 0, columns = 0;
+  bool packs_left = false;  ///< whether a block packs what it reads of a left operand
 
   Index blocks() const { return down * across; }
 };
 
-/// Blocks of 112 x 256 suit the caches; smaller ones of which each takes at most so many multiply-adds.
+/// Blocks of 112 x 256 suit the caches; smaller ones, down to a tile, where these would take more multiply-adds.
 template <class T>
 BlockGrid block_grid(const Product<T>& p, Index most) {
   Index rows = block_tiles * tile_rows<T>, columns = 8 * panel_width<T>, depth = 0;
@@ -174,7 +175,7 @@ BlockGrid block_grid(const Product<T>& p, Index most) {
     (fewer_columns ? columns : rows) /= 2;
     rows = std::max<Index>(tile_rows<T>, rows / tile_rows<T> * tile_rows<T>);
   }
-  return {(p.rows + rows - 1) / rows, (p.columns + columns - 1) / columns, columns};
+  return {(p.rows + rows - 1) / rows, (p.columns + columns - 1) / columns, columns, packs_left};
 }
 
 /// The products, each of a depth that goes through at once.
@@ -236,11 +237,11 @@ void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace
   executor.parallel_for(slices, [&](Index slice, int lane) {
     for (std::size_t p = 0; p < products.size(); ++p) {
       const Product<T>& product = products[p];
-      const auto [down, across, columns] = grids[p];
-      const Index blocks = down * across;
+      const auto& [down, across, columns, packs_left] = grids[p];
+      const Index blocks = grids[p].blocks();
       const Index tiles = (product.rows + tile_rows<T> - 1) / tile_rows<T>;
       // Blocks of the same rows go together where that saves packing and leaves enough to share out.
-      const bool wide = left > 0 && down >= 4 * executor.lanes();
+      const bool wide = packs_left && down >= 4 * executor.lanes();
       const Index units = wide ? down : blocks, each = wide ? across : 1;
       for (Index unit = units * slice / slices; unit < units * (slice + 1) / slices; ++unit) {
         for (int f = 0; f < product.count; ++f) {

@@ -152,6 +152,11 @@ struct AttentionBackwardScratch {
   static constexpr Index group(const AttentionShape& shape) {
     return padded_columns<T>(std::clamp<Index>(shape.queries, 1, panels * panel_width<T>));
   }
+  /// Whether rows are read, and gradients summed up, where they are: a single group of queries does not come back to
+  /// few keys often enough for copies next to each other to be worth it.
+  static constexpr bool in_place(const AttentionShape& shape) {
+    return std::max(shape.queries, shape.keys) <= panels * panel_width<T> && shape.head_width % simd::width<T> == 0;
+  }
   static constexpr Index size(const AttentionShape& shape) { return AttentionBackwardScratch(nullptr, shape).size_; }
   constexpr AttentionBackwardScratch(T* memory, const AttentionShape& shape) {
     const Index head = padded_columns<T>(shape.head_width), all = group(shape);
@@ -162,8 +167,9 @@ struct AttentionBackwardScratch {
       return part;
     };
     for (T** part : {&queries_transposed, &gradient_transposed}) *part = take(panel * head);
-    for (T** part : {&queries, &gradient}) *part = take(all * head);
-    for (T** part : {&keys, &values, &key_gradient, &value_gradient}) *part = take(block * head);
+    const Index copies = in_place(shape) ? 0 : head;
+    for (T** part : {&queries, &gradient}) *part = take(all * copies);
+    for (T** part : {&keys, &values, &key_gradient, &value_gradient}) *part = take(block * copies);
     for (T** part : {&weights, &scores}) *part = take(block * all);
   }
 
@@ -195,7 +201,7 @@ struct AttentionBackwardPieces {
     blocks = (shape.keys + Scratch::key_block - 1) / Scratch::key_block;
     groups = (shape.queries + group - 1) / group * shape.sharing;
     const Index lanes = std::max(1, threads), rounds = (heads + lanes - 1) / lanes;
-    whole = 7 * heads >= 5 * rounds * lanes || blocks + groups <= 2;
+    whole = 7 * heads >= 5 * rounds * lanes || blocks + groups / shape.sharing <= 2;
   }
   constexpr Index count() const { return whole ? heads : heads * (blocks + groups); }
   /// Products that a pair of a query and a key takes part in.

@@ -5,8 +5,10 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -57,7 +59,8 @@ int run_to(State& state, const fit::RunOptions& options, Index interrupt_at = -1
     if (run.batch() == interrupt_at) std::raise(SIGINT);
     const double loss = loss_of(state.model, run.batch(), gradient, state.random.split());
     run.update(gradient, loss, workspace, {{"doubled", 2 * loss}});
-    if (run.evaluates()) run.evaluated("distance", std::abs(static_cast<double>(run.weights().weight.data()[0]) - 1.3));
+    // The best one is neither the first nor the last.
+    if (run.evaluates()) run.evaluated("distance", std::abs(static_cast<double>(state.step - 28)));
   }
   return run.finish();
 }
@@ -93,7 +96,7 @@ TEST_CASE("batches are made ahead, in order, by any number of threads", "[run]")
       std::atomic<Index> newest = -1;
       fit::Prefetch<std::vector<Index>> batches(
           [&](Index number, std::vector<Index>& batch) {
-            REQUIRE(batch.size() == 2);
+            fit::require(batch.size() == 2, "a batch is not like the first");
             batch[0] = number;
             batch[1] = number * number;
             for (Index seen = newest; seen < number && !newest.compare_exchange_weak(seen, number);) {
@@ -101,6 +104,7 @@ TEST_CASE("batches are made ahead, in order, by any number of threads", "[run]")
           },
           5, {0, 0}, ahead, threads);
       for (Index i = 5; i < 200; ++i) {
+        while (newest < i + ahead - 1) std::this_thread::yield();
         const std::vector<Index>& batch = batches.next();
         CHECK(batch == std::vector<Index>{i, i * i});
         CHECK(newest <= i + ahead);
@@ -150,6 +154,11 @@ TEST_CASE("a log is a table, lines and a picture, and is read again", "[run]") {
   std::ofstream(folder / "bad.csv", std::ios::trunc) << "step,seconds,loss\n1,2,3\n2,x,3\n";
   CHECK(test::contains(test::error_of([&] { fit::RunLog(folder / "bad").read(5); }), "not the log of a run"));
   for (const char* name : {"", "a,b", "a\"b", "step", "a b"}) CHECK_THROWS_AS(log.add({1, 1, {{name, 1}}}), fit::Error);
+  CHECK_THROWS_AS(log.add({1, 1, {{"a", 1}, {"b", 1}, {"a", 1}}}), fit::Error);
+  for (const char* step : {"1e300", "nan", "1.5", "-"}) {
+    std::ofstream(folder / "bad.csv", std::ios::trunc) << "step,seconds,loss\n" << step << ",2,3\n";
+    CHECK(test::contains(test::error_of([&] { fit::RunLog(folder / "bad").read(5); }), "not the log of a run"));
+  }
 }
 
 TEST_CASE("a run that is interrupted and resumed has the bits of one that was not", "[run]") {
@@ -165,7 +174,20 @@ TEST_CASE("a run that is interrupted and resumed has the bits of one that was no
   State whole = new_state();
   CHECK(run_to(whole, options) == 0);
   CHECK(whole.step == 40);
-  for (const Index stop : {Index{0}, Index{1}, Index{29}, Index{30}, Index{47}}) {
+  CHECK(fit::SafetensorsFile(folder / "whole" / "model_state.safetensors").metadata().at("run.best") == "2");
+  // Rows of the log without what differs in time.
+  const auto table = [](const std::filesystem::path& path) {
+    fit::RunLog log(path);
+    log.read(1000);
+    std::vector<std::pair<std::string, double>> values;
+    for (const auto& row : log.rows()) {
+      for (const auto& value : row.values) {
+        if (value.first != "examples_per_second") values.push_back(value);
+      }
+    }
+    return values;
+  };
+  for (const Index stop : {Index{0}, Index{1}, Index{29}, Index{30}, Index{47}, Index{62}}) {
     INFO("interrupted at batch " << stop);
     options.folder = folder / std::to_string(stop);
     options.resume = true;  // where there is nothing yet, from the beginning
@@ -179,6 +201,8 @@ TEST_CASE("a run that is interrupted and resumed has the bits of one that was no
     for (const char* file : {"model.safetensors", "model_last.safetensors"}) {
       CHECK(text_of(options.folder / file) == text_of(folder / "whole" / file));
     }
+    // Where no mean was cut in two.
+    if (state.step % 4 == 0) CHECK(table(options.folder / "model") == table(folder / "whole" / "model"));
   }
   const auto rows = [](const std::filesystem::path& path) {
     const std::string text = text_of(path);
@@ -192,6 +216,152 @@ TEST_CASE("a run that is interrupted and resumed has the bits of one that was no
   options.steps = 44;
   CHECK(run_to(done, options) == 0);
   CHECK(done.step == 44);
+}
+
+TEST_CASE("a run is the loop that it stands for", "[run]") {
+  const test::TemporaryFolder folder;
+  const fit::LearningRate rate{.peak = 0.05, .warm_up = 3, .floor = 0.01, .decay = fit::Decay::linear};
+  const double infinite = std::numeric_limits<double>::infinity();
+  const fit::UpdateOptions update{.clip = infinite, .average_decay = 0.5};
+  State state = new_state();
+  state.optimizer.options.epsilon = 0.1;  // so that Adam does not take every length of a gradient for the same
+  State expected = state;
+  fit::Workspace workspace;
+  Point gradient;
+  fit::Run run(state, {.folder = folder / "",
+                       .steps = 20,
+                       .rate = rate,
+                       .update = update,
+                       .accumulate = 2,
+                       .batch = 3,
+                       .log_every = 5,
+                       .terminal = nullptr});
+  double losses = 0;
+  while (run.next()) {
+    const Index batch = run.batch();
+    const double loss = loss_of(state.model, batch, gradient, state.random.split());
+    losses += loss;
+    run.update(gradient, loss, workspace, {{"twice", 2 * loss}});
+    if (batch % 2 == 0) continue;
+    for (const Index of : {batch - 1, batch}) loss_of(expected.model, of, gradient, expected.random.split());
+    for (Index i = 0; i < gradient.weight.size(); ++i) gradient.weight.data()[i] *= 0.5f;
+    fit::UpdateOptions with = update;
+    with.learning_rate = rate(expected.step, 20);
+    expected.update(gradient, with, workspace);
+    REQUIRE(test::same_bits(test::values_of(state.model), test::values_of(expected.model)));
+    REQUIRE(test::same_bits(test::values_of(run.weights()), test::values_of(*expected.average)));
+    if (state.step % 5 != 0) continue;
+    const auto& values = run.log().rows().back().values;
+    REQUIRE(values.size() == 4);
+    CHECK(values[0] == std::pair<std::string, double>("loss", losses / 10));
+    CHECK(values[1] == std::pair<std::string, double>("twice", 2 * losses / 10));
+    CHECK(values[2] == std::pair<std::string, double>("rate", with.learning_rate));
+    CHECK(values[3].first == "examples_per_second");
+    losses = 0;
+  }
+  CHECK(run.finish() == 0);
+  CHECK(state.step == 20);
+  // Nothing was evaluated: the last weights are the best.
+  CHECK(text_of(folder / "model.safetensors") == text_of(folder / "model_last.safetensors"));
+  CHECK(test::contains(test::error_of([&] { run.update(gradient, 1, workspace); }), "after its last step"));
+}
+
+TEST_CASE("patience is not lost with an interruption", "[run]") {
+  const test::TemporaryFolder folder;
+  fit::RunOptions options{.folder = folder / "", .steps = 90, .evaluate_every = 10, .patience = 3, .terminal = nullptr};
+  const auto run_until = [&](Index interrupt_at) {
+    State state = new_state();
+    fit::Workspace workspace;
+    Point gradient;
+    fit::Run run(state, options);
+    while (run.next()) {
+      if (run.batch() == interrupt_at) std::raise(SIGINT);
+      run.update(gradient, loss_of(state.model, run.batch(), gradient, fit::Random(1)), workspace);
+      if (run.evaluates()) run.evaluated("score", -static_cast<double>(state.step));
+    }
+    return std::pair(state.step, run.finish());
+  };
+  CHECK(run_until(25) == std::pair(Index{26}, 130));
+  options.resume = true;
+  CHECK(run_until(-1) == std::pair(Index{40}, 0));
+  CHECK(run_until(-1) == std::pair(Index{40}, 0));  // it has ended
+  options.batch = 7;
+  CHECK(test::contains(test::error_of([&] { run_until(-1); }), "run.examples was 1, and cannot become 7"));
+  // What is there is put aside by a run that does not go on from it.
+  options.resume = false;
+  CHECK(run_until(5).second == 130);
+  CHECK(fit::SafetensorsFile(folder / "model_state_before.safetensors").metadata().at("state.step") == "40");
+}
+
+TEST_CASE("an interruption after the last step changes nothing", "[run]") {
+  const test::TemporaryFolder folder;
+  State state = new_state();
+  fit::Workspace workspace;
+  Point gradient;
+  fit::Run run(state, {.folder = folder / "", .steps = 3, .terminal = nullptr});
+  while (run.next()) {
+    run.update(gradient, loss_of(state.model, run.batch(), gradient, fit::Random(1)), workspace);
+    if (run.evaluates()) std::raise(SIGINT);
+  }
+  CHECK(run.finish() == 0);
+}
+
+namespace {
+std::atomic<int> signals_seen = 0;
+}
+
+TEST_CASE("signals are what they were before and after", "[run]") {
+  const auto old = std::signal(SIGTERM, [](int) { ++signals_seen; });
+  const auto old_interrupt = std::signal(SIGINT, SIG_IGN);
+  {
+    const fit::Interrupt interrupt;
+    CHECK_FALSE(fit::Interrupt::asked());
+    std::raise(SIGINT);
+    CHECK_FALSE(fit::Interrupt::asked());
+    std::raise(SIGTERM);
+    CHECK(fit::Interrupt::asked());
+    CHECK(signals_seen == 0);
+  }
+  std::signal(SIGINT, old_interrupt);
+  std::signal(SIGTERM, old);
+  std::signal(SIGTERM, [](int) { ++signals_seen; });
+  { const fit::Interrupt again; }
+  std::raise(SIGTERM);
+  CHECK(signals_seen == 1);
+  std::signal(SIGTERM, old);
+}
+
+TEST_CASE("progress is a line now and then where there is no terminal", "[run]") {
+  std::FILE* const file = std::tmpfile();
+  REQUIRE(file);
+  {
+    fit::Progress progress("training", 0, 4, file);
+    progress.update(5, {{"loss", 0.123456}, {"kind", "a"}});
+    progress.set_total(8);
+    progress.update(6);  // too soon
+    progress.note("step 6: a note");
+    progress.update(8, {{"loss", 2.0}});
+  }
+  std::rewind(file);
+  std::string text;
+  for (int c; (c = std::fgetc(file)) != EOF;) text += static_cast<char>(c);
+  std::fclose(file);
+  CHECK(text ==
+        "training  5  loss 0.1235  kind a  0:00:00 elapsed\nstep 6: a note\n"
+        "training  8/8  loss 2  0:00:00 elapsed\n");
+}
+
+TEST_CASE("a long log is drawn by means of its rows", "[run]") {
+  const test::TemporaryFolder folder;
+  fit::RunLog log(folder / "log");
+  for (Index i = 0; i < 1000; ++i) log.add({i, static_cast<double>(i), {{"value", static_cast<double>(2 * i)}}});
+  const auto figure = log.figure();
+  REQUIRE(figure.charts.size() == 2);
+  const auto& points = figure.charts[0].series[0].points;
+  REQUIRE(points.size() == 334);
+  CHECK(points[1].x == Approx(4));
+  CHECK(points[1].y == Approx(8));
+  CHECK(log.rows().size() == 1000);
 }
 
 TEST_CASE("the best weights are kept, and a run without better ones ends", "[run]") {
@@ -231,7 +401,9 @@ TEST_CASE("updates that are not finite are left out; after some in a row a run g
     Point gradient;
     fit::Run run(state, {.folder = folder / "", .steps = 60, .save_every = 10, .terminal = nullptr});
     std::vector<float> seen;
+    std::set<std::uint64_t> drawn;
     while (run.next()) {
+      CHECK(drawn.insert(state.random.split().bits()).second);
       const double loss = loss_of(state.model, run.batch(), gradient, fit::Random(1));
       const int what = bad(run.batch());
       if (what == 2) gradient.weight.data()[3] = std::numeric_limits<float>::infinity();
@@ -256,9 +428,47 @@ TEST_CASE("updates that are not finite are left out; after some in a row a run g
   CHECK(three[26] == three[19]);  // what was saved after 20 steps
   CHECK(three[27] != three[26]);
 
+  // What falls due meanwhile is saved when updates are finite again.
+  state = new_state();
+  const auto late = run_with([](Index batch) { return batch >= 29 && batch < 32 ? 1 : 0; }, state);
+  CHECK(late[30] == late[28]);
+  CHECK(late[31] == late[19]);
+
   state = new_state();
   const std::string error = test::error_of([&] { run_with([](Index batch) { return batch >= 24 ? 1 : 0; }, state); });
   CHECK(test::contains(error, "step 33: 3 updates in a row were not finite again, after 2 returns"));
+  // What was saved in between is not of the time when all went wrong, and the log has all of it.
+  CHECK(fit::SafetensorsFile(folder / "model_state.safetensors").metadata().at("state.step") == "30");
+  fit::RunLog log(folder / "model");
+  log.read(1000);
+  CHECK(log.rows().back().step == 30);
+
+  // Returns are counted over interruptions, and a batch that is bad alone spoils what it is gathered with.
+  const auto gathered = [&](Index interrupt_at, bool resume) {
+    fit::Workspace workspace;
+    Point gradient;
+    State of_run = new_state();
+    fit::Run run(of_run, {.folder = folder / "gathered",
+                          .steps = 60,
+                          .accumulate = 2,
+                          .save_every = 5,
+                          .resume = resume,
+                          .terminal = nullptr});
+    float last = 0;
+    while (run.next()) {
+      if (run.batch() == interrupt_at) std::raise(SIGINT);
+      const Index step = run.batch() / 2;
+      const bool is_bad = step % 20 >= 12 && step % 20 < 15 && run.batch() % 2 == 0;
+      const double loss = loss_of(of_run.model, run.batch(), gradient, fit::Random(1));
+      run.update(gradient, is_bad ? std::nan("") : loss, workspace);
+      const float now = of_run.model.weight.data()[0];
+      if (step % 20 == 12 && run.batch() % 2 == 0) CHECK(now == last);
+      last = now;
+    }
+    return run.finish();
+  };
+  CHECK(gathered(90, false) == 130);
+  CHECK(test::contains(test::error_of([&] { gathered(-1, true); }), "after 2 returns"));
 }
 
 TEST_CASE("a run by time fixes its steps by the speed of the first ones, and keeps to them", "[run]") {

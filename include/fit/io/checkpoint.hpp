@@ -151,7 +151,7 @@ void read_model(const SafetensorsFile& file, Model& model, const LoadOptions& op
   read_sources(file, sources, model);
 }
 
-/// A whole number of the metadata.
+/// A number of the metadata.
 template <class Number>
 Number number_in(const SafetensorsFile& file, std::string_view key) {
   const auto found = file.metadata().find(key);
@@ -159,8 +159,8 @@ Number number_in(const SafetensorsFile& file, std::string_view key) {
   Number value{};
   const std::string& text = found->second;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  require(error == std::errc() && end == text.data() + text.size(), file.path().string(), ": ", key,
-          " must be a whole number, not ", printable(text));
+  require(error == std::errc() && end == text.data() + text.size(), file.path().string(), ": ", key, " must be a ",
+          std::is_integral_v<Number> ? "whole " : "", "number, not ", printable(text));
   return value;
 }
 

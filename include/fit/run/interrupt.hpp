@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <csignal>
 
 #include <fit/core/abi.hpp>
@@ -8,10 +9,15 @@ namespace fit {
 inline namespace FIT_ABI {
 
 /// While there is one, Ctrl-C (SIGINT) and SIGTERM ask a program to come to an end, and do not end it; asked twice, it
-/// ends as without one. Signals belong to the whole program: have one at a time.
+/// ends as without one. What the program ignored before stays ignored. Signals belong to the whole program: have one at
+/// a time.
 class Interrupt {
  public:
-  Interrupt() : old_interrupt_(std::signal(SIGINT, note)), old_terminate_(std::signal(SIGTERM, note)) { count() = 0; }
+  Interrupt() {
+    flag() = false;
+    old_interrupt_ = install(SIGINT);
+    old_terminate_ = install(SIGTERM);
+  }
   Interrupt(const Interrupt&) = delete;
   Interrupt& operator=(const Interrupt&) = delete;
   ~Interrupt() {
@@ -19,20 +25,28 @@ class Interrupt {
     std::signal(SIGTERM, old_terminate_);
   }
 
-  static bool asked() { return count() > 0; }
+  static bool asked() { return flag(); }
 
  private:
-  static volatile std::sig_atomic_t& count() {
-    static volatile std::sig_atomic_t value = 0;
+  using Handler = void (*)(int);
+
+  /// Handlers run on any thread.
+  static std::atomic<bool>& flag() {
+    static_assert(std::atomic<bool>::is_always_lock_free);
+    static std::atomic<bool> value = false;
     return value;
   }
   static void note(int signal) {
-    count() = 1;
+    flag() = true;
     std::signal(signal, SIG_DFL);
   }
+  static Handler install(int signal) {
+    const Handler old = std::signal(signal, note);
+    if (old == SIG_IGN) std::signal(signal, SIG_IGN);
+    return old;
+  }
 
-  void (*old_interrupt_)(int);
-  void (*old_terminate_)(int);
+  Handler old_interrupt_, old_terminate_;
 };
 
 }  // namespace FIT_ABI

@@ -25,6 +25,12 @@ inline namespace FIT_ABI {
 /// PREFIX.jsonl. Each is written whole every time, so that a reader never finds half of one.
 class RunLog {
  public:
+  /// The shortest text that reads as the same number.
+  static std::string text_of(double value) {
+    char text[32];
+    return {text, std::to_chars(text, text + sizeof(text), value).ptr};
+  }
+
   struct Row {
     Index step = 0;
     double seconds = 0;
@@ -35,12 +41,14 @@ class RunLog {
 
   const std::vector<Row>& rows() const { return rows_; }
 
-  /// Throws Error for a name that is empty or has more than letters, digits, "_", "/" and ".".
+  /// Throws Error for a name that is empty or has more than letters, digits, "_", "/" and ".", or is there twice.
   void add(Row row) {
     for (const auto& [name, value] : row.values) {
       const bool plain = !name.empty() && name.find_first_not_of(characters) == name.npos;
       require(plain && name != "step" && name != "seconds", "a value of a log cannot be called ",
               detail::printable(name));
+      const auto same = [&, &of = name](const auto& other) { return other.first == of; };
+      require(std::count_if(row.values.begin(), row.values.end(), same) == 1, "two values of a log are called ", name);
       if (std::find(names_.begin(), names_.end(), name) == names_.end()) names_.push_back(name);
     }
     rows_.push_back(std::move(row));
@@ -63,10 +71,10 @@ class RunLog {
       const std::vector<std::string> cells = cells_of(line);
       good(cells.size() == names.size());
       Row row;
-      row.step = static_cast<Index>(number_of(cells[0], good));
-      row.seconds = number_of(cells[1], good);
+      row.step = number_of<Index>(cells[0], good);
+      row.seconds = number_of<double>(cells[1], good);
       for (std::size_t i = 2; i < cells.size(); ++i) {
-        if (!cells[i].empty()) row.values.emplace_back(names[i], number_of(cells[i], good));
+        if (!cells[i].empty()) row.values.emplace_back(names[i], number_of<double>(cells[i], good));
       }
       if (row.step <= last_step) add(std::move(row));
     }
@@ -118,18 +126,12 @@ class RunLog {
     return cells;
   }
 
-  template <class Good>
-  static double number_of(const std::string& text, Good&& good) {
-    double value = 0;
+  template <class Number, class Good>
+  static Number number_of(const std::string& text, Good&& good) {
+    Number value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     good(error == std::errc() && end == text.data() + text.size());
     return value;
-  }
-
-  /// The shortest text that reads as the same number.
-  static std::string text_of(double value) {
-    char text[32];
-    return {text, std::to_chars(text, text + sizeof(text), value).ptr};
   }
 
   static const double* value_of(const Row& row, const std::string& name) {

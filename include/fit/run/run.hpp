@@ -1,6 +1,6 @@
 #pragma once
 
-#include <charconv>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -36,7 +36,7 @@ struct RunOptions {
   Index accumulate = 1;       ///< batches whose gradients are averaged for an update
   Index batch = 1;            ///< examples of a batch, for the speed that is shown
   Index evaluate_every = 0;   ///< updates; 0 for at the end only
-  Index save_every = 0;       ///< updates; 0 for with every evaluation
+  Index save_every = 0;       ///< updates; 0 for with every evaluation, or every 1,000 where there is but the last
   Index log_every = 10;       ///< updates of which a row of the log is the mean
   Index patience = 0;         ///< evaluations without a better score after which a run ends early; 0 for any number
   bool smaller_is_better = false;
@@ -56,14 +56,14 @@ struct RunOptions {
 ///     return run.finish();
 ///
 /// Batches follow from their number alone, so a run that was interrupted and is resumed has the bits of one that was
-/// not. One that is resumed with more steps, or minutes, goes on at the rates of the longer run. Where a loss or a
-/// gradient is not finite, the update is left out. After three in a row the run goes back to the state that it saved
-/// last, and on with the batches that follow; the third time, it ends with an Error.
+/// not, unless it goes back after that. One that is resumed with other steps, or minutes, goes on at the rates of such
+/// a run. Where a loss or a gradient is not finite, the update is left out. After three in a row the run goes back to
+/// the state that it saved last, and on with the batches that follow; the third time, it ends with an Error.
 template <class Model>
 class Run {
  public:
-  /// Loads the state where the options say so, and else saves the first one. Throws Error for options that cannot be,
-  /// and for files that are not those of such a run.
+  /// Loads the state where the options say so, and else saves the first one; that of another run before it becomes
+  /// NAME_state_before. Throws Error for options that cannot be, and for files that are not those of such a run.
   Run(TrainingState<Model>& state, RunOptions options) : state_(state), options_(std::move(options)), log_(prefix()) {
     check();
     std::error_code error;
@@ -74,6 +74,7 @@ class Run {
     if (resumes) {
       resume();
     } else {
+      std::filesystem::rename(file("_state"), file("_state_before"), error);  // where there is one
       save_state();
     }
     first_step_ = state_.step;
@@ -94,19 +95,26 @@ class Run {
   /// Whether there is another batch to take: not after the last step, an interruption, or an early end.
   bool next() {
     if (gathered_ == 0) {
-      interrupted_ = interrupted_ || Interrupt::asked();
-      const bool over = interrupted_ || ended_ || (total_ > 0 && state_.step >= total_);
-      if (save_due_ || (over && saved_step_ != state_.step)) save_state();
+      const bool done = out_of_patience() || (total_ > 0 && state_.step >= total_);
+      interrupted_ = interrupted_ || (!done && Interrupt::asked());
+      const bool over = done || interrupted_;
+      // Not in the middle of what may be a return: the state from before stays good.
+      if (skipped_ == 0 && (save_due_ || (over && saved_step_ != state_.step))) save_state();
       if (over) return false;
     }
     began_ = Clock::now();
     return true;
   }
 
-  /// Takes the gradient of a batch's mean loss, which update() leaves at zero, and what else to log of it.
+  /// Takes the gradient of a batch's mean loss, which update() leaves at zero, and what else to log of it. Throws Error
+  /// for names that a log cannot have, or that the run logs itself.
   void update(Model& gradient, double loss, Workspace& workspace,
               const std::vector<std::pair<std::string, double>>& values = {}) {
     require(total_ == 0 || state_.step < total_, "a run is updated after its last step, ", total_);
+    for (const auto& [name, value] : values) {
+      require(name != "loss" && name != "rate" && name != "examples_per_second" && name != "skipped",
+              "a run logs its own ", name);
+    }
     ++batch_;
     finite_ = finite_ && std::isfinite(loss);
     if (std::isfinite(loss)) {
@@ -120,25 +128,26 @@ class Run {
     gathered_ = 0;
     const double rate = options_.rate(state_.step, total_ > 0 ? total_ : std::numeric_limits<Index>::max());
     if (std::exchange(finite_, true)) {
-      if (options_.accumulate > 1) scale(gradient, 1 / static_cast<double>(options_.accumulate), workspace);
+      if (options_.accumulate > 1)
+        detail::scale_gradient(gradient, 1.0 / static_cast<double>(options_.accumulate), workspace);
       UpdateOptions with = options_.update;
       with.learning_rate = rate;
       with.not_finite = NotFinite::skip;
       const double norm = state_.update(gradient, with, workspace);
       skipped_ = std::isfinite(norm) ? 0 : skipped_ + 1;
-      if (skipped_ > 0) note("step " + std::to_string(state_.step) + ": the gradient is not finite, and left out");
+      if (skipped_ > 0) leave_out("gradient");
     } else {
       set_zero(gradient);
       ++state_.step;
       ++skipped_;
-      note("step " + std::to_string(state_.step) + ": the loss is not finite, and its gradient left out");
+      leave_out("loss");
     }
     const double taken = since(began_);
     seconds_ += taken;
     if (total_ == 0) plan(taken);
     if (skipped_ >= most_skipped) go_back();
     show(rate);
-    save_due_ = save_due_ || due(options_.save_every) || state_.step == total_;
+    save_due_ = save_due_ || due(save_every()) || state_.step == total_;
   }
 
   /// Whether an evaluation is due, after an update.
@@ -169,17 +178,19 @@ class Run {
       best_ = score;
       save(file(""), weights());
     }
-    ended_ = options_.patience > 0 && since_best_ >= options_.patience;
-    if (ended_) note("no better for " + std::to_string(since_best_) + " evaluations: the run ends");
+    if (out_of_patience()) note("no better for " + std::to_string(since_best_) + " evaluations: the run ends");
     save_due_ = true;
     return better;
   }
 
-  /// Leaves the last weights and the log. What a program returns: 0, or 130 after an interruption.
+  /// Leaves the last weights, which are the best as well where none were evaluated, and the log. From here on Ctrl-C is
+  /// what it was. What a program returns: 0, or 130 after an interruption.
   int finish() {
     if (progress_) progress_->finish();
     if (interrupted_) note("interrupted after " + std::to_string(state_.step) + " steps; resume to go on");
     if (!interrupted_) save(file("_last"), weights());
+    if (!interrupted_ && !best_) save(file(""), weights());
+    interrupt_.reset();
     log_.write();
     return interrupted_ ? 130 : 0;
   }
@@ -198,8 +209,8 @@ class Run {
 
   void check() const {
     const RunOptions& o = options_;
-    require((o.steps > 0) != (o.minutes > 0) && o.steps >= 0 && o.minutes >= 0, "a run needs steps or minutes, not ",
-            o.steps, " and ", o.minutes);
+    require((o.steps > 0) != (o.minutes > 0) && o.steps >= 0 && o.minutes >= 0 && std::isfinite(o.minutes),
+            "a run needs steps or minutes, not ", o.steps, " and ", o.minutes);
     require(o.accumulate >= 1 && o.batch >= 1 && o.log_every >= 1,
             "accumulate, batch and log_every of a run must be at least 1, not ", o.accumulate, ", ", o.batch, " and ",
             o.log_every);
@@ -210,6 +221,10 @@ class Run {
   }
 
   bool due(Index every) const { return every > 0 && state_.step % every == 0; }
+  Index save_every() const {
+    return options_.save_every > 0 ? options_.save_every : options_.evaluate_every > 0 ? 0 : 1000;
+  }
+  bool out_of_patience() const { return options_.patience > 0 && since_best_ >= options_.patience; }
 
   void note(const std::string& text) {
     if (progress_) progress_->note(text);
@@ -222,17 +237,13 @@ class Run {
     return means_.emplace_back(name, Mean()).second;
   }
 
-  static void scale(Model& gradient, double factor, Workspace& workspace) {
-    using T = typename Model::Scalar;
-    struct Piece {
-      T* slopes;
-      Index size, parameter;
-    };
-    detail::for_each_piece<Piece>(
-        [by = static_cast<T>(factor)](const Piece& piece, Index) {
-          for (Index i = 0; i < piece.size; ++i) piece.slopes[i] *= by;
-        },
-        workspace, gradient);
+  void leave_out(const char* what) {
+    ++left_out_;
+    note("step " + std::to_string(state_.step) + ": the " + what + " is not finite, and the update left out");
+  }
+
+  static Index steps_in(double seconds, double each) {
+    return static_cast<Index>(std::clamp(seconds / each, 0.0, 0x1p53));
   }
 
   /// Fixes the number of steps of a run by time, once enough of them were timed.
@@ -243,8 +254,7 @@ class Run {
     const double budget = 60 * options_.minutes;
     if (count < least_timed && seconds_ < budget / 4) return;
     if (timed_seconds_ < budget / 50 && count < 50) return;
-    const double left = std::max(0.0, budget - seconds_) * static_cast<double>(count) / timed_seconds_;
-    total_ = state_.step + static_cast<Index>(left);
+    total_ = state_.step + steps_in(budget - seconds_, timed_seconds_ / static_cast<double>(count));
     save_due_ = true;
     if (progress_) progress_->set_total(total_);
     note(std::to_string(total_) + " steps fit into " + std::to_string(options_.minutes) + " minutes");
@@ -252,14 +262,14 @@ class Run {
 
   void show(double rate) {
     const double examples = static_cast<double>(options_.batch * options_.accumulate);
-    const double done = static_cast<double>(state_.step - first_step_), run = seconds_ - seconds_before_;
+    const double speed = static_cast<double>(state_.step) * examples / seconds_;
     if (progress_) {
       std::vector<Field> fields;
       for (const auto& [name, mean] : means_) {
         if (mean.count > 0) fields.emplace_back(name, mean.value());
       }
       fields.emplace_back("rate", rate, 3);
-      fields.emplace_back("examples/s", done * examples / run);
+      fields.emplace_back("examples/s", speed);
       progress_->update(state_.step, fields);
     }
     if (!due(options_.log_every) && state_.step != total_) return;
@@ -268,8 +278,9 @@ class Run {
       if (mean.count > 0) row.values.emplace_back(name, mean.value());
       mean = {};
     }
+    if (left_out_ > 0) row.values.emplace_back("skipped", std::exchange(left_out_, 0));
     row.values.emplace_back("rate", rate);
-    row.values.emplace_back("examples_per_second", done * examples / run);
+    row.values.emplace_back("examples_per_second", speed);
     log_.add(std::move(row));
     const auto now = Clock::now();
     if (now - log_written_ < std::chrono::seconds(2)) return;
@@ -279,6 +290,7 @@ class Run {
 
   void go_back() {
     skipped_ = 0;
+    log_.write();
     require(++returns_ <= most_returns, "step ", state_.step, ": ", most_skipped,
             " updates in a row were not finite again, after ", most_returns, " returns to an earlier state");
     const Index step = state_.step;
@@ -292,13 +304,16 @@ class Run {
   void save_state() {
     Metadata metadata;
     metadata["run.total"] = std::to_string(total_);
-    metadata["run.minutes"] = exact(options_.minutes);
+    metadata["run.examples"] = std::to_string(options_.batch);
+    metadata["run.accumulate"] = std::to_string(options_.accumulate);
+    metadata["run.minutes"] = RunLog::text_of(options_.minutes);
     metadata["run.batch"] = std::to_string(batch_);
-    metadata["run.seconds"] = exact(seconds_);
+    metadata["run.seconds"] = RunLog::text_of(seconds_);
     metadata["run.returns"] = std::to_string(returns_);
     metadata["run.since_best"] = std::to_string(since_best_);
-    if (best_) metadata["run.best"] = exact(*best_);
+    if (best_) metadata["run.best"] = RunLog::text_of(*best_);
     save(file("_state"), state_, {.metadata = metadata});
+    log_.write();
     saved_step_ = state_.step;
     save_due_ = false;
   }
@@ -306,32 +321,36 @@ class Run {
   void resume() {
     load(file("_state"), state_);
     const SafetensorsFile saved(file("_state"));
-    const bool same_time = detail::number_in<double>(saved, "run.minutes") == options_.minutes;
-    if (options_.minutes > 0 && same_time) total_ = detail::number_in<Index>(saved, "run.total");
+    for (const auto& [key, now] :
+         {std::pair{"run.examples", options_.batch}, {"run.accumulate", options_.accumulate}}) {
+      const auto then = detail::number_in<Index>(saved, key);
+      require(then == now, file("_state").string(), ": ", key, " was ", then, ", and cannot become ", now);
+    }
     batch_ = detail::number_in<Index>(saved, "run.batch");
-    seconds_ = seconds_before_ = detail::number_in<double>(saved, "run.seconds");
+    seconds_ = detail::number_in<double>(saved, "run.seconds");
+    if (options_.minutes > 0) {
+      total_ = detail::number_in<Index>(saved, "run.total");
+      const bool changed = detail::number_in<double>(saved, "run.minutes") != options_.minutes;
+      if (changed && state_.step > 0 && seconds_ > 0) {
+        total_ = std::max(state_.step, steps_in(60 * options_.minutes, seconds_ / static_cast<double>(state_.step)));
+      }
+    }
     returns_ = detail::number_in<int>(saved, "run.returns");
     since_best_ = detail::number_in<Index>(saved, "run.since_best");
     if (saved.metadata().contains("run.best")) best_ = detail::number_in<double>(saved, "run.best");
-    ended_ = options_.patience > 0 && since_best_ >= options_.patience;
     log_.read(state_.step);
     saved_step_ = state_.step;
-  }
-
-  static std::string exact(double value) {
-    char text[32];
-    return {text, std::to_chars(text, text + sizeof(text), value).ptr};
   }
 
   TrainingState<Model>& state_;
   RunOptions options_;
   RunLog log_;
-  Interrupt interrupt_;
+  std::optional<Interrupt> interrupt_{std::in_place};
   std::unique_ptr<Progress> progress_;
   Index batch_ = 0, total_ = 0, gathered_ = 0, first_step_ = 0, saved_step_ = -1, since_best_ = 0, timed_ = 0;
-  double seconds_ = 0, seconds_before_ = 0, timed_seconds_ = 0;
-  bool finite_ = true, interrupted_ = false, ended_ = false, save_due_ = false;
-  int skipped_ = 0, returns_ = 0;
+  double seconds_ = 0, timed_seconds_ = 0;
+  bool finite_ = true, interrupted_ = false, save_due_ = false;
+  int skipped_ = 0, left_out_ = 0, returns_ = 0;  // in a row; since the last row of the log; in all
   std::optional<double> best_;
   std::vector<std::pair<std::string, Mean>> means_;
   Clock::time_point began_, log_written_;

@@ -13,6 +13,21 @@ inline void check_largest_norm(double largest) {
   require(largest > 0, "the largest gradient norm must be positive, not ", largest);
 }
 
+/// gradient *= factor
+template <class Model>
+void scale_gradient(Model& gradient, double factor, Workspace& workspace) {
+  using T = typename Model::Scalar;
+  struct Piece {
+    T* slopes;
+    Index size, parameter;
+  };
+  for_each_piece<Piece>(
+      [by = static_cast<T>(factor)](const Piece& piece, Index) {
+        for (Index i = 0; i < piece.size; ++i) piece.slopes[i] *= by;
+      },
+      workspace, gradient);
+}
+
 }  // namespace detail
 
 /// The Euclidean norm of a gradient over all its parameters, which is scaled down to `largest` where it is longer;
@@ -47,14 +62,7 @@ double clip_gradient(Model& gradient, double largest, Workspace& workspace) {
   double norm = norm_of_scaled(1);
   // Squares of doubles overflow where the norm need not.
   if (std::isinf(norm)) norm = norm_of_scaled(0x1p-600) * 0x1p600;
-  if (norm > largest && std::isfinite(norm)) {
-    const T factor = static_cast<T>(largest / norm);
-    detail::for_each_piece<Piece>(
-        [&](const Piece& piece, Index) {
-          for (Index i = 0; i < piece.size; ++i) piece.slopes[i] *= factor;
-        },
-        workspace, gradient);
-  }
+  if (norm > largest && std::isfinite(norm)) detail::scale_gradient(gradient, largest / norm, workspace);
   return norm;
 }
 

@@ -28,7 +28,8 @@ fit::TensorView<const T, Rank> view_of(const Array<T>& array) {
   return {array.data(), dimensions};
 }
 
-/// A model and its training. Python's other threads run meanwhile; calls of one model wait for each other.
+/// A model and its training. Python's other threads run meanwhile, and must leave a call's arrays as they are; calls of
+/// one model wait for each other.
 class Classifier {
   std::mutex mutex_;
 

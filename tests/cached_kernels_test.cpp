@@ -70,7 +70,7 @@ void check_rows(Index rows, Index columns, Index depth, bool bias, bool accumula
 
 /// One query and its cache against softmax in double.
 template <class T>
-void check_attention(const std::vector<Index>& counts, const kernels::CachedHeads& of) {
+void check_attention(const std::vector<Index>& counts, const kernels::HeadCounts& of) {
   const auto [heads, head_width, sharing] = of;
   const Index width = heads * head_width, key_width = width / sharing;
   std::vector<std::vector<T>> q, keys, values, o;

@@ -115,7 +115,8 @@ TEST_CASE("arrays and archives are read again, by NumPy too", "[npy]") {
   const test::TemporaryFolder folder;
   std::vector<fit::NpzEntry> entries;
   std::vector<fit::NpyArray> kept;
-  for (const char* name : {"f4", "f8", "i8", "i4", "u1", "b1", "number", "empty", "four"}) {
+  for (const char* name :
+       {"f4", "f8", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1", "number", "empty", "four"}) {
     kept.push_back(fit::read_npy(numpy_file(name + std::string(".npy"))));
     entries.push_back({name, kept.back().dtype, kept.back().shape, nullptr});
   }
@@ -131,6 +132,11 @@ TEST_CASE("arrays and archives are read again, by NumPy too", "[npy]") {
     if (dtype == DType::F64) write(i, double());
     if (dtype == DType::I64) write(i, std::int64_t());
     if (dtype == DType::I32) write(i, std::int32_t());
+    if (dtype == DType::I16) write(i, std::int16_t());
+    if (dtype == DType::I8) write(i, std::int8_t());
+    if (dtype == DType::U64) write(i, std::uint64_t());
+    if (dtype == DType::U32) write(i, std::uint32_t());
+    if (dtype == DType::U16) write(i, std::uint16_t());
     if (dtype == DType::U8) write(i, std::uint8_t());
     if (dtype == DType::BOOL) write(i, bool());
   }
@@ -209,6 +215,10 @@ TEST_CASE("what is no array is an error that says why", "[npy]") {
   std::string version = npy(right, 8);
   version[6] = 4;
   refused(version, "version 4.0");
+  std::string dimensions;
+  for (int i = 0; i < 65; ++i) dimensions += "1,";
+  refused(npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + dimensions + ")}", 4), "more than 64 dimensions");
+  refused(std::string("\x93NUMPY\x02\x00\x01\x00\x10\x00", 12), "1048577 bytes, is over the limit");
   for (const char* name : {"records.npy", "complex.npy", "text.npy"}) {
     INFO(name);
     CHECK(test::contains(test::error_of([&] { fit::read_npy(numpy_file(name)); }), "are"));
@@ -257,6 +267,30 @@ TEST_CASE("damaged archives are errors, wherever they are cut or changed", "[npy
     }
     CHECK(noticed > whole.size());
   }
+  // What else a zip file may say.
+  const fit::NpzEntry both[] = {entry, {"y", DType::F32, {3}, numbers}};
+  fit::write_npz(folder / "a.npz", both, false);
+  const std::string two = bytes_of(folder / "a.npz");
+  const std::size_t directory = two.find("PK\1\2"), next = two.find("PK\1\2", directory + 1), end = two.find("PK\5\6");
+  const auto patched = [&](std::size_t at, const std::string& bytes) {
+    std::string changed = two;
+    write_bytes(folder / "b.npz", changed.replace(at, bytes.size(), bytes));
+    return test::error_of([&] { fit::NpzFile(folder / "b.npz").read("x"); });
+  };
+  const std::pair<std::string, const char*> refusals[] = {
+      {patched(directory + 8, "\1"), "is encrypted"},
+      {patched(directory + 10, "\14"), "compressed by method 12"},
+      {patched(two.find("y.npy", next), "x.npy"), "x.npy\" is there twice"},
+      {patched(two.find("x.npy", directory) + 5 + 4, "\1"), "two sizes of one entry"},
+      {patched(next, "PK\1\3"), "zip file"},
+      {patched(end + 4, "\1"), "several parts"},
+      {patched(end, "PK\5\7"), "no end record"},
+  };
+  for (const auto& [text, why] : refusals) {
+    INFO(text << " (" << why << ")");
+    CHECK(test::contains(text, "b.npz: "));
+    CHECK(test::contains(text, why));
+  }
   // Sizes that nothing can hold are no reason to ask for the memory.
   fit::write_npz(folder / "a.npz", {&entry, 1}, false);
   std::string huge = bytes_of(folder / "a.npz");
@@ -272,6 +306,9 @@ TEST_CASE("damaged archives are errors, wherever they are cut or changed", "[npy
       test::contains(test::error_of([&] { fit::write_npz(folder / "c.npz", twice); }), "two arrays are called \"x\""));
   const fit::NpzEntry nameless{"", DType::F32, {3}, numbers}, brain{"x", DType::BF16, {3}, numbers};
   CHECK(test::contains(test::error_of([&] { fit::write_npz(folder / "c.npz", {&nameless, 1}); }), "1 to 1000 bytes"));
-  CHECK(test::contains(test::error_of([&] { fit::write_npz(folder / "c.npz", {&brain, 1}); }), "holds no BF16"));
+  CHECK(test::contains(test::error_of([&] {
+                         fit::write_npz(folder / "c.npz", {&brain, 1});
+                       }),
+                       "c.npz: x: a .npy file holds no BF16"));
   CHECK_FALSE(std::filesystem::exists(folder / "c.npz"));
 }

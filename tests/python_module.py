@@ -3,6 +3,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 
 sys.path.insert(0, sys.argv[1])
 import numpy as np
@@ -35,24 +36,42 @@ assert np.array_equal(model(np.asfortranarray(x.astype(np.float64))), logits)  #
 row_losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(40), labels]
 assert abs(model.loss(x, labels) - row_losses.mean()) < 1e-5
 
-counted = [0]
-stop = threading.Event()
-
-
-def count():
-    while not stop.is_set():
-        counted[0] += 1
-
-
-thread = threading.Thread(target=count)
-thread.start()
 first = model.train_step(x, labels, rate=3e-3)
 for _ in range(60):
     last = model.train_step(x, labels, rate=3e-3)
+assert last < first / 2, (first, last)
+
+# Another thread runs in the middle of one call: a thread that held Python's lock would see no time between its ticks.
+many = np.repeat(x, 200, axis=0)
+ticks, stop = [], threading.Event()
+
+
+def tick():
+    while not stop.is_set():
+        ticks.append(time.monotonic())
+        time.sleep(0.001)
+
+
+thread = threading.Thread(target=tick)
+thread.start()
+began = time.monotonic()
+model.loss(many, np.repeat(labels, 200))
+ended = time.monotonic()
 stop.set()
 thread.join()
-assert counted[0] > 0
-assert last < first / 2, (first, last)
+third = (ended - began) / 3
+assert any(began + third < t < ended - third for t in ticks), (began, ended, len(ticks))
+
+# Two threads train one model: one after the other, so it ends as by one thread that does as many steps.
+alone, shared = fit.Classifier(seed=5), fit.Classifier(seed=5)
+for _ in range(40):
+    alone.train_step(x, labels)
+threads = [threading.Thread(target=lambda: [shared.train_step(x, labels) for _ in range(20)]) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert np.array_equal(shared(x), alone(x))
 
 with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "model.safetensors")

@@ -42,13 +42,15 @@ def write(folder):
 
 
 def check(folder):
-    for name in ("f4", "f8", "i8", "i4", "u1", "b1", "number", "empty", "four"):
+    names = [name for name in ARRAYS if not name.startswith("big")]
+    for name in names:
         expected = values(*ARRAYS[name])
-        for found in (np.load(folder / f"{name}.npy"), *(np.load(folder / z)[name] for z in ("plain.npz", "deflated.npz"))):
+        alone = [folder / f"{name}.npy"] if name != "f2" else []  # C++ has no type of these numbers
+        for found in (*map(np.load, alone), *(np.load(folder / z)[name] for z in ("plain.npz", "deflated.npz"))):
             assert found.dtype == expected.dtype and found.shape == expected.shape, (name, found.dtype, found.shape)
             assert found.flags.c_contiguous and np.array_equal(found, expected), name
     for name in ("plain.npz", "deflated.npz"):
-        assert len(np.load(folder / name).files) == 9, name
+        assert len(np.load(folder / name).files) == len(names), name
 
 
 {"write": write, "check": check}[sys.argv[1]](pathlib.Path(sys.argv[2]))

@@ -50,7 +50,7 @@ namespace detail {
 
 using fit::detail::TrunkConfig;
 
-/// The calls of the attention kernels that the stages of a model make.
+/// The calls of the attention kernels that the stages of a model make, but for those to a condition.
 inline std::vector<kernels::AttentionShape> attention_calls(const TrunkConfig& c, const Sizes& s) {
   const Plan plan = plan_of(c.layers);
   const Index data_head = c.data_dim / c.data_heads, latent_head = c.latent_dim / c.latent_heads;
@@ -60,14 +60,14 @@ inline std::vector<kernels::AttentionShape> attention_calls(const TrunkConfig& c
     const auto add = [&](int times, const kernels::AttentionShape& shape) {
       calls.insert(calls.end(), static_cast<std::size_t>(times), shape);
     };
-    add(plan[i].local_blocks, {s.all_groups(),
-                               s.tokens,
-                               s.tokens,
-                               c.data_heads,
-                               data_head,
-                               c.data_mask(),
-                               {},
-                               c.data_heads / c.data_key_heads});
+    add(c.local_attention ? plan[i].local_blocks : 0, {s.all_groups(),
+                                                       s.tokens,
+                                                       s.tokens,
+                                                       c.data_heads,
+                                                       data_head,
+                                                       c.data_mask(),
+                                                       {},
+                                                       c.data_heads / c.data_key_heads});
     add(plan[i].reads, {s.all_groups(), s.latents, s.tokens, c.cross_heads(), cross_head});
     add(plan[i].global_blocks, {s.batch,
                                 all,

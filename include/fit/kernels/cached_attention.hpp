@@ -14,9 +14,11 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace kernels {
 
-/// Heads of an attention over caches; keys and values have one for each `sharing` of them, as in AttentionShape.
-struct CachedHeads {
+/// Heads of an attention; keys and values have one for each `sharing` of them, as in AttentionShape.
+struct HeadCounts {
   Index count = 0, width = 0, sharing = 1;
+
+  constexpr Index key_width() const { return count / sharing * width; }
 };
 
 /// One query of all heads and the keys and values that it sees, in memory of its own sequence.
@@ -48,10 +50,10 @@ struct PartialAttention {
 
 /// A query over the few keys of one piece.
 template <class T>
-void attend_piece(const CachedQuery<T>& piece, const CachedHeads& of, T* scores, const PartialAttention<T>& to) {
+void attend_piece(const CachedQuery<T>& piece, const HeadCounts& of, T* scores, const PartialAttention<T>& to) {
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
-  const Index heads = of.count, head_width = of.width, width = heads * head_width, key_width = width / of.sharing;
+  const Index heads = of.count, head_width = of.width, width = heads * head_width, key_width = of.key_width();
   const Index count = piece.count;
   FIT_COUNT(attention, 4 * width * count);
   FIT_COUNT(executed, 4 * width * count);
@@ -105,7 +107,7 @@ void attend_piece(const CachedQuery<T>& piece, const CachedHeads& of, T* scores,
 /// order: after Sanovar et al., arXiv 2405.10480, and "Flash-Decoding for long-context inference" (Dao et al., 2023).
 /// A query without keys gets zeros.
 template <class T>
-void cached_attention(std::span<const CachedQuery<T>> queries, const CachedHeads& of, Workspace& workspace) {
+void cached_attention(std::span<const CachedQuery<T>> queries, const HeadCounts& of, Workspace& workspace) {
   using detail::cached_piece, detail::PartialAttention;
   const Index heads = of.count, head_width = of.width;
   FIT_ASSERT(heads >= 0 && head_width >= 1 && of.sharing >= 1 && heads % of.sharing == 0);
@@ -133,7 +135,7 @@ void cached_attention(std::span<const CachedQuery<T>> queries, const CachedHeads
     for (const auto& query : queries) {
       const Index own = pieces_of(query);
       for (Index piece = std::max(first, at); piece < std::min(last, at + own); ++piece) {
-        const Index key = (piece - at) * cached_piece, offset = key * (heads / of.sharing) * head_width;
+        const Index key = (piece - at) * cached_piece, offset = key * of.key_width();
         detail::attend_piece<T>(
             {query.q, query.keys + offset, query.values + offset, std::min(cached_piece, query.count - key)}, of,
             scores + lane * scratch, PartialAttention<T>(partial + piece * size, heads));

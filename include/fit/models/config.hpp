@@ -164,6 +164,7 @@ inline std::string text_of(Positions value) {
 
 template <class Config>
 ConfigFields fields_of(Config config) {
+  // The same model has the same text, whichever way its key heads are given, and that of a file from before them.
   if (config.data_key_heads == config.data_heads) config.data_key_heads = 0;
   if (config.latent_key_heads == config.latent_heads) config.latent_key_heads = 0;
   ConfigFields fields{{"kind", Config::kind}};

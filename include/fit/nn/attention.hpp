@@ -20,7 +20,7 @@ struct Attention {
   static_assert(Heads % KeyHeads == 0, "fit: the heads of an attention must be a multiple of its key heads");
 
   static constexpr int key_width = Width / Heads * KeyHeads;
-  static constexpr kernels::CachedHeads heads{Heads, Width / Heads, Heads / KeyHeads};
+  static constexpr kernels::HeadCounts heads{Heads, Width / Heads, Heads / KeyHeads};
 
   Linear<T, Width, QueryDim> query;
   Linear<T, key_width, ContextDim> key, value;

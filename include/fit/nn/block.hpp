@@ -15,7 +15,7 @@ inline namespace FIT_ABI {
 namespace nn {
 
 /// A pre-norm transformer block, local or global: x += Attention(Norm(x), Norm(x)), unless it has 0 heads, and
-/// x += MLP(Norm(x)).
+/// x += MLP(Norm(x)). KeyHeads are those of its keys and values, each for Heads / KeyHeads heads of queries.
 template <class T, int Width, int Heads, int Ratio, int KeyHeads = Heads>
 struct Block {
   If<(Heads > 0), LayerNorm<T, Width>> attention_norm;

@@ -78,7 +78,7 @@ struct StepKernels {
 /// mixed [rows, width of all heads] = attention of the queries q, shaped alike, of each sequence in turn over its
 /// cache. A causal mask counts back from the last of the keys.
 template <class T>
-void attend(std::span<const CachedRows<T>> sequences, const T* q, T* mixed, const kernels::CachedHeads& heads,
+void attend(std::span<const CachedRows<T>> sequences, const T* q, T* mixed, const kernels::HeadCounts& heads,
             const kernels::Mask& mask, const StepKernels<T>& with, Workspace& workspace) {
   const Arena::Scope scope(workspace.arena());
   const Index width = heads.count * heads.width;

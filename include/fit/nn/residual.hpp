@@ -31,7 +31,8 @@ struct PathScale {
   Index rows_per_sequence = 1;
 };
 
-/// Draws which of `sequences` keep their branch, where the tape's options have a drop_path; the numbers live on the tape.
+/// Draws which of `sequences` keep their branch, where the tape's options have a drop_path; the numbers live on the
+/// tape.
 template <class T>
 PathScale<T> draw_path(Index sequences, Index length, Draws& draws, Tape& tape) {
   const kernels::Dropout dropout = draw_dropout(tape.options().drop_path, draws, 1);

@@ -205,7 +205,7 @@ NpyHeader read_npy_header(Get&& get) {
 
 /// Bytes of the elements that a header announces. Throws Error when they cannot be counted.
 inline Index bytes_of(const NpyHeader& header) {
-  return count_elements(header.shape, header.dtype, "") * size_of(header.dtype);
+  return count_elements(header.shape, header.dtype, "of the header") * size_of(header.dtype);
 }
 
 /// Elements as a file has them, in the order and the bytes of NpyArray.
@@ -232,12 +232,12 @@ inline Buffer<std::byte> in_order(const NpyHeader& header, Buffer<std::byte> fro
   return to;
 }
 
-/// What comes before the elements of an array in a .npy file, row-major.
-inline std::string make_npy_header(DType dtype, std::span<const Index> shape) {
+/// What comes before the elements of an array in a .npy file, row-major. Throws Error with `what` at its beginning.
+inline std::string make_npy_header(const std::string& what, DType dtype, std::span<const Index> shape) {
   constexpr std::string_view names[] = {"<f8", "<f4", "<f2", "",    "<i8", "<i4", "<i2",
                                         "|i1", "|u1", "|b1", "<u2", "<u4", "<u8"};
   const std::string_view descr = names[static_cast<std::size_t>(dtype)];
-  require(!descr.empty(), "a .npy file holds no ", name_of(dtype));
+  require(!descr.empty(), what, ": a .npy file holds no ", name_of(dtype));
   std::string text = concatenate("{'descr': '", descr, "', 'fortran_order': False, 'shape': (");
   for (const Index size : shape) text += concatenate(size, shape.size() == 1 ? "," : ", ");
   if (shape.size() > 1) text.resize(text.size() - 2);
@@ -245,7 +245,7 @@ inline std::string make_npy_header(DType dtype, std::span<const Index> shape) {
   // Elements begin at a multiple of 64 bytes, as the format asks for.
   text.resize((text.size() + 10 + 64) / 64 * 64 - 11, ' ');
   text += '\n';
-  require(text.size() <= 0xffff, "an array of ", shape.size(), " dimensions is too much for a .npy file");
+  require(text.size() <= 0xffff, what, ": an array of ", shape.size(), " dimensions is too much for a .npy file");
   std::string header("\x93NUMPY\x01\x00", 8);
   header += static_cast<char>(text.size() & 0xff);
   header += static_cast<char>(text.size() >> 8);
@@ -277,7 +277,7 @@ inline NpyArray read_npy(const std::filesystem::path& path) {
 template <class T>
 void write_npy(const std::filesystem::path& path, const T* elements, std::span<const Index> shape) {
   constexpr DType dtype = dtype_of<T>();
-  const std::string header = detail::make_npy_header(dtype, shape);
+  const std::string header = detail::make_npy_header(path.string(), dtype, shape);
   const Index count = detail::count_elements(shape, dtype, path.string());
   AtomicFile file(path);
   file.write(header.data(), header.size());

@@ -22,8 +22,7 @@ class NpzFile {
  public:
   /// Reads the list of arrays. Throws Error with the path and the reason when the file cannot be read or is no zip file
   /// of .npy files, each name once, as they are or deflated, none encrypted.
-  explicit NpzFile(std::filesystem::path path)
-      : path_(std::move(path)), zip_(open(path_)) {
+  explicit NpzFile(std::filesystem::path path) : path_(std::move(path)), zip_(open(path_)) {
     for (const auto& [name, entry] : zip_.entries()) {
       require(name.ends_with(suffix), path_.string(), ": ", detail::printable(name), " is no .npy file");
     }
@@ -102,8 +101,9 @@ inline void write_npz(const std::filesystem::path& path, std::span<const NpzEntr
   }
   detail::ZipWriter file(path);
   for (const NpzEntry& array : arrays) {
-    const std::string header = detail::make_npy_header(array.dtype, array.shape);
-    const Index bytes = detail::count_elements(array.shape, array.dtype, array.name) * size_of(array.dtype);
+    const std::string what = path.string() + ": " + array.name;
+    const std::string header = detail::make_npy_header(what, array.dtype, array.shape);
+    const Index bytes = detail::count_elements(array.shape, array.dtype, what) * size_of(array.dtype);
     file.add(array.name + ".npy", {header, {static_cast<const char*>(array.elements), static_cast<std::size_t>(bytes)}},
              compressed);
   }

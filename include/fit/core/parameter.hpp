@@ -106,6 +106,33 @@ void walk(const ParameterName* name, F& f, First& first, Others&... others) {
   }
 }
 
+/// A visitor behind a pointer, so that the walk over some type is compiled once for all visitors.
+template <class... Views>
+class VisitorRef {
+ public:
+  template <class F>
+  explicit VisitorRef(F& f)
+      : f_(const_cast<void*>(static_cast<const void*>(&f))),
+        call_([](void* to, const ParameterName& name, const Views&... views) {
+          (*static_cast<F*>(to))(name, views...);
+        }) {}
+
+  template <class... Given>
+  void operator()(const ParameterName& name, const Given&... views) {
+    static_assert((std::is_same_v<Given, Views> && ...),
+                  "fit: an object that names a Scalar must have parameters of that type alone");
+    call_(f_, name, views...);
+  }
+
+ private:
+  void* f_;
+  void (*call_)(void*, const ParameterName&, const Views&...);
+};
+
+template <class Object>
+using ViewIn =
+    ParameterView<std::conditional_t<std::is_const_v<Object>, const typename Object::Scalar, typename Object::Scalar>>;
+
 }  // namespace detail
 
 /// The one walk over parameters: f(name, view of the parameter in `first`, views of the same one in the others), in a
@@ -114,7 +141,12 @@ void walk(const ParameterName* name, F& f, First& first, Others&... others) {
 ///     static void visit(auto&& f, auto&... p) { f("weight", p.weight...); f("bias", p.bias...); }
 template <class F, class First, class... Others>
 void for_each_parameter(F&& f, First& first, Others&... others) {
-  detail::walk(nullptr, f, first, others...);
+  if constexpr (requires { typename First::Scalar; }) {
+    detail::VisitorRef<detail::ViewIn<First>, detail::ViewIn<Others>...> visitor(f);
+    detail::walk(nullptr, visitor, first, others...);
+  } else {
+    detail::walk(nullptr, f, first, others...);
+  }
 }
 
 /// Number of trained scalars in a layer or model.

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstdlib>
@@ -56,6 +57,7 @@ const std::string classify = std::string(FIT_EXAMPLES_DIR) + "/classify_images";
 const std::string generate = std::string(FIT_EXAMPLES_DIR) + "/generate_images";
 const std::string model_images = std::string(FIT_EXAMPLES_DIR) + "/model_images";
 const std::string complete_text = std::string(FIT_EXAMPLES_DIR) + "/complete_text";
+const std::string reach = std::string(FIT_EXAMPLES_DIR) + "/reach";
 const std::string train_gigapixel = std::string(FIT_EXAMPLES_DIR) + "/train_gigapixel";
 
 /// What a command prints, which must succeed.
@@ -338,4 +340,36 @@ TEST_CASE("train_gigapixel says what is wrong, before it begins", "[examples]") 
   fail(train_gigapixel + " --size 320 --out " + (folder / "text").string(), "text");
   fail(to_out + " --size 320 --save " + (folder / "none" / "state").string(), "none/state");
   fail(to_out + " --size 320 --resume " + (folder / "text").string(), "text");
+}
+
+TEST_CASE("reach trains its models on its tasks, one length after the other", "[examples]") {
+  const test::TemporaryFolder folder;
+  const std::string out = " --tests 20 --out " + (folder / "out").string();
+  double least = 1e9, most = 0;
+  for (const char* model : {"fit", "local", "full", "latent"}) {
+    const std::string text =
+        succeed(reach + " train --task markers --length 256 --grow --minutes 0.02 --model " + model + out);
+    CHECK(test::contains(text, std::string("markers_256_") + model + "_at_128: "));
+    CHECK(test::contains(text, " % right"));
+    const double parameters = std::stod(text.substr(text.find(": ") + 2));
+    least = std::min(least, parameters);
+    most = std::max(most, parameters);
+  }
+  CHECK(most / least < 1.02);
+  for (const char* task : {"lists", "paths", "large_paths"}) {
+    succeed(reach + " train --minutes 0.01 --task " + task + out);
+    CHECK(test::contains(succeed(reach + " evaluate --task " + task + out), " % right"));
+  }
+  succeed(reach + " show --task paths" + out);
+  for (const char* name : {"markers_256_fit.safetensors", "results.svg", "paths.png"}) {
+    CHECK(std::filesystem::file_size(folder / "out" / name) > 0);
+  }
+  std::ifstream results(folder / "out" / "results.csv");
+  CHECK(std::count(std::istreambuf_iterator<char>(results), {}, '\n') == 8);
+  fail(reach + " train --length 1000" + out, "128 256 1024 4096 16384 65536 163840 tokens, not 1000");
+  fail(reach + " train --length 65536 --model full" + out, "goes to 16384 tokens");
+  fail(reach + " evaluate --length 128" + out, "no such file");
+  fail(reach + " train --task mazes" + out, "mazes");
+  std::ofstream(folder / "out" / "results.csv") << "other,table\n";
+  fail(reach + " train --minutes 0.01 --length 128" + out, "results.csv: not a table of results");
 }

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <fit/core/error.hpp>
+#include <fit/io/atomic_file.hpp>
+#include <fit/plot/chart.hpp>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace examples {
+
+using fit::Index;
+
+/// What models come to on tasks, as a table that grows with each of them.
+class Results {
+ public:
+  struct Row {
+    std::string task;
+    Index length = 0;
+    std::string model;
+    double minutes = 0;
+    Index steps = 0, parameters = 0;
+    double accuracy = 0;  // in percent
+
+    auto key() const { return std::tie(task, length, model); }
+  };
+
+  /// Reads the table, if there is one. Throws fit::Error for one that is none.
+  explicit Results(std::filesystem::path path) : path_(std::move(path)) {
+    std::ifstream stream(path_);
+    std::string line;
+    if (!std::getline(stream, line)) return;
+    fit::require(line == head, path_.string(), ": not a table of results");
+    while (std::getline(stream, line)) {
+      std::replace(line.begin(), line.end(), ',', ' ');
+      std::istringstream cells(line);
+      Row row;
+      cells >> row.task >> row.length >> row.model >> row.minutes >> row.steps >> row.parameters >> row.accuracy;
+      fit::require(!cells.fail(), path_.string(), ": not a row of results: ", line);
+      rows_.push_back(row);
+    }
+  }
+
+  const std::vector<Row>& rows() const { return rows_; }
+
+  /// In place of an earlier one of the same task, length and model. Throws fit::Error when it cannot be written.
+  void add(const Row& row) {
+    std::erase_if(rows_, [&](const Row& other) { return other.key() == row.key(); });
+    rows_.push_back(row);
+    std::sort(rows_.begin(), rows_.end(), [](const Row& a, const Row& b) { return a.key() < b.key(); });
+    std::ostringstream text;
+    text << head << '\n';
+    for (const Row& r : rows_) {
+      text << r.task << ',' << r.length << ',' << r.model << ',' << r.minutes << ',' << r.steps << ',' << r.parameters
+           << ',' << r.accuracy << '\n';
+    }
+    put(path_, text.str());
+  }
+
+  /// Accuracy against length, a chart for each task that has been tried at several and a curve for each model.
+  void draw(const std::filesystem::path& path) const {
+    fit::plot::Figure figure;
+    for (const Row& row : rows_) {
+      if (figure.charts.empty() || figure.charts.back().title != row.task) {
+        figure.charts.push_back(
+            {.title = row.task, .x = {"tokens", fit::plot::Scale::log2}, .y = {.title = "right", .unit = "%"}});
+      }
+      auto& curves = figure.charts.back().series;
+      auto curve = std::find_if(curves.begin(), curves.end(), [&](const auto& c) { return c.name == row.model; });
+      if (curve == curves.end()) curve = curves.insert(curves.end(), {.name = row.model});
+      curve->points.push_back({static_cast<double>(row.length), row.accuracy});
+    }
+    std::ostringstream svg;
+    fit::plot::write_svg(svg, figure);
+    put(path, svg.str());
+  }
+
+ private:
+  static constexpr const char* head = "task,length,model,minutes,steps,parameters,accuracy";
+
+  static void put(const std::filesystem::path& path, const std::string& text) {
+    fit::AtomicFile file(path);
+    file.write(text.data(), text.size());
+    file.commit();
+  }
+
+  std::filesystem::path path_;
+  std::vector<Row> rows_;
+};
+
+}  // namespace examples

@@ -13,27 +13,21 @@
 #include <fit/run/prefetch.hpp>
 #include <fit/run/run.hpp>
 
-#include "support/list_ops.hpp"
-#include "support/markers.hpp"
-#include "support/pathfinder.hpp"
 #include "support/png.hpp"
 #include "support/progress.hpp"
+#include "support/reach_tasks.hpp"
 #include "support/results.hpp"
-#include "support/token_reader.hpp"
 
 namespace {
 
-using examples::TokenRun;
+using examples::Task, examples::TaskBatch, examples::TaskSource;
 using fit::Index;
 
 enum class Kind { fit, local, full, latent };
-enum class Task { markers, lists, paths, large_paths };
 enum class Command { train, evaluate, show };
 
 const std::map<std::string, Kind> kinds{
     {"fit", Kind::fit}, {"local", Kind::local}, {"full", Kind::full}, {"latent", Kind::latent}};
-const std::map<std::string, Task> tasks{
-    {"markers", Task::markers}, {"lists", Task::lists}, {"paths", Task::paths}, {"large_paths", Task::large_paths}};
 
 struct Options {
   Command command = Command::train;
@@ -41,32 +35,14 @@ struct Options {
   Kind kind = Kind::fit;
   std::filesystem::path out = "out";
   Index length = 0, tests = 1000;  // length: 0 for the task's own
-  double minutes = 10, rate = 5e-4;
+  double minutes = 10, pretrain = 0, rate = 5e-4;
   std::uint64_t seed = 7;
   int threads = 0;
   bool grow = false, resume = false;
 };
 
-/// What a task looks like to a model.
-struct Shape {
-  int channels = 0, answers = 0, group = 0, latents = 0;
-  bool picture = false;
-};
-
-/// Lists and markers look alike, so that they share their models.
-constexpr Shape shape_of(Task task) {
-  switch (task) {
-    case Task::paths:
-      return {4, 2, 16, 2, true};
-    case Task::large_paths:
-      return {16, 2, 64, 4, true};
-    default:
-      return {16, 10, 64, 4};
-  }
-}
-
 /// Four models of like many parameters: FIT; groups by themselves; every token sees every other; latents alone.
-constexpr fit::EncoderConfig config_of(Kind kind, const Shape& shape, int length) {
+constexpr fit::EncoderConfig config_of(Kind kind, const examples::TaskShape& shape, int length) {
   fit::EncoderConfig c{
       .layers = "(1)2(1)2(1)",
       .groups = fit::any,
@@ -95,59 +71,17 @@ constexpr fit::EncoderConfig config_of(Kind kind, const Shape& shape, int length
   return c;
 }
 
-struct Batch {
-  fit::Tensor<float, 4> input;
-  fit::Tensor<std::int32_t, 1> answers;
-  std::vector<TokenRun> read;  // one run of tokens for each answer
-};
+/// At longer ones a step of full attention takes a quarter of an hour and more.
+constexpr int longest_full = 16384;
 
-/// One task at one length: how a batch is filled.
-struct Source {
-  Task task;
-  Index length;  // tokens of an example
-  fit::Random random;
+/// A head's answers are as many as the channels, of which a task uses its first: the same model denoises.
+template <Kind kind, Task task, int length>
+using ModelOf =
+    examples::TokenReader<config_of(kind, examples::shape_of(task), length), examples::shape_of(task).channels>;
 
-  examples::Pathfinder paths() const {
-    return task == Task::paths ? examples::Pathfinder{} : examples::Pathfinder::large();
-  }
-
-  /// Example number `number` to place i of the batch.
-  void fill(Index number, Index i, Batch& batch) const {
-    const auto groups = batch.input.dimension(1), tokens = batch.input.dimension(2),
-               channels = batch.input.dimension(3);
-    float* const input = batch.input.data() + i * length * channels;
-    Index answer = 0;
-    TokenRun read{i * length, length};
-    if (task == Task::paths || task == Task::large_paths) {
-      const auto drawing = paths();
-      fit::Tensor<float, 4> image(1, drawing.side, drawing.side, 1);
-      answer = drawing.write(random.fork(number), image.data());
-      const Index patch = fit::nn::integer_root(static_cast<int>(channels));
-      const Index sub_image = fit::nn::integer_root(static_cast<int>(tokens)) * patch;
-      fit::group_image(image, {.sub_image = {sub_image, sub_image}, .patch = {patch, patch}},
-                       fit::TensorView<float, 4>(input, 1, groups, tokens, channels));
-    } else {
-      std::vector<std::uint8_t> symbols(static_cast<std::size_t>(length));
-      if (task == Task::lists) {
-        answer = examples::ListOps{length}.write(random.fork(number), symbols.data());
-      } else {
-        Index place = 0;
-        std::tie(answer, place) = examples::Markers{length}.write(random.fork(number), symbols.data());
-        read = {i * length + place, 1};
-      }
-      std::fill_n(input, length * channels, 0.0f);
-      for (Index k = 0; k < length; ++k) input[k * channels + symbols[static_cast<std::size_t>(k)]] = 1;
-    }
-    batch.answers(i) = static_cast<std::int32_t>(answer);
-    batch.read[static_cast<std::size_t>(i)] = read;
-  }
-};
-
-template <class Model>
-Batch batch_of(Index count, Index length) {
-  constexpr auto& c = Model::config;
-  return {fit::Tensor<float, 4>(count, length / c.tokens, Index{c.tokens}, Index{c.channels}),
-          fit::Tensor<std::int32_t, 1>(count), std::vector<TokenRun>(static_cast<std::size_t>(count))};
+template <class Names, class Value>
+std::string name_of(const Names& names, Value value) {
+  return std::find_if(names.begin(), names.end(), [&](const auto& entry) { return entry.second == value; })->first;
 }
 
 template <class Model>
@@ -157,47 +91,45 @@ fit::Grid grid_of(Index length) {
   return {.rows = side, .columns = side};
 }
 
-double share_right(const fit::TensorView<const float, 2>& logits, const fit::Tensor<std::int32_t, 1>& answers) {
+double share_right(const fit::TensorView<const float, 2>& logits, const TaskBatch& batch) {
   fit::Mean right;
-  for (Index i = 0; i < answers.size(); ++i) {
+  for (Index i = 0; i < logits.dimension(0); ++i) {
     const float* const row = &logits(i, 0);
-    right.add(std::max_element(row, row + logits.dimension(1)) - row == answers(i));
+    right.add(std::max_element(row, row + logits.dimension(1)) - row == batch.answers(i));
   }
   return 100 * right.value();
 }
 
-template <class Names, class Value>
-std::string name_of(const Names& names, Value value) {
-  return std::find_if(names.begin(), names.end(), [&](const auto& entry) { return entry.second == value; })->first;
+/// Mean cross entropy of the answers, or the mean squared error of hidden patches.
+double loss_of(const fit::TensorView<const float, 2>& logits, const TaskBatch& batch, fit::Tensor<float, 2>& slopes,
+               fit::Tape& tape) {
+  if (batch.hidden.size() == 0) return fit::cross_entropy(logits, batch.answers, slopes, tape);
+  fit::Mean square;
+  for (Index i = 0; i < slopes.size(); ++i) {
+    const float off = logits.data()[i] - batch.hidden.data()[i];
+    square.add(off * off);
+    slopes.data()[i] = 2 * off / static_cast<float>(slopes.size());
+  }
+  return square.value();
 }
 
-/// The lengths at which a task can be tried, in tokens; a model may grow up along them. At the last two of markers a
-/// step of full attention takes a quarter of an hour and more, and there is no model for it.
-template <Task task>
-constexpr auto lengths_of() {
-  if constexpr (task == Task::markers) return std::array{128, 256, 1024, 4096, 16384, 65536, 163840};
-  if constexpr (task == Task::lists) return std::array{256, 1024, 2048};
-  if constexpr (task == Task::paths) return std::array{256};
-  if constexpr (task == Task::large_paths) return std::array{1024};
-}
-constexpr int longest_full = 16384;
-
-/// One model at one length, trained and tested.
+/// One part of a trial: a model at one length.
 template <class Model>
-class Trial {
+class Part {
  public:
-  Trial(const Options& options, Index length, std::string name, fit::Executor& executor)
-      : options_(options), length_(length), name_(std::move(name)), tape_(executor), testing_(executor) {}
+  Part(const Options& options, Index length, std::string name, fit::Executor& executor)
+      : options_(options), length_(length), name_(std::move(name)), tape_(executor) {}
 
   std::filesystem::path weights() const { return options_.out / (name_ + ".safetensors"); }
 
-  /// From weights of another length, where there are some. Returns what the program returns.
-  int train(double minutes, const std::filesystem::path& from) {
+  /// From what was learnt before, where there is a file; its head serves at another length. Returns what the program
+  /// returns.
+  int train(double minutes, const std::filesystem::path& from, bool with_head, bool denoise) {
     fit::TrainingState<Model> state{.model = Model(fit::Random(options_.seed)),
                                     .optimizer = {.options = {.beta2 = 0.98, .weight_decay = 0.05}},
                                     .random = fit::Random(options_.seed + 1)};
-    const auto all = [](std::string_view) { return true; };
-    if (!from.empty()) fit::require(fit::load_part(from, state.model, all).empty(), from.string(), ": no such model");
+    const auto wanted = [&](std::string_view parameter) { return with_head || parameter.starts_with("encoder."); };
+    if (!from.empty()) fit::require(fit::load_part(from, state.model, wanted).empty(), from.string(), " lacks some");
     state.average = state.model;
     const Index together = std::clamp<Index>(8192 / length_, 1, 64);  // examples of a pass
     fit::Run run(state, {.folder = options_.out,
@@ -208,21 +140,21 @@ class Trial {
                          .accumulate = std::max<Index>(4, together) / together,
                          .batch = together,
                          .resume = options_.resume});
-    const Source source{options_.task, length_, fit::Random(options_.seed + 2)};
-    fit::Prefetch<Batch> batches(
-        [&](Index number, Batch& batch) {
-          for (Index i = 0; i < together; ++i) source.fill(number * together + i, i, batch);
-        },
-        run.batch(), batch_of<Model>(together, length_));
+    const TaskSource source(options_.task, length_, fit::Random(options_.seed + 2), denoise);
+    const auto empty = source.batch(together, Model::config.tokens);
+    fit::Prefetch<TaskBatch> batches([&](Index number, TaskBatch& batch) { source.fill(number * together, batch); },
+                                     run.batch(), empty);
     Model gradient;
-    fit::Tensor<float, 2> logits_gradient(together, Index{Model::answers});
+    fit::Tensor<float, 2> slopes(empty.answers.size(), Index{Model::answers});
     while (run.next()) {
       const auto& batch = batches.next();
       tape_.record({}, state.random.split());
       const auto logits = state.model.forward(batch.input, batch.read, grid_of<Model>(length_), tape_);
-      const double loss = fit::cross_entropy(logits, batch.answers, logits_gradient, tape_);
-      state.model.backward(logits_gradient, gradient, tape_);
-      run.update(gradient, loss, tape_, {{"accuracy", share_right(logits, batch.answers)}});
+      const double loss = loss_of(logits, batch, slopes, tape_);
+      state.model.backward(slopes, gradient, tape_);
+      std::vector<std::pair<std::string, double>> values;
+      if (batch.hidden.size() == 0) values.emplace_back("accuracy", share_right(logits, batch));
+      run.update(gradient, loss, tape_, values);
     }
     steps_ = state.step;
     return run.finish();
@@ -232,16 +164,17 @@ class Trial {
   double test() {
     Model model;
     fit::load(weights(), model);
-    const Source source{options_.task, length_, fit::Random(1)};
+    const TaskSource source(options_.task, length_, fit::Random(1));
     const Index count = std::min(options_.tests, std::max<Index>(200, (Index{1} << 24) / length_));
     fit::Progress progress("testing", count);
     fit::Mean right;
     while (right.count < count) {
-      auto batch = batch_of<Model>(std::min(count - right.count, std::max<Index>(1, 32768 / length_)), length_);
-      for (Index i = 0; i < batch.answers.size(); ++i) source.fill(right.count + i, i, batch);
-      testing_.clear();
-      const auto logits = model.forward(batch.input, batch.read, grid_of<Model>(length_), testing_);
-      right.add(share_right(logits, batch.answers), batch.answers.size());
+      auto batch =
+          source.batch(std::min(count - right.count, std::max<Index>(1, 32768 / length_)), Model::config.tokens);
+      source.fill(right.count, batch);
+      tape_.clear();
+      const auto logits = model.forward(batch.input, batch.read, grid_of<Model>(length_), tape_);
+      right.add(share_right(logits, batch), batch.answers.size());
       progress.update(right.count);
     }
     progress.finish();
@@ -254,11 +187,8 @@ class Trial {
   const Options& options_;
   Index length_, steps_ = 0;
   std::string name_;
-  fit::Tape tape_, testing_;
+  fit::Tape tape_;
 };
-
-template <Kind kind, Task task, int length>
-using ModelOf = examples::TokenReader<config_of(kind, shape_of(task), length), shape_of(task).answers>;
 
 /// Calls f with a model of the kind, null; that of full attention is another one at every length.
 template <Task task, class F>
@@ -270,11 +200,11 @@ int with_model(Kind kind, Index length, F&& f) {
       return f(static_cast<ModelOf<Kind::local, task, 0>*>(nullptr));
     case Kind::latent:
       return f(static_cast<ModelOf<Kind::latent, task, 0>*>(nullptr));
-    default:
+    case Kind::full:
       break;
   }
   int code = 0;
-  constexpr auto lengths = lengths_of<task>();
+  constexpr auto lengths = examples::lengths_of<task>();
   const auto at = [&]<int one>() {
     if constexpr (one <= longest_full) {
       if (one == length) code = f(static_cast<ModelOf<Kind::full, task, one>*>(nullptr));
@@ -285,28 +215,38 @@ int with_model(Kind kind, Index length, F&& f) {
   return code;
 }
 
-/// Trains at the lengths, which share the minutes, each from what was learnt before it; tests at the last.
+/// Denoises first, if asked to, then trains at the lengths, which share the minutes, each from what was learnt before
+/// it; tests at the last.
 template <Task task>
-int train(const Options& options, const std::vector<Index>& lengths, fit::Executor& executor) {
+int run(const Options& options, const std::vector<Index>& lengths) {
+  fit::Executor executor(examples::threads(options.threads));
+  const std::string model = name_of(kinds, options.kind) + (options.pretrain > 0 ? "_pretrained" : "");
+  const std::string name = name_of(examples::tasks, task) + "_" + std::to_string(options.length) + "_" + model;
   std::filesystem::path learnt;
+  if (options.command == Command::train && options.pretrain > 0) {
+    const int code = with_model<task>(options.kind, lengths[0], [&]<class Model>(Model*) {
+      Part<Model> part(options, lengths[0], name + "_denoising", executor);
+      learnt = part.weights();
+      return part.train(options.pretrain, {}, false, true);
+    });
+    if (code != 0) return code;
+  }
   for (const Index length : lengths) {
-    const std::string name = name_of(tasks, task) + "_" + std::to_string(options.length) + "_" +
-                             name_of(kinds, options.kind) +
-                             (length == options.length ? "" : "_at_" + std::to_string(length));
+    const bool last = length == options.length;
     const int code = with_model<task>(options.kind, length, [&]<class Model>(Model*) {
-      Trial<Model> trial(options, length, name, executor);
-      std::printf("%s: %td parameters, %td tokens\n", name.c_str(), fit::count_parameters(Model()), length);
+      Part<Model> part(options, length, name + (last ? "" : "_at_" + std::to_string(length)), executor);
+      std::printf("%s at %td tokens: %td parameters\n", name.c_str(), length, fit::count_parameters(Model()));
       if (options.command == Command::train) {
-        const int ended = trial.train(options.minutes / static_cast<double>(lengths.size()), learnt);
-        if (ended != 0) return ended;
-        learnt = trial.weights();
+        const double minutes = options.minutes / static_cast<double>(lengths.size());
+        if (const int ended = part.train(minutes, learnt, length != lengths[0], false); ended != 0) return ended;
+        learnt = part.weights();
       }
-      if (length != options.length) return 0;
-      const double right = trial.test();
+      if (!last) return 0;
+      const double right = part.test();
       std::printf("%s: %.2f %% right\n", name.c_str(), right);
       if (options.command != Command::train) return 0;
       examples::Results results(options.out / "results.csv");
-      results.add({name_of(tasks, task), length, name_of(kinds, options.kind), options.minutes, trial.steps(),
+      results.add({name_of(examples::tasks, task), length, model, options.minutes + options.pretrain, part.steps(),
                    fit::count_parameters(Model()), right});
       results.draw(options.out / "results.svg");
       return 0;
@@ -317,56 +257,54 @@ int train(const Options& options, const std::vector<Index>& lengths, fit::Execut
 }
 
 /// Examples to look at.
-void show(const Options& options, Index length) {
+void show(const Options& options) {
   const fit::Random random(1);
-  if (options.task == Task::paths || options.task == Task::large_paths) {
-    const auto drawing = Source{options.task, length, random}.paths();
+  const TaskSource source(options.task, options.length, random);
+  if (source.picture()) {
+    const auto drawing = source.paths();
     const int side = static_cast<int>(drawing.side);
-    examples::Sheet sheet(8, side, side, 1, "are the dots the ends of one path?", {.scale = 128 / side * 2});
+    examples::Sheet sheet(8, side, side, 1, "are the dots the ends of one path?", {.scale = 256 / side});
     std::vector<float> pixels(static_cast<std::size_t>(side * side));
     for (Index i = 0; i < 24; ++i) {
       const Index answer = drawing.write(random.fork(i), pixels.data());
       sheet.add(pixels.data(), answer == 1 ? "yes" : "no");
     }
-    const auto path = options.out / (name_of(tasks, options.task) + ".png");
+    const auto path = options.out / (name_of(examples::tasks, options.task) + ".png");
     std::filesystem::create_directories(options.out);
     sheet.write(path);
     std::printf("%s shows some.\n", path.string().c_str());
     return;
   }
-  std::vector<std::uint8_t> symbols(static_cast<std::size_t>(length));
+  std::vector<std::uint8_t> symbols(static_cast<std::size_t>(options.length));
   for (Index i = 0; i < 4; ++i) {
     if (options.task == Task::lists) {
-      const examples::ListOps lists{length};
+      const examples::ListOps lists{options.length};
       const Index value = lists.write(random.fork(i), symbols.data());
       std::printf("%s\n= %td\n\n", lists.text(symbols.data()).c_str(), value);
-    } else {
-      const auto [sum, place] = examples::Markers{length}.write(random.fork(i), symbols.data());
-      for (Index k = 0; k < length; ++k) {
-        const int symbol = symbols[static_cast<std::size_t>(k)];
-        std::putchar(symbol < examples::Markers::classes ? '0' + symbol : 'a' + symbol);
-      }
-      std::printf("\n%td, read at place %td\n\n", sum, place);
+      continue;
     }
+    const auto [sum, place] = examples::Markers{options.length}.write(random.fork(i), symbols.data());
+    for (const int symbol : symbols) std::putchar(symbol < examples::Markers::classes ? '0' + symbol : 'a' + symbol);
+    std::printf("\n%td, read at place %td\n\n", sum, place);
   }
 }
 
 template <Task task>
 int run(Options options) {
-  if (options.length == 0) options.length = task == Task::markers ? 1024 : lengths_of<task>().back();
+  constexpr auto all = examples::lengths_of<task>();
+  if (options.length == 0) options.length = task == Task::markers ? 1024 : all.back();
   std::vector<Index> lengths;
-  std::string all;
-  for (const int length : lengths_of<task>()) {
+  std::string text;
+  for (const int length : all) {
     if (length == options.length || (options.grow && length < options.length)) lengths.push_back(length);
-    all += " " + std::to_string(length);
+    text += " " + std::to_string(length);
   }
-  fit::require(!lengths.empty() && lengths.back() == options.length, "this task has lengths of", all, " tokens, not ",
+  fit::require(!lengths.empty() && lengths.back() == options.length, "this task has lengths of", text, " tokens, not ",
                options.length);
   fit::require(options.kind != Kind::full || options.length <= longest_full, "full attention goes to ", longest_full,
                " tokens, not ", options.length);
-  if (options.command == Command::show) return show(options, options.length), 0;
-  fit::Executor executor(examples::threads(options.threads));
-  return train<task>(options, lengths, executor);
+  if (options.command == Command::show) return show(options), 0;
+  return run<task>(options, lengths);
 }
 
 int run(const Options& options) {
@@ -377,9 +315,10 @@ int run(const Options& options) {
       return run<Task::lists>(options);
     case Task::paths:
       return run<Task::paths>(options);
-    default:
-      return run<Task::large_paths>(options);
+    case Task::large_paths:
+      break;
   }
+  return run<Task::large_paths>(options);
 }
 
 }  // namespace
@@ -390,7 +329,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   app.add_option("--task", options.task, "markers, lists, paths, large_paths")
-      ->transform(CLI::CheckedTransformer(tasks))
+      ->transform(CLI::CheckedTransformer(examples::tasks))
       ->default_str("markers");
   app.add_option("--length", options.length, "tokens of an example; by default the task's own, of markers 1024");
   app.add_option("--model", options.kind, "fit, local, full, latent")
@@ -405,6 +344,10 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber);
   auto* train = app.add_subcommand("train", "trains a model, tests it, and adds what it came to to OUT/results.csv");
   train->add_option("--minutes", options.minutes, "of training")->capture_default_str()->check(CLI::PositiveNumber);
+  train
+      ->add_option("--pretrain", options.pretrain,
+                   "minutes before these in which the model learns to find one of four tokens that is hidden")
+      ->check(CLI::PositiveNumber);
   train->add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
   train->add_option("--seed", options.seed, "of initial values and of examples")->capture_default_str();
   train->add_flag("--grow", options.grow, "train at the task's shorter lengths first, in equal parts of the minutes");

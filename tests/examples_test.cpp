@@ -349,7 +349,7 @@ TEST_CASE("reach trains its models on its tasks, one length after the other", "[
   for (const char* model : {"fit", "local", "full", "latent"}) {
     const std::string text =
         succeed(reach + " train --task markers --length 256 --grow --minutes 0.02 --model " + model + out);
-    CHECK(test::contains(text, std::string("markers_256_") + model + "_at_128: "));
+    CHECK(test::contains(text, std::string("markers_256_") + model + " at 128 tokens: "));
     CHECK(test::contains(text, " % right"));
     const double parameters = std::stod(text.substr(text.find(": ") + 2));
     least = std::min(least, parameters);
@@ -360,12 +360,16 @@ TEST_CASE("reach trains its models on its tasks, one length after the other", "[
     succeed(reach + " train --minutes 0.01 --task " + task + out);
     CHECK(test::contains(succeed(reach + " evaluate --task " + task + out), " % right"));
   }
+  for (const char* task : {"lists --length 256", "paths"}) {
+    succeed(reach + " train --minutes 0.01 --pretrain 0.01 --task " + task + out);
+  }
+  CHECK(std::filesystem::exists(folder / "out" / "paths_256_fit_pretrained_denoising.csv"));
   succeed(reach + " show --task paths" + out);
   for (const char* name : {"markers_256_fit.safetensors", "results.svg", "paths.png"}) {
     CHECK(std::filesystem::file_size(folder / "out" / name) > 0);
   }
   std::ifstream results(folder / "out" / "results.csv");
-  CHECK(std::count(std::istreambuf_iterator<char>(results), {}, '\n') == 8);
+  CHECK(std::count(std::istreambuf_iterator<char>(results), {}, '\n') == 10);
   fail(reach + " train --length 1000" + out, "128 256 1024 4096 16384 65536 163840 tokens, not 1000");
   fail(reach + " train --length 65536 --model full" + out, "goes to 16384 tokens");
   fail(reach + " evaluate --length 128" + out, "no such file");

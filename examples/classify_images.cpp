@@ -11,8 +11,8 @@
 #include <fit/run/run.hpp>
 
 #include "support/fashion.hpp"
+#include "support/machine.hpp"
 #include "support/png.hpp"
-#include "support/progress.hpp"
 
 namespace {
 

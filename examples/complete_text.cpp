@@ -8,6 +8,7 @@
 
 #include <CLI/CLI.hpp>
 #include <fit/fit.hpp>
+#include <fit/run/progress.hpp>
 
 #include "support/decoder_training.hpp"
 
@@ -130,7 +131,7 @@ struct Commands {
     const Index windows = held_out_windows(text);
     const Model model = load();
     fit::Tape tape(executor);
-    examples::Progress progress("evaluating", windows);
+    fit::Progress progress("evaluating", windows);
     const double result = bits(model, text, windows, tape, &progress);
     std::printf("%.4f bits per byte of %td held-out bytes\n", result, windows * length);
     return 0;
@@ -157,7 +158,7 @@ struct Commands {
 
  private:
   static double bits(const Model& model, const Text& text, Index windows, fit::Tape& tape,
-                     examples::Progress* progress = nullptr) {
+                     fit::Progress* progress = nullptr) {
     return examples::bits_of(
         model, windows, 8, tape,
         [&](auto& ids, Index first) {

@@ -15,8 +15,8 @@
 #include <fit/run/run.hpp>
 
 #include "support/fashion.hpp"
+#include "support/machine.hpp"
 #include "support/png.hpp"
-#include "support/progress.hpp"
 
 namespace {
 
@@ -104,7 +104,7 @@ std::vector<std::uint8_t> labels_of(Index count, int only) {
 
 examples::LabelledImages generate(const Model& model, const fit::SampleOptions& sampling,
                                   const std::vector<std::uint8_t>& labels, std::uint64_t seed, fit::Tape& tape,
-                                  examples::Progress* progress = nullptr) {
+                                  fit::Progress* progress = nullptr) {
   const auto count = static_cast<Index>(labels.size());
   const fit::Tensor<float, 2> condition = conditions_of(labels);
   const auto groups = fit::sample(model, sampling, count, fit::TensorView<const float, 2>(condition),
@@ -194,7 +194,7 @@ int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
 int sample(const Options& options, fit::Tape& tape) {
   Model model;
   fit::load(options.weights, model);
-  examples::Progress progress("sampling", options.count * options.sampling.steps);
+  fit::Progress progress("sampling", options.count * options.sampling.steps);
   const auto set =
       generate(model, options.sampling, labels_of(options.count, options.only), options.seed, tape, &progress);
   progress.finish();
@@ -295,7 +295,7 @@ int evaluate(const Options& options, fit::Tape& tape) {
   fit::load(options.classifier, classifier);
   const auto data = examples::load_fashion(options.data);
   fit::require(data.train.images.count > 0 && data.test.images.count > 0, "the data set has no images to compare with");
-  examples::Progress progress("sampling", options.count * options.sampling.steps);
+  fit::Progress progress("sampling", options.count * options.sampling.steps);
   const auto set =
       generate(model, options.sampling, labels_of(options.count, options.only), options.seed, tape, &progress);
   progress.finish();

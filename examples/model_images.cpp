@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <fit/fit.hpp>
 #include <fit/run/epochs.hpp>
+#include <fit/run/progress.hpp>
 
 #include "support/decoder_training.hpp"
 #include "support/fashion.hpp"
@@ -104,7 +105,7 @@ struct Commands {
     const Index count = options.count > 0 ? std::min(options.count, data.count) : data.count;
     const Model model = load();
     fit::Tape tape(executor);
-    examples::Progress progress("evaluating", count);
+    fit::Progress progress("evaluating", count);
     const double bits = bits_of_test(model, data, count, tape, &progress);
     std::printf("%.4f bits per dimension of %td test images\n", bits, count);
     return 0;
@@ -118,7 +119,7 @@ struct Commands {
     const fit::Epochs order(data.count, fit::Random(options.training.seed));
     examples::Sheet sheet(static_cast<int>(options.continuations) + 2, side, side, 1,
                           "upper half, continuations, truth", {.scale = 3, .text_scale = 1, .gap = 8});
-    examples::Progress progress("completing", count);
+    fit::Progress progress("completing", count);
     for (Index i = 0; i < count; ++i) {
       fit::Tensor<std::int32_t, 3> ids(1, Index{config.groups}, Index{config.tokens});
       write_ids(data, order, i, options.order, ids);
@@ -140,7 +141,7 @@ struct Commands {
     const Model model = load();
     examples::Sheet sheet(10, side, side, 1, "", {.scale = 3, .text_scale = 1, .gap = 8});
     fit::Generator generator(model, count, executor);
-    examples::Progress progress("sampling", pixels);
+    fit::Progress progress("sampling", pixels);
     for (Index place = 0; !generator.finished_all(); ++place) {
       generator.next({.temperature = options.temperature}, fit::Random(options.training.seed));
       progress.update(place + 1);
@@ -151,7 +152,7 @@ struct Commands {
 
  private:
   double bits_of_test(const Model& model, const examples::Images& images, Index count, fit::Tape& tape,
-                      examples::Progress* progress = nullptr) const {
+                      fit::Progress* progress = nullptr) const {
     const auto order = [](Index i) { return i; };
     return examples::bits_of(
         model, count, 20, tape, [&](auto& ids, Index first) { write_ids(images, order, first, options.order, ids); },

@@ -14,7 +14,7 @@
 #include <fit/run/run.hpp>
 
 #include "support/png.hpp"
-#include "support/progress.hpp"
+#include "support/machine.hpp"
 #include "support/reach_tasks.hpp"
 #include "support/results.hpp"
 

@@ -2,27 +2,25 @@
 // the model learns to fill them in from the others. Neither the patches nor what the model makes of them stand in
 // memory as a whole: both are made from the pixels, some groups at a time.
 #include <fit/fit.hpp>
-#include <fit/plot/chart.hpp>
+#include <fit/run/interrupt.hpp>
+#include <fit/run/log.hpp>
+#include <fit/run/progress.hpp>
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <mutex>
 #include <numeric>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
@@ -30,9 +28,9 @@
 
 #include <CLI/CLI.hpp>
 
+#include "support/machine.hpp"
 #include "support/picture.hpp"
 #include "support/png.hpp"
-#include "support/progress.hpp"
 
 namespace {
 
@@ -296,69 +294,6 @@ class Work {
   std::vector<Phase> phases_;  // of every stage two: what its groups do, and its blocks over the latents
 };
 
-/// The losses of all steps, in files that appear whole or not at all.
-class Losses {
- public:
-  explicit Losses(std::filesystem::path folder) : folder_(std::move(folder)) {}
-
-  /// Those of the first steps of an earlier run.
-  void resume(Index steps) {
-    std::ifstream file(folder_ / "loss.csv");
-    std::string line;
-    std::getline(file, line);
-    Row row;
-    while (std::getline(file, line) &&
-           std::sscanf(line.c_str(), "%td,%lf,%lf", &row.step, &row.loss, &row.seconds) == 3 && row.step <= steps) {
-      rows_.push_back(row);
-    }
-  }
-  void add(Index step, double loss, double seconds) { rows_.push_back({step, loss, seconds}); }
-
-  void write() const {
-    std::string text = "step,loss,seconds\n";
-    for (const Row& row : rows_) {
-      char line[96];
-      std::snprintf(line, sizeof line, "%td,%.6f,%.3f\n", row.step, row.loss, row.seconds);
-      text += line;
-    }
-    put("loss.csv", text);
-  }
-  void draw(const std::string& title) const {
-    fit::plot::Series series;
-    for (const Row& row : rows_) series.points.push_back({static_cast<double>(row.step), row.loss});
-    std::ostringstream text;
-    fit::plot::write_svg(text, fit::plot::Chart{.title = title,
-                                                .x = {.title = "step"},
-                                                .y = {.title = "mean squared error of hidden patches"},
-                                                .series = {series}});
-    put("loss.svg", text.str());
-  }
-
- private:
-  struct Row {
-    Index step = 0;
-    double loss = 0, seconds = 0;
-  };
-
-  void put(const char* name, const std::string& text) const {
-    fit::AtomicFile file(folder_ / name);
-    file.write(text.data(), text.size());
-    file.commit();
-  }
-
-  std::filesystem::path folder_;
-  std::vector<Row> rows_;
-};
-
-std::atomic<bool> interrupted = false;
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-/// A second interruption ends the program at once.
-void interrupt(int) {
-  interrupted = true;
-  std::signal(SIGINT, SIG_DFL);
-}
-
 std::string gigabytes(double bytes) {
   char text[32];
   std::snprintf(text, sizeof text, "%.2f GB", bytes / 1e9);
@@ -395,14 +330,15 @@ class Training {
 
   Training(const Options& options, MaskedPicture& picture, fit::Executor& executor, const fit::TapeBytes& arenas,
            const Work& work)
-      : options_(options), picture_(picture), tape_(executor), work_(work), losses_(options.out) {
+      : options_(options), picture_(picture), tape_(executor), work_(work), log_(options.out / "loss") {
     state_.optimizer.options = {.beta2 = 0.95, .weight_decay = 0.05};
     state_.random = fit::Random(options.seed);
     if (options.resume.empty()) {
       fit::nn::initialise(state_.model, fit::Random(options.seed + 1));
     } else {
       fit::load(options.resume, state_);
-      losses_.resume(state_.step);
+      log_.read(state_.step);
+      if (!log_.rows().empty()) seconds_ = log_.rows().back().seconds;
       std::printf("Resumed after %td steps.\n", state_.step);
     }
     first_step_ = state_.step;
@@ -413,7 +349,7 @@ class Training {
     const std::uintmax_t room = std::filesystem::space(state.parent_path()).available;
     fit::require(room > needed, state.string(), ": the state takes ", gigabytes(static_cast<double>(needed)),
                  ", and there is room for ", gigabytes(static_cast<double>(room)));
-    losses_.write();
+    log_.write();
     tape_.reserve(arenas);
   }
 
@@ -422,7 +358,7 @@ class Training {
     std::thread worker([&] {
       try {
         train();
-        if (!interrupted) draw();
+        if (!fit::Interrupt::asked()) draw();
       } catch (...) {
         error = std::current_exception();
       }
@@ -445,12 +381,11 @@ class Training {
   using Clock = std::chrono::steady_clock;
 
   void train() {
-    const fit::LearningRate rate{.peak = options_.rate,
-                                 .warm_up = std::clamp<Index>(options_.steps / 10, 1, 100),
-                                 .floor = options_.rate / 100};
+    const fit::LearningRate rate{
+        .peak = options_.rate, .warm_up = std::clamp<Index>(options_.steps / 10, 1, 100), .floor = options_.rate / 100};
     Model gradient;
     auto last_saved = Clock::now();
-    while (state_.step < options_.steps && !interrupted) {
+    while (state_.step < options_.steps && !fit::Interrupt::asked()) {
       const auto start = Clock::now();
       picture_.hide(state_.random.fork(state_.step + 1));
       const double loss = pass(&gradient, [](Index, Index, const float*) {});
@@ -460,8 +395,9 @@ class Training {
       progress_ = {};
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
       say("step %td: loss %.4f, %.2f s, %.0f GFLOP/s", state_.step, loss, seconds, work_.total(true) / seconds / 1e9);
-      losses_.add(state_.step, loss, seconds);
-      losses_.write();
+      seconds_ += seconds;
+      log_.add({state_.step, seconds_, {{"loss", loss}, {"step_seconds", seconds}}});
+      log_.write();
       if (state_.step == options_.steps || Clock::now() - last_saved > std::chrono::minutes(10)) {
         save();
         last_saved = Clock::now();
@@ -520,7 +456,6 @@ class Training {
     const std::lock_guard lock(mutex_);
     views[0].write(options_.out / "picture.png", picture.about);
     views[1].write(options_.out / "part.png", "its middle, pixel by pixel");
-    losses_.draw(picture.about);
     progress_ = {};
     say("loss of the pictures %.4f; loss.csv, loss.svg, picture.png and part.png are in %s", loss,
         options_.out.c_str());
@@ -541,7 +476,7 @@ class Training {
   /// Until the worker has ended. An interruption within a pass, which may take an hour, ends the program with the state
   /// as it was before.
   void watch() {
-    std::optional<examples::Progress> progress;
+    std::optional<fit::Progress> progress;
     auto start = Clock::now();
     std::unique_lock lock(mutex_);
     for (bool last = false; !last;) {
@@ -550,7 +485,7 @@ class Training {
       if (!lines_.empty()) progress.reset();
       for (const std::string& line : lines_) std::printf("%s\n", line.c_str());
       lines_.clear();
-      if (interrupted && !last) leave();
+      if (fit::Interrupt::asked() && !last) leave();
       if (last || progress_.all == 0) continue;
       if (!progress) {
         progress.emplace(drawing_ ? "pictures" : "step " + std::to_string(state_.step + 1),
@@ -582,7 +517,8 @@ class Training {
   fit::Tape tape_;
   const Work& work_;
   fit::TrainingState<Model> state_;
-  Losses losses_;
+  fit::RunLog log_;
+  double seconds_ = 0;  // of all steps
   Index first_step_ = 0;
 
   // Of what both threads use. A pass reads the state without it, as it only changes between them.
@@ -671,7 +607,7 @@ int main(int argc, char** argv) {
   app.add_option("--save", options.save, "where the state goes, at the end, every ten minutes and when interrupted");
   app.add_option("--resume", options.resume, "a state to go on from");
   CLI11_PARSE(app, argc, argv);
-  std::signal(SIGINT, interrupt);
+  const fit::Interrupt interrupt;
   try {
     return run_configured(options);
   } catch (const std::exception& error) {

@@ -12,7 +12,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "progress.hpp"
+#include "machine.hpp"
 
 namespace examples {
 
@@ -92,7 +92,7 @@ int train_decoder(const DecoderTraining& plan, fit::Executor& executor, Fill&& f
 /// Mean cross entropy in bits of sequences first .. of `count` that fill(ids [batch, groups, tokens], first) gives.
 template <class Model, class Fill>
 double bits_of(const Model& model, Index count, Index batch, fit::Tape& tape, Fill&& fill,
-               Progress* progress = nullptr) {
+               fit::Progress* progress = nullptr) {
   constexpr auto config = Model::config;
   double total = 0;
   for (Index first = 0; first < count; first += batch) {

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <fit/run/progress.hpp>
-
 #include <algorithm>
 #include <limits>
 #include <thread>
@@ -14,8 +12,6 @@
 #endif
 
 namespace examples {
-
-using fit::Field, fit::Progress;
 
 /// As many threads as are asked for; for 0, one for each processor.
 inline int threads(int wanted) {

@@ -10,6 +10,7 @@
 #include <fit/fit.hpp>
 #include <fit/run/progress.hpp>
 
+#include "support/decoder_comparison.hpp"
 #include "support/decoder_training.hpp"
 
 namespace {
@@ -112,7 +113,7 @@ struct Commands {
   int train() const {
     const Text text = load_text(options.data);
     std::printf("%zu bytes to train on, %zu held out.\n", text.train.size(), text.held_out.size());
-    const Index windows = std::min<Index>(16, held_out_windows(text));
+    const Index windows = std::min<Index>(64, held_out_windows(text));
     fit::Tape tape(executor);
     return examples::train_decoder<Model>(
         options.training, executor,
@@ -157,12 +158,15 @@ struct Commands {
   }
 
  private:
+  /// Of some windows, which lie evenly in the held-out text.
   static double bits(const Model& model, const Text& text, Index windows, fit::Tape& tape,
                      fit::Progress* progress = nullptr) {
+    const Index apart = held_out_windows(text) / windows * length;
     return examples::bits_of(
         model, windows, 8, tape,
         [&](auto& ids, Index first) {
-          for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = byte_at(text.held_out, first * length + i);
+          for (Index i = 0; i < ids.size(); ++i)
+            ids.data()[i] = byte_at(text.held_out, (first + i / length) * apart + i % length);
         },
         progress);
   }
@@ -177,6 +181,7 @@ int main(int argc, char** argv) {
   auto* train = examples::add_training_options(app, plan, "2 windows of 2048 bytes");
   app.add_option("--data", options.data, "text files, and folders of them, such as /usr/include/eigen3");
   auto* evaluate = app.add_subcommand("evaluate", "bits per byte of the files held out");
+  auto* compare = app.add_subcommand("compare", "draws how FIT and the plain transformer learnt, beside xz and zstd");
   auto* complete = app.add_subcommand("complete", "writes on where a text ends");
   complete->add_option("prefix", options.prefix, "the beginning of a text")->required();
   complete->add_option("--bytes", options.bytes, "at most as many more")
@@ -192,6 +197,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   plan.name = plan.plain ? "plain_text" : "text";
   try {
+    if (*compare) return examples::compare_decoders(plan, "text", load_text(options.data).held_out, "byte");
     fit::Executor executor(examples::threads(plan.threads));
     const auto run = [&](const auto& commands) {
       if (*train) return commands.train();

@@ -11,6 +11,7 @@
 #include <fit/run/epochs.hpp>
 #include <fit/run/progress.hpp>
 
+#include "support/decoder_comparison.hpp"
 #include "support/decoder_training.hpp"
 #include "support/fashion.hpp"
 #include "support/png.hpp"
@@ -166,6 +167,14 @@ struct Commands {
   }
 };
 
+/// All pixels of the test images.
+std::string test_pixels(const std::filesystem::path& folder) {
+  const auto images = examples::load_fashion(folder).test.images;
+  std::string bytes;
+  for (Index i = 0; i < images.count; ++i) bytes.append(reinterpret_cast<const char*>(images[i]), std::size_t{pixels});
+  return bytes;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -179,6 +188,7 @@ int main(int argc, char** argv) {
           std::map<std::string, fit::Order>{{"raster", fit::Order::raster}, {"snake", fit::Order::snake}}));
   auto* evaluate = app.add_subcommand("evaluate", "bits per dimension of the test images");
   auto* complete = app.add_subcommand("complete", "continues the upper halves of test images");
+  auto* compare = app.add_subcommand("compare", "draws how FIT and the plain transformer learnt, beside xz and zstd");
   auto* sample = app.add_subcommand("sample", "draws images from nothing");
   for (auto* command : {evaluate, complete, sample}) {
     command->add_option("--count", options.count, "images")->check(CLI::PositiveNumber);
@@ -193,9 +203,11 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(1, 100));
   CLI11_PARSE(app, argc, argv);
-  plan.name = std::string(plan.plain ? "plain_" : "") + "pixels" + (options.order == fit::Order::snake ? "_snake" : "");
+  const std::string name = options.order == fit::Order::snake ? "pixels_snake" : "pixels";
+  plan.name = (plan.plain ? "plain_" : "") + name;
   if (options.picture.empty()) options.picture = plan.out / (*complete ? "completed.png" : "sampled.png");
   try {
+    if (*compare) return examples::compare_decoders(plan, name, test_pixels(options.data), "dimension");
     fit::Executor executor(examples::threads(plan.threads));
     const auto run = [&](const auto& commands) {
       if (*train) return commands.train();

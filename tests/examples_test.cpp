@@ -242,6 +242,7 @@ TEST_CASE("model_images trains, resumes, measures, completes and samples", "[exa
   CHECK(
       test::contains(succeed(model_images + arguments + " evaluate --count 5"), "bits per dimension of 5 test images"));
   CHECK(test::contains(succeed(model_images + arguments + " complete --count 1 --continuations 2"), "completed.png"));
+  CHECK(test::contains(succeed(model_images + arguments + " compare"), "pixels_snake_compare.svg"));
   const std::string sample = model_images + arguments + " sample --count 2 --picture ";
   CHECK(test::contains(succeed(sample + (folder / "a.png").string()), "a.png"));
   CHECK(test::contains(succeed(sample + (folder / "b.png").string() + " --threads 1"), "b.png"));
@@ -266,6 +267,17 @@ TEST_CASE("complete_text trains on files, measures those held out, and writes on
   CHECK(test::contains(succeed(complete_text + arguments + " train --steps 1"), "step 1: held_out_bits"));
   CHECK(test::contains(succeed(complete_text + arguments + " train --steps 2 --resume"), "resumed after 1 steps"));
   CHECK(test::contains(succeed(complete_text + arguments + " evaluate"), "bits per byte of 4096 held-out bytes"));
+  // Two files of 2.6 KB that are alike: whoever compresses them needs less than a bit a byte.
+  const std::string beside = succeed(complete_text + arguments + " compare");
+  CHECK(test::contains(beside, "FIT: "));
+  for (const char* program : {"xz -9", "zstd -19"}) {
+    CHECK((test::contains(beside, program + std::string(": 0.")) ||
+           test::contains(beside, program + std::string(": not"))));
+  }
+  CHECK(test::contains(bytes_of(out / "text_compare.svg"), "bits per byte"));
+  CHECK((bytes_of(out / "text_held_out") ==
+         bytes_of(data / "text109") + std::string(1, 0) + bytes_of(data / "text119") + std::string(1, 0)));
+  fail(complete_text + " --data " + data.string() + " --out " + (folder / "none").string() + " compare", "no log");
   const std::string complete = complete_text + " --out " + out.string() + " complete ";
   const std::string first = succeed(complete + "'line 7' --bytes 9");
   CHECK(first.starts_with("line 7"));

@@ -3,11 +3,11 @@
 
 #include <CLI/CLI.hpp>
 
-#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <fit/bench/report.hpp>
 #include <fit/io/atomic_file.hpp>
+#include <fit/run/interrupt.hpp>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -18,14 +18,6 @@ namespace {
 
 using fit::Index;
 using namespace fit::bench;
-
-volatile std::sig_atomic_t interrupted = 0;
-
-/// The first Ctrl-C ends the sweep after the run that is under way, the second one the program.
-void interrupt(int) {
-  interrupted = 1;
-  std::signal(SIGINT, SIG_DFL);
-}
 
 struct Settings {
   bool quick = false, full = false;
@@ -254,9 +246,10 @@ int run(const Settings& settings) {
     print_point(point, so_far.peak, ++number, total);
     good = files.write(so_far) && good;
   };
-  options.stop = [] { return interrupted != 0; };
-  std::signal(SIGINT, interrupt);
+  const fit::Interrupt interrupt;  // after the run that is under way
+  options.stop = fit::Interrupt::asked;
   const Results results = sweep(curves, options);
+  const bool interrupted = fit::Interrupt::asked();
   if (interrupted) std::printf("\nInterrupted; this is what was measured.\n");
   print_exponents(results);
   if (!results.points.empty()) good = files.write(results) && files.draw() && good;
@@ -270,7 +263,8 @@ int main(int argc, char** argv) {
   CLI::App app("Time, operations and memory of attention, layers and models against the length of the sequence");
   auto* quick = app.add_flag("--quick", settings.quick, "a minute: four curves, 0.5 seconds a point");
   app.add_flag("--full", settings.full, "half an hour: causal masks too, 10 seconds a point")->excludes(quick);
-  app.add_option("--seconds", settings.seconds, "of a run, 15 by default; what would take longer is estimated, and each point runs once more");
+  app.add_option("--seconds", settings.seconds,
+                 "of a run, 15 by default; what would take longer is estimated, and each point runs once more");
   app.add_option("--threads", settings.threads, "to run on");
   app.add_option("--min", settings.min, "shortest sequence; lengths double from there");
   app.add_option("--max", settings.max, "longest sequence");

@@ -13,8 +13,8 @@
 #include <fit/run/prefetch.hpp>
 #include <fit/run/run.hpp>
 
-#include "support/png.hpp"
 #include "support/machine.hpp"
+#include "support/png.hpp"
 #include "support/reach_tasks.hpp"
 #include "support/results.hpp"
 
@@ -165,7 +165,10 @@ class Part {
     Model model;
     fit::load(weights(), model);
     const TaskSource source(options_.task, length_, fit::Random(1));
-    const Index count = std::min(options_.tests, std::max<Index>(200, (Index{1} << 24) / length_));
+    // Some minutes at most: of full attention an example of 16,384 tokens takes as long as 16 of other models.
+    const Index room =
+        (Index{1} << 24) / length_ / (options_.kind == Kind::full ? std::max<Index>(1, length_ / 1024) : 1);
+    const Index count = std::min(options_.tests, std::max<Index>(60, room));
     fit::Progress progress("testing", count);
     fit::Mean right;
     while (right.count < count) {

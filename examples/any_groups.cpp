@@ -1,7 +1,6 @@
 // Trains classifiers on pictures of one size or several, and runs them on others: in which quarter is the bright token?
 #include <fit/fit.hpp>
 
-#include <algorithm>
 #include <cstdio>
 
 using fit::Index;
@@ -59,12 +58,7 @@ void run(const char* name, bool several) {
   for (const Index side : {2, 4, 6, 8, 12, 20}) {
     const Batch batch(256, side, fit::Random(3));
     const auto logits = state.model(batch.input, tape, grid(side));
-    int right = 0;
-    for (Index i = 0; i < 256; ++i) {
-      const float* row = &logits(i, 0);
-      right += std::max_element(row, row + 4) - row == batch.quarters(i);
-    }
-    std::printf(" %4.0f %%", 100 * right / 256.0);
+    std::printf(" %4.0f %%", 100 * fit::accuracy(logits, batch.quarters).value());
   }
   std::printf("\n");
 }

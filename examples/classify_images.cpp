@@ -89,7 +89,7 @@ int run(const Options& options) {
     const auto logits = state.model.forward(batch.groups(), tape);
     const double loss = fit::cross_entropy(logits, batch.labels(), logits_gradient, tape);
     state.model.backward(logits_gradient, gradient, tape);
-    run.update(gradient, loss, tape, {{"accuracy", examples::accuracy(logits, batch.labels())}});
+    run.update(gradient, loss, tape, {{"accuracy", 100 * fit::accuracy(logits, batch.labels()).value()}});
     if (run.evaluates()) {
       const auto found = examples::classify(run.weights(), data.test, testing);
       run.evaluated("test_accuracy", examples::accuracy(found, data.test));

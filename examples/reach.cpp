@@ -91,15 +91,6 @@ fit::Grid grid_of(Index length) {
   return {.rows = side, .columns = side};
 }
 
-double share_right(const fit::TensorView<const float, 2>& logits, const TaskBatch& batch) {
-  fit::Mean right;
-  for (Index i = 0; i < logits.dimension(0); ++i) {
-    const float* const row = &logits(i, 0);
-    right.add(std::max_element(row, row + logits.dimension(1)) - row == batch.answers(i));
-  }
-  return 100 * right.value();
-}
-
 /// Mean cross entropy of the answers, or the mean squared error of hidden patches.
 double loss_of(const fit::TensorView<const float, 2>& logits, const TaskBatch& batch, fit::Tensor<float, 2>& slopes,
                fit::Tape& tape) {
@@ -153,7 +144,7 @@ class Part {
       const double loss = loss_of(logits, batch, slopes, tape_);
       state.model.backward(slopes, gradient, tape_);
       std::vector<std::pair<std::string, double>> values;
-      if (batch.hidden.size() == 0) values.emplace_back("accuracy", share_right(logits, batch));
+      if (batch.hidden.size() == 0) values.emplace_back("accuracy", 100 * fit::accuracy(logits, batch.answers).value());
       run.update(gradient, loss, tape_, values);
     }
     steps_ = state.step;
@@ -177,11 +168,11 @@ class Part {
       source.fill(right.count, batch);
       tape_.clear();
       const auto logits = model.forward(batch.input, batch.read, grid_of<Model>(length_), tape_);
-      right.add(share_right(logits, batch), batch.answers.size());
+      right += fit::accuracy(logits, batch.answers);
       progress.update(right.count);
     }
     progress.finish();
-    return right.value();
+    return 100 * right.value();
   }
 
   Index steps() const { return steps_; }

@@ -47,12 +47,7 @@ int main() {
 
   const Batch test(fit::Random(3));
   const auto logits = (*state.average)(test.input);
-  int right = 0;
-  for (fit::Index i = 0; i < 32; ++i) {
-    fit::Index best = 0;
-    for (fit::Index j = 1; j < 6; ++j) best = logits(i, j) > logits(i, best) ? j : best;
-    right += best == test.labels(i);
-  }
-  std::printf("%d of 32 right\n", right);
+  const double right = fit::accuracy(logits, test.labels).sum;
+  std::printf("%g of 32 right\n", right);
   return right >= 28 ? 0 : 1;
 }

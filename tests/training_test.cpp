@@ -455,6 +455,16 @@ TEST_CASE("metrics of parts add up to those of the whole", "[training]") {
   CHECK(std::abs(batches.value() - 6.2) < 1e-15);
   CHECK(std::isnan(fit::Mean().value()));
 
+  fit::Tensor<float, 2> logits(4, 3);
+  std::copy_n(std::begin({1, 2, 3, 5, 5, 0, -1, -2, -3, 0, 7, 7}), 12, logits.data());
+  fit::Tensor<std::int32_t, 1> targets(4);
+  std::copy_n(std::begin({2, 1, 0, 1}), 4, targets.data());
+  CHECK(fit::best_class(logits, 1) == 0);
+  const fit::Mean share = fit::accuracy(logits, targets);
+  CHECK(share.sum == 3);
+  CHECK(share.count == 4);
+  CHECK(test::contains(test::error_of([&] { fit::accuracy(fit::Tensor<double, 2>(3, 2), targets); }),
+                       "a target for each of 3 rows, not 4"));
   fit::ConfusionMatrix all(3), one(3), other(3);
   const int seen[][2] = {{0, 0}, {0, 1}, {1, 1}, {1, 1}, {2, 0}, {0, 0}};
   for (std::size_t i = 0; i < 6; ++i) {

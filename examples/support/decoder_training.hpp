@@ -94,14 +94,14 @@ template <class Model, class Fill>
 double bits_of(const Model& model, Index count, Index batch, fit::Tape& tape, Fill&& fill,
                fit::Progress* progress = nullptr) {
   constexpr auto config = Model::config;
-  double total = 0;
+  fit::Mean nats;
   for (Index first = 0; first < count; first += batch) {
     fit::Tensor<std::int32_t, 3> ids(std::min(batch, count - first), Index{config.groups}, Index{config.tokens});
     fill(ids, first);
-    total += model.loss(ids, tape) * static_cast<double>(ids.dimension(0));
+    nats.add(model.loss(ids, tape), ids.dimension(0));
     if (progress) progress->update(first + ids.dimension(0));
   }
-  return fit::bits_per_dimension(total / static_cast<double>(std::max<Index>(1, count)));
+  return fit::bits_per_dimension(nats.value());
 }
 
 }  // namespace examples

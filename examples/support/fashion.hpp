@@ -2,6 +2,7 @@
 
 #include <fit/grouping/image.hpp>
 #include <fit/models/classifier.hpp>
+#include <fit/training/metrics.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -74,11 +75,6 @@ class ClassifierBatches {
   fit::Tensor<std::int32_t, 1> labels_;
 };
 
-inline Index best_class(const fit::TensorView<const float, 2>& logits, Index row) {
-  const float* first = logits.data() + row * fashion_classes;
-  return std::max_element(first, first + fashion_classes) - first;
-}
-
 /// The class that the classifier gives to every image.
 inline std::vector<Index> classify(const FashionClassifier& model, const LabelledImages& set, fit::Tape& tape) {
   const auto order = [](Index i) { return i; };
@@ -88,24 +84,17 @@ inline std::vector<Index> classify(const FashionClassifier& model, const Labelle
     ClassifierBatches batch(set, size);
     batch.load(order, first, nullptr);
     const auto logits = model(batch.groups(), tape);
-    for (Index i = 0; i < size; ++i) found.push_back(best_class(logits, i));
+    for (Index i = 0; i < size; ++i) found.push_back(fit::best_class(logits, i));
     first += size;
   }
   return found;
 }
 
-/// Percentage of rows whose best class is the label.
-inline double accuracy(const fit::TensorView<const float, 2>& logits, const fit::Tensor<std::int32_t, 1>& labels) {
-  Index right = 0;
-  for (Index i = 0; i < labels.size(); ++i) right += best_class(logits, i) == labels(i);
-  return 100.0 * static_cast<double>(right) / static_cast<double>(labels.size());
-}
-
 /// Percentage of images that are found to be what their labels say.
 inline double accuracy(const std::vector<Index>& found, const LabelledImages& set) {
-  Index right = 0;
-  for (std::size_t i = 0; i < found.size(); ++i) right += found[i] == set.labels[i];
-  return 100.0 * static_cast<double>(right) / static_cast<double>(std::max<std::size_t>(1, found.size()));
+  fit::Mean right;
+  for (std::size_t i = 0; i < found.size(); ++i) right.add(found[i] == set.labels[i] ? 100 : 0);
+  return right.value();
 }
 
 }  // namespace examples

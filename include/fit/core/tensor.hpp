@@ -33,6 +33,10 @@ class Tensor;
 
 namespace detail {
 
+/// Of the elements of a tensor or view.
+template <class X>
+using ScalarOf = std::remove_const_t<typename X::Scalar>;
+
 template <std::size_t Rank, class Dimensions, class... Positions>
 Index offset_of(const Dimensions& dimensions, Positions... positions) {
   Index result = 0;

@@ -24,9 +24,6 @@ inline constexpr bool is_row_major<X> = static_cast<int>(X::Layout) == static_ca
 template <class X>
 inline constexpr std::size_t rank_of = X::Dimensions::count;
 
-template <class X>
-using ScalarOf = std::remove_const_t<typename X::Scalar>;
-
 /// A Tensor, a TensorView or an Eigen tensor of at least this rank: dense, row-major, of trivial elements.
 template <class X, std::size_t Rank>
 concept TensorFrom = requires(const X& x) {

@@ -11,20 +11,13 @@
 namespace fit {
 inline namespace FIT_ABI {
 
-namespace detail {
-
-template <class Tensor>
-using ElementOf = std::remove_const_t<typename Tensor::Scalar>;
-
-}  // namespace detail
-
 /// Mean of -ln softmax(logits)[target] over the rows, in nats; logits [rows, classes], a tensor or view of float or
 /// double, targets [rows]. Writes the gradient of the mean to a tensor or view shaped like logits. Without rows the
 /// mean is 0. Throws Error for shapes that differ or a target outside 0 .. classes-1.
 template <class Logits>
 double cross_entropy(const Logits& logits, TensorView<const std::int32_t, 1> targets,
-                     std::optional<TensorView<detail::ElementOf<Logits>, 2>> gradient, Workspace& workspace) {
-  using T = detail::ElementOf<Logits>;
+                     std::optional<TensorView<detail::ScalarOf<Logits>, 2>> gradient, Workspace& workspace) {
+  using T = detail::ScalarOf<Logits>;
   const TensorView<const T, 2> from(logits);
   const Index rows = from.dimension(0), classes = from.dimension(1);
   require(targets.dimension(0) == rows, "cross entropy needs a target for each of ", rows, " rows, not ",

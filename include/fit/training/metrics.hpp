@@ -2,14 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <functional>
 #include <ostream>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include <fit/core/error.hpp>
-#include <fit/core/memory.hpp>
+#include <fit/core/tensor.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
@@ -32,6 +32,24 @@ struct Mean {
   /// NaN of nothing.
   double value() const { return sum / static_cast<double>(count); }
 };
+
+/// The class with the largest of a row's logits [rows, classes], a tensor or view; of several the first.
+template <class Logits>
+Index best_class(const Logits& logits, Index row) {
+  const TensorView<const detail::ScalarOf<Logits>, 2> from(logits);
+  const auto* const first = from.data() + row * from.dimension(1);
+  return std::max_element(first, first + from.dimension(1)) - first;
+}
+
+/// The share of rows whose best class is the target, from 0 to 1. Throws Error for another number of targets.
+template <class Logits>
+Mean accuracy(const Logits& logits, TensorView<const std::int32_t, 1> targets) {
+  require(targets.dimension(0) == logits.dimension(0), "an accuracy needs a target for each of ", logits.dimension(0),
+          " rows, not ", targets.dimension(0));
+  Mean right;
+  for (Index i = 0; i < targets.dimension(0); ++i) right.add(best_class(logits, i) == targets(i) ? 1 : 0);
+  return right;
+}
 
 /// How many equally likely choices a mean cross entropy in nats stands for.
 inline double perplexity(double nats) { return std::exp(nats); }

@@ -117,10 +117,7 @@ class Files {
     const auto put = [&](const std::string& path, const auto& text) {
       if (path.empty()) return;
       try {
-        fit::AtomicFile file(path);
-        const std::string bytes = text();
-        file.write(bytes.data(), bytes.size());
-        file.commit();
+        fit::write_file(path, text());
       } catch (const std::exception& error) {
         std::fprintf(stderr, "%s\n", error.what());
         good = false;

@@ -92,6 +92,20 @@ Index held_out_windows(const Text& text) {
   return bytes / length;
 }
 
+/// How far some windows begin from each other that lie evenly in the held-out text.
+Index window_distance(const Text& text, Index windows) { return held_out_windows(text) / windows * length; }
+
+/// Of which an evaluation while training is.
+Index evaluated_windows(const Text& text) { return std::min<Index>(64, held_out_windows(text)); }
+std::string evaluated(const Text& text) {
+  const Index windows = evaluated_windows(text), apart = window_distance(text, windows);
+  std::string bytes;
+  for (Index i = 0; i < windows; ++i) {
+    bytes.append(text.held_out, static_cast<std::size_t>(i * apart), static_cast<std::size_t>(length));
+  }
+  return bytes;
+}
+
 std::int32_t byte_at(const std::string& text, Index i) {
   return static_cast<std::uint8_t>(text[static_cast<std::size_t>(i)]);
 }
@@ -113,7 +127,7 @@ struct Commands {
   int train() const {
     const Text text = load_text(options.data);
     std::printf("%zu bytes to train on, %zu held out.\n", text.train.size(), text.held_out.size());
-    const Index windows = std::min<Index>(64, held_out_windows(text));
+    const Index windows = evaluated_windows(text);
     fit::Tape tape(executor);
     return examples::train_decoder<Model>(
         options.training, executor,
@@ -158,10 +172,9 @@ struct Commands {
   }
 
  private:
-  /// Of some windows, which lie evenly in the held-out text.
   static double bits(const Model& model, const Text& text, Index windows, fit::Tape& tape,
                      fit::Progress* progress = nullptr) {
-    const Index apart = held_out_windows(text) / windows * length;
+    const Index apart = window_distance(text, windows);
     return examples::bits_of(
         model, windows, 8, tape,
         [&](auto& ids, Index first) {
@@ -197,7 +210,7 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   plan.name = plan.plain ? "plain_text" : "text";
   try {
-    if (*compare) return examples::compare_decoders(plan, "text", load_text(options.data).held_out, "byte");
+    if (*compare) return examples::compare_decoders(plan, "text", evaluated(load_text(options.data)), "byte"), 0;
     fit::Executor executor(examples::threads(plan.threads));
     const auto run = [&](const auto& commands) {
       if (*train) return commands.train();

@@ -74,6 +74,16 @@ std::vector<std::uint8_t> image_of(std::span<const std::int32_t> ids, fit::Order
   return {image.data(), image.data() + pixels};
 }
 
+/// Those of the test images of which an evaluation while training is.
+Index evaluated_images(const examples::Images& images) { return std::min<Index>(100, images.count); }
+std::string evaluated_pixels(const std::filesystem::path& folder) {
+  const auto images = examples::load_fashion(folder).test.images;
+  std::string bytes;
+  for (Index i = 0; i < evaluated_images(images); ++i)
+    bytes.append(reinterpret_cast<const char*>(images[i]), std::size_t{pixels});
+  return bytes;
+}
+
 template <fit::AutoregressiveConfig config>
 struct Commands {
   using Model = fit::AutoregressiveDecoder<config>;
@@ -97,7 +107,7 @@ struct Commands {
         options.training, executor,
         [&](auto& ids, Index number) { write_ids(data.train.images, order, number * batch, options.order, ids); },
         [&](const Model& model) {
-          return bits_of_test(model, data.test.images, std::min<Index>(100, data.test.images.count), tape);
+          return bits_of_test(model, data.test.images, evaluated_images(data.test.images), tape);
         });
   }
 
@@ -167,14 +177,6 @@ struct Commands {
   }
 };
 
-/// All pixels of the test images.
-std::string test_pixels(const std::filesystem::path& folder) {
-  const auto images = examples::load_fashion(folder).test.images;
-  std::string bytes;
-  for (Index i = 0; i < images.count; ++i) bytes.append(reinterpret_cast<const char*>(images[i]), std::size_t{pixels});
-  return bytes;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -207,7 +209,7 @@ int main(int argc, char** argv) {
   plan.name = (plan.plain ? "plain_" : "") + name;
   if (options.picture.empty()) options.picture = plan.out / (*complete ? "completed.png" : "sampled.png");
   try {
-    if (*compare) return examples::compare_decoders(plan, name, test_pixels(options.data), "dimension");
+    if (*compare) return examples::compare_decoders(plan, name, evaluated_pixels(options.data), "dimension"), 0;
     fit::Executor executor(examples::threads(plan.threads));
     const auto run = [&](const auto& commands) {
       if (*train) return commands.train();

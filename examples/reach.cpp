@@ -65,7 +65,7 @@ constexpr fit::EncoderConfig config_of(Kind kind, const examples::TaskShape& sha
   if (kind == Kind::full) {
     c.groups = 1;
     c.tokens = length;
-    c.data_positions = shape.picture ? fit::Positions::learned : fit::Positions::sin_cos;
+    c.data_positions = shape.picture ? fit::Positions::sin_cos_2d : fit::Positions::sin_cos;
     c.latent_positions = fit::Positions::sin_cos;
   }
   return c;
@@ -148,14 +148,15 @@ class Part {
       run.update(gradient, loss, tape_, values);
     }
     steps_ = state.step;
+    seconds_ = run.seconds();
     return run.finish();
   }
 
-  /// The share of examples that none was trained on, in percent, whose answer is right.
-  double test() {
+  /// How many answers are right of examples that none was trained on.
+  fit::Mean test() {
     Model model;
     fit::load(weights(), model);
-    const TaskSource source(options_.task, length_, fit::Random(1));
+    const TaskSource source(options_.task, length_, fit::Random(1, 0));  // which no seed gives
     // Some minutes at most: of full attention an example of 16,384 tokens takes as long as 16 of other models.
     const Index room =
         (Index{1} << 24) / length_ / (options_.kind == Kind::full ? std::max<Index>(1, length_ / 1024) : 1);
@@ -172,14 +173,16 @@ class Part {
       progress.update(right.count);
     }
     progress.finish();
-    return 100 * right.value();
+    return right;
   }
 
   Index steps() const { return steps_; }
+  double seconds() const { return seconds_; }
 
  private:
   const Options& options_;
   Index length_, steps_ = 0;
+  double seconds_ = 0;
   std::string name_;
   fit::Tape tape_;
 };
@@ -197,7 +200,7 @@ int with_model(Kind kind, Index length, F&& f) {
     case Kind::full:
       break;
   }
-  int code = 0;
+  int code = -1;
   constexpr auto lengths = examples::lengths_of<task>();
   const auto at = [&]<int one>() {
     if constexpr (one <= longest_full) {
@@ -206,42 +209,62 @@ int with_model(Kind kind, Index length, F&& f) {
   };
   [&]<std::size_t... i>(std::index_sequence<i...>) { (at.template operator()<lengths[i]>(), ...); }
   (std::make_index_sequence<lengths.size()>());
+  fit::require(code >= 0, "there is no model of full attention for ", length, " tokens");
   return code;
 }
+
+struct PartPlan {
+  std::string name;
+  Index length;
+  double minutes;
+  bool denoise = false;
+};
 
 /// Denoises first, if asked to, then trains at the lengths, which share the minutes, each from what was learnt before
 /// it; tests at the last.
 template <Task task>
 int run(const Options& options, const std::vector<Index>& lengths) {
-  fit::Executor executor(examples::threads(options.threads));
-  const std::string model = name_of(kinds, options.kind) + (options.pretrain > 0 ? "_pretrained" : "");
+  const std::string model =
+      name_of(kinds, options.kind) + (options.pretrain > 0 ? "_pretrained" : "") + (options.grow ? "_grown" : "");
   const std::string name = name_of(examples::tasks, task) + "_" + std::to_string(options.length) + "_" + model;
-  std::filesystem::path learnt;
-  if (options.command == Command::train && options.pretrain > 0) {
-    const int code = with_model<task>(options.kind, lengths[0], [&]<class Model>(Model*) {
-      Part<Model> part(options, lengths[0], name + "_denoising", executor);
-      learnt = part.weights();
-      return part.train(options.pretrain, {}, false, true);
-    });
-    if (code != 0) return code;
-  }
+  std::vector<PartPlan> plan;
+  if (options.pretrain > 0) plan.push_back({name + "_denoising", lengths[0], options.pretrain, true});
   for (const Index length : lengths) {
-    const bool last = length == options.length;
-    const int code = with_model<task>(options.kind, length, [&]<class Model>(Model*) {
-      Part<Model> part(options, length, name + (last ? "" : "_at_" + std::to_string(length)), executor);
-      std::printf("%s at %td tokens: %td parameters\n", name.c_str(), length, fit::count_parameters(Model()));
-      if (options.command == Command::train) {
-        const double minutes = options.minutes / static_cast<double>(lengths.size());
-        if (const int ended = part.train(minutes, learnt, length != lengths[0], false); ended != 0) return ended;
+    const std::string at = length == options.length ? "" : "_at_" + std::to_string(length);
+    plan.push_back({name + at, length, options.minutes / static_cast<double>(lengths.size())});
+  }
+  const bool trains = options.command == Command::train;
+  if (!trains) plan.erase(plan.begin(), plan.end() - 1);
+  const auto table = options.out / "results.csv";
+  if (trains) examples::Results{table};  // better wrong now than after hours
+  for (const PartPlan& part : plan) {
+    // What another trial has left must not be taken for a part of this that has ended.
+    const auto state = (options.out / (part.name + "_state")).string();
+    std::error_code none;
+    if (trains && !options.resume) std::filesystem::rename(state + ".safetensors", state + "_before.safetensors", none);
+  }
+  fit::Executor executor(examples::threads(options.threads));
+  std::filesystem::path learnt;
+  Index steps = 0;
+  double seconds = 0;
+  for (const PartPlan& now : plan) {
+    const int code = with_model<task>(options.kind, now.length, [&]<class Model>(Model*) {
+      Part<Model> part(options, now.length, now.name, executor);
+      std::printf("%s: %td parameters, %td tokens\n", now.name.c_str(), fit::count_parameters(Model()), now.length);
+      if (trains) {
+        const int ended = part.train(now.minutes, learnt, now.length != lengths[0], now.denoise);
+        if (ended != 0) return ended;
         learnt = part.weights();
+        steps += part.steps();
+        seconds += part.seconds();
       }
-      if (!last) return 0;
-      const double right = part.test();
-      std::printf("%s: %.2f %% right\n", name.c_str(), right);
-      if (options.command != Command::train) return 0;
-      examples::Results results(options.out / "results.csv");
-      results.add({name_of(examples::tasks, task), length, model, options.minutes + options.pretrain, part.steps(),
-                   fit::count_parameters(Model()), right});
+      if (&now != &plan.back()) return 0;
+      const fit::Mean right = part.test();
+      std::printf("%s: %.1f %% of %td right\n", name.c_str(), 100 * right.value(), right.count);
+      if (!trains) return 0;
+      examples::Results results(table);
+      results.add({name_of(examples::tasks, task), now.length, model, seconds / 60, steps,
+                   fit::count_parameters(Model()), right.count, 100 * right.value()});
       results.draw(options.out / "results.svg");
       return 0;
     });
@@ -326,28 +349,30 @@ int main(int argc, char** argv) {
       ->transform(CLI::CheckedTransformer(examples::tasks))
       ->default_str("markers");
   app.add_option("--length", options.length, "tokens of an example; by default the task's own, of markers 1024");
-  app.add_option("--model", options.kind, "fit, local, full, latent")
-      ->transform(CLI::CheckedTransformer(kinds))
-      ->default_str("fit");
-  app.add_option("--out", options.out, "folder of weights, logs and results")->capture_default_str();
-  app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--tests", options.tests, "examples of a test, fewer where they are long")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+  app.add_option("--out", options.out, "folder of weights, logs, results and pictures")->capture_default_str();
   auto* train = app.add_subcommand("train", "trains a model, tests it, and adds what it came to to OUT/results.csv");
+  auto* evaluate = app.add_subcommand("evaluate", "tests a model that was trained with the same options");
+  const auto* show = app.add_subcommand("show", "shows examples");
+  for (auto* command : {train, evaluate}) {
+    command->add_option("--model", options.kind, "fit, local, full, latent")
+        ->transform(CLI::CheckedTransformer(kinds))
+        ->default_str("fit");
+    command->add_flag("--grow", options.grow, "at the task's shorter lengths first, in equal parts of the minutes");
+    command
+        ->add_option("--pretrain", options.pretrain,
+                     "minutes before these in which the model learns to find one of four tokens that is hidden")
+        ->check(CLI::PositiveNumber);
+    command->add_option("--tests", options.tests, "examples of a test, fewer where they are long")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    command->add_option("--threads", options.threads, "threads; 0 is one for each processor")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
+  }
   train->add_option("--minutes", options.minutes, "of training")->capture_default_str()->check(CLI::PositiveNumber);
-  train
-      ->add_option("--pretrain", options.pretrain,
-                   "minutes before these in which the model learns to find one of four tokens that is hidden")
-      ->check(CLI::PositiveNumber);
   train->add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
   train->add_option("--seed", options.seed, "of initial values and of examples")->capture_default_str();
-  train->add_flag("--grow", options.grow, "train at the task's shorter lengths first, in equal parts of the minutes");
-  train->add_flag("--resume", options.resume, "go on from the state in the output folder, if there is one");
-  const auto* evaluate = app.add_subcommand("evaluate", "tests a model that was trained");
-  const auto* show = app.add_subcommand("show", "shows examples");
+  train->add_flag("--resume", options.resume, "go on from the states in the output folder, if there are some");
   CLI11_PARSE(app, argc, argv);
   options.command = evaluate->parsed() ? Command::evaluate : show->parsed() ? Command::show : Command::train;
   try {

@@ -374,7 +374,9 @@ class Training {
       if (!error) throw;
     }
     if (error) std::rethrow_exception(error);
-    return 0;
+    if (!fit::Interrupt::asked()) return 0;
+    std::printf("Interrupted after %td steps; the state is in %s.\n", state_.step, options_.state().c_str());
+    return 130;
   }
 
  private:

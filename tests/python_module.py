@@ -41,7 +41,7 @@ for _ in range(60):
     last = model.train_step(x, labels, rate=3e-3)
 assert last < first / 2, (first, last)
 
-# Another thread runs in the middle of one call: a thread that held Python's lock would see no time between its ticks.
+# Another thread ticks in the middle of one call, which it could not while the call held Python's lock.
 many = np.repeat(x, 200, axis=0)
 ticks, stop = [], threading.Event()
 

@@ -291,6 +291,19 @@ TEST_CASE("patience is not lost with an interruption", "[run]") {
   options.resume = false;
   CHECK(run_until(5).second == 130);
   CHECK(fit::SafetensorsFile(folder / "model_state_before.safetensors").metadata().at("state.step") == "40");
+  CHECK(std::filesystem::file_size(folder / "model_before.csv") > std::filesystem::file_size(folder / "model.csv"));
+}
+
+TEST_CASE("a run by steps that has not begun becomes one by minutes", "[run]") {
+  const test::TemporaryFolder folder;
+  State state = new_state();
+  fit::RunOptions options{.folder = folder / "", .steps = 1000, .terminal = nullptr};
+  { fit::Run run(state, options); }
+  options.steps = 0;
+  options.minutes = 1;
+  options.resume = true;
+  fit::Run run(state, options);
+  CHECK(run.total() == 0);
 }
 
 TEST_CASE("an interruption after the last step changes nothing", "[run]") {

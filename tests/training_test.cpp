@@ -419,6 +419,9 @@ TEST_CASE("the learning rate warms up in a line, and falls as it is told", "[tra
   CHECK(rate(0, total) == 0.5);
   CHECK(rate(3, total) == 2);
   CHECK(rate(4, total) == 2);
+  CHECK(rate(0, 10) == 1);  // of a short run a fifth
+  CHECK(rate(1, 10) == 2);
+  CHECK(rate(0, 4) == 2);
   CHECK(std::abs(rate(29, total) - (0.5 + 1.5 * (0.5 + std::sqrt(0.125)))) < 1e-12);
   CHECK(std::abs(rate(54, total) - 1.25) < 1e-12);
   rate.decay = fit::Decay::linear;

@@ -36,8 +36,8 @@ void follow(const std::string& name,
     if (step < 50) first = std::max(first, error);
   }
   INFO("largest relative differences: " << first << " in 50 steps, " << all << " in 200");
-  CHECK(first < 1e-5);
-  CHECK(all < 5e-3);
+  CHECK(first < 2e-6);
+  CHECK(all < 1e-3);
 }
 
 /// Batch `number` of a tensor that holds all.

@@ -13,10 +13,11 @@ namespace examples {
 using fit::Index;
 
 /// Nested lists of digits, each with an operator, and the digit that they come to: Nangia and Bowman, arXiv 1804.06028,
-/// as in the Long Range Arena (Tay et al., arXiv 2011.04006): 500 to 2,000 symbols, ten deep, two to ten arguments.
+/// as in the Long Range Arena (Tay et al., arXiv 2011.04006): more than 500 and less than 2,000 symbols, digits ten
+/// deep at most, two to ten arguments.
 struct ListOps {
   static constexpr int kinds = 16, classes = 10, group = 64;
-  Index length = 2048;  ///< lists take a quarter of it at least
+  Index length = 2048;  ///< of which lists take a quarter to all, in the proportions above
   /// The symbols: digits, four operators, which open a list, its end, and what fills the rest.
   static constexpr const char* names[kinds] = {"0", "1", "2",    "3",    "4",    "5",   "6", "7",
                                                "8", "9", "[MIN", "[MAX", "[MED", "[SM", "]", "-"};
@@ -29,7 +30,7 @@ struct ListOps {
     do {
       list.clear();
       value = append(list, 1, most, random);
-    } while (list.size() < most / 4 || list.size() > most);
+    } while (list.size() <= most / 4 || list.size() >= most);
     std::fill(std::copy(list.begin(), list.end(), symbols), symbols + length, fill);
     return value;
   }
@@ -45,7 +46,7 @@ struct ListOps {
 
   /// Appends a digit or a list, and returns its value. One too long is left unfinished.
   static Index append(std::vector<std::uint8_t>& list, int depth, std::size_t most, fit::Random& random) {
-    if (depth > 10 || random.uniform() > 0.25 || list.size() > most) {
+    if (depth >= 10 || random.uniform() > 0.25 || list.size() > most) {
       const Index digit = random.below(10);
       list.push_back(static_cast<std::uint8_t>(digit));
       return digit;

@@ -4,6 +4,8 @@
 #include <fit/core/random.hpp>
 
 #include <algorithm>
+#include <cstdint>
+#include <utility>
 
 namespace examples {
 

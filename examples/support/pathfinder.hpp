@@ -16,7 +16,8 @@ using fit::Index;
 
 /// Pictures of dashed paths that do not touch, two of them long, with two dots at ends of long ones: are these the ends
 /// of one path? After Linsley et al., arXiv 1805.08315. In every picture there is a pair of ends of one path, and one
-/// of two paths, that are as far from each other, so that the distance does not tell.
+/// of two paths, that are as far from each other, so that the distance does not tell; nor does the direction of
+/// paths at their ends, as they turn soon.
 struct Pathfinder {
   Index side = 32;
   int dashes = 12, short_dashes = 4, short_paths = 4;  ///< dashes of a long and of a short path; short paths
@@ -33,7 +34,6 @@ struct Pathfinder {
             .dash = 4,
             .gap = 2.5,
             .room = 4,
-            .turn = 0.4,
             .thickness = 1.5,
             .dot = 3};
   }

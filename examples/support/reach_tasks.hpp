@@ -84,7 +84,8 @@ class TaskSource {
       std::vector<std::uint8_t> symbols;
       const auto [answer, read] = write(random, i, symbols, batch);
       if (denoise_) {
-        for (Index k = 0; k < asked; ++k) hide(4 * k + random.fork(k).below(4), i, i * asked + k, symbols, batch);
+        for (Index k = 0; k < asked; ++k)
+          hide(4 * k + random_.fork(first + i, k).below(4), i, i * asked + k, symbols, batch);
       } else {
         batch.answers(i) = static_cast<std::int32_t>(answer);
         batch.read[static_cast<std::size_t>(i)] = read;

@@ -24,8 +24,8 @@ class Results {
     Index length = 0;
     std::string model;
     double minutes = 0;
-    Index steps = 0, parameters = 0;
-    double accuracy = 0;  // in percent
+    Index steps = 0, parameters = 0, tests = 0;
+    double accuracy = 0;  // in percent, of so many tests
 
     auto key() const { return std::tie(task, length, model); }
   };
@@ -40,7 +40,8 @@ class Results {
       std::replace(line.begin(), line.end(), ',', ' ');
       std::istringstream cells(line);
       Row row;
-      cells >> row.task >> row.length >> row.model >> row.minutes >> row.steps >> row.parameters >> row.accuracy;
+      cells >> row.task >> row.length >> row.model >> row.minutes >> row.steps >> row.parameters >> row.tests >>
+          row.accuracy;
       fit::require(!cells.fail(), path_.string(), ": not a row of results: ", line);
       rows_.push_back(row);
     }
@@ -57,12 +58,12 @@ class Results {
     text << head << '\n';
     for (const Row& r : rows_) {
       text << r.task << ',' << r.length << ',' << r.model << ',' << r.minutes << ',' << r.steps << ',' << r.parameters
-           << ',' << r.accuracy << '\n';
+           << ',' << r.tests << ',' << r.accuracy << '\n';
     }
-    put(path_, text.str());
+    fit::write_file(path_, text.str());
   }
 
-  /// Accuracy against length, a chart for each task that has been tried at several and a curve for each model.
+  /// Accuracy against length, a chart for each task and a curve for each model.
   void draw(const std::filesystem::path& path) const {
     fit::plot::Figure figure;
     for (const Row& row : rows_) {
@@ -77,17 +78,11 @@ class Results {
     }
     std::ostringstream svg;
     fit::plot::write_svg(svg, figure);
-    put(path, svg.str());
+    fit::write_file(path, svg.str());
   }
 
  private:
-  static constexpr const char* head = "task,length,model,minutes,steps,parameters,accuracy";
-
-  static void put(const std::filesystem::path& path, const std::string& text) {
-    fit::AtomicFile file(path);
-    file.write(text.data(), text.size());
-    file.commit();
-  }
+  static constexpr const char* head = "task,length,model,minutes,steps,parameters,tests,accuracy";
 
   std::filesystem::path path_;
   std::vector<Row> rows_;

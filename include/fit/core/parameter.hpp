@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -112,7 +113,7 @@ class VisitorRef {
  public:
   template <class F>
   explicit VisitorRef(F& f)
-      : f_(const_cast<void*>(static_cast<const void*>(&f))),
+      : f_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
         call_([](void* to, const ParameterName& name, const Views&... views) {
           (*static_cast<F*>(to))(name, views...);
         }) {}
@@ -135,8 +136,9 @@ using ViewIn =
 
 }  // namespace detail
 
-/// The one walk over parameters: f(name, view of the parameter in `first`, views of the same one in the others), in a
-/// fixed order. `first` and the others are objects of one layer or model type, constant or not; a layer takes part by
+/// The one walk over parameters, by a function object: f(name, view of the parameter in `first`, views of the same one
+/// in the others), in a fixed order. `first` and the others are objects of one layer or model type, constant or not; a
+/// layer takes part by
 ///
 ///     static void visit(auto&& f, auto&... p) { f("weight", p.weight...); f("bias", p.bias...); }
 template <class F, class First, class... Others>

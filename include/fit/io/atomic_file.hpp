@@ -245,5 +245,12 @@ class AtomicFile {
 #endif
 };
 
+/// A whole file of these bytes. Throws Error as above.
+inline void write_file(const std::filesystem::path& path, std::string_view bytes) {
+  AtomicFile file(path);
+  file.write(bytes.data(), bytes.size());
+  file.commit();
+}
+
 }  // namespace FIT_ABI
 }  // namespace fit

@@ -86,9 +86,9 @@ class RunLog {
     write_csv(csv);
     write_json_lines(json);
     plot::write_svg(svg, figure());
-    put("csv", csv.str());
-    put("jsonl", json.str());
-    put("svg", svg.str());
+    write_file(path("csv"), csv.str());
+    write_file(path("jsonl"), json.str());
+    write_file(path("svg"), svg.str());
   }
 
   /// Each value against steps and against seconds.
@@ -188,12 +188,6 @@ class RunLog {
       few.push_back(mean);
     }
     return few;
-  }
-
-  void put(const char* extension, const std::string& text) const {
-    AtomicFile file(path(extension));
-    file.write(text.data(), text.size());
-    file.commit();
   }
 
   std::filesystem::path prefix_;

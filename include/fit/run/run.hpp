@@ -63,7 +63,8 @@ template <class Model>
 class Run {
  public:
   /// Loads the state where the options say so, and else saves the first one; that of another run before it becomes
-  /// NAME_state_before. Throws Error for options that cannot be, and for files that are not those of such a run.
+  /// NAME_state_before, and its table NAME_before.csv. Throws Error for options that cannot be, and for files that are
+  /// not those of such a run.
   Run(TrainingState<Model>& state, RunOptions options) : state_(state), options_(std::move(options)), log_(prefix()) {
     check();
     std::error_code error;
@@ -74,7 +75,8 @@ class Run {
     if (resumes) {
       resume();
     } else {
-      std::filesystem::rename(file("_state"), file("_state_before"), error);  // where there is one
+      put_aside(file("_state"), file("_state_before"));
+      put_aside(prefix().string() + ".csv", prefix().string() + "_before.csv");
       save_state();
     }
     first_step_ = state_.step;
@@ -220,6 +222,14 @@ class Run {
             o.name, "\"");
   }
 
+  /// Renames a file, if there is one.
+  static void put_aside(const std::filesystem::path& from, const std::filesystem::path& to) {
+    std::error_code error;
+    std::filesystem::rename(from, to, error);
+    require(!error || error == std::errc::no_such_file_or_directory, from.string(), ": cannot be renamed to ",
+            to.string(), ": ", error.message());
+  }
+
   bool due(Index every) const { return every > 0 && state_.step % every == 0; }
   Index save_every() const {
     return options_.save_every > 0 ? options_.save_every : options_.evaluate_every > 0 ? 0 : 1000;
@@ -331,6 +341,7 @@ class Run {
     if (options_.minutes > 0) {
       total_ = detail::number_in<Index>(saved, "run.total");
       const bool changed = detail::number_in<double>(saved, "run.minutes") != options_.minutes;
+      if (changed) total_ = 0;
       if (changed && state_.step > 0 && seconds_ > 0) {
         total_ = std::max(state_.step, steps_in(60 * options_.minutes, seconds_ / static_cast<double>(state_.step)));
       }

@@ -45,7 +45,7 @@ template <class T, int Rank>
 fit::Tensor<T, Rank> batch_of(const test::Golden& golden, const std::string& name, Index number) {
   const auto all = test::tensor<T, Rank + 1>(golden.file, name);
   Eigen::DSizes<Index, Rank> dimensions;
-  for (int i = 0; i < Rank; ++i) dimensions[static_cast<std::size_t>(i)] = all.dimension(i + 1);
+  std::copy_n(all.dimensions().begin() + 1, Rank, dimensions.begin());
   fit::Tensor<T, Rank> batch(dimensions);
   std::copy_n(all.data() + number * batch.size(), batch.size(), batch.data());
   return batch;

@@ -83,7 +83,7 @@ struct Pathfinder {
   /// Paths that have been placed, and where there is no room for another.
   class Drawing {
    public:
-    Drawing(const Pathfinder& is, fit::Random random) : is_(is), random_(random) {
+    Drawing(const Pathfinder& is, fit::Random random) : is_(is), side_(static_cast<double>(is.side)), random_(random) {
       cells_ = static_cast<int>(is.side) * 2;
       taken_.resize(static_cast<std::size_t>(cells_ * cells_));
     }
@@ -114,15 +114,14 @@ struct Pathfinder {
 
    private:
     bool grow(Path& points, int count) {
-      const auto side = static_cast<double>(is_.side);
-      Point at{random_.uniform() * side, random_.uniform() * side};
+      Point at{random_.uniform() * side_, random_.uniform() * side_};
       double heading = 2 * std::numbers::pi * random_.uniform();
       for (int i = 0; i < count; ++i) {
         bool placed = false;
         for (int attempt = 0; attempt < 6 && !placed; ++attempt) {
           const double to = heading + (2 * random_.uniform() - 1) * is_.turn;
-          const double gap = i == 0 ? 0 : is_.gap;
-          const Point from{at.x + gap * std::cos(to), at.y + gap * std::sin(to)};
+          const double before = i == 0 ? 0 : is_.gap;
+          const Point from{at.x + before * std::cos(to), at.y + before * std::sin(to)};
           const Point end{from.x + is_.dash * std::cos(to), from.y + is_.dash * std::sin(to)};
           if (!free(from, end, points)) continue;
           points.push_back(from);
@@ -138,10 +137,10 @@ struct Pathfinder {
 
     /// Whether a dash keeps clear of the border, of other paths and of what its own has been before the last dash.
     bool free(const Point& from, const Point& to, const Path& own) const {
-      const double border = is_.dot, side = static_cast<double>(is_.side);
+      const double border = is_.dot;
       const double near = is_.room + is_.dash / 2;
       return along(from, to, [&](const Point& p) {
-        if (std::min(p.x, p.y) < border || std::max(p.x, p.y) > side - border || taken_[cell(p)]) return false;
+        if (std::min(p.x, p.y) < border || std::max(p.x, p.y) > side_ - border || taken_[cell(p)]) return false;
         for (std::size_t i = 0; i + 2 < own.size(); ++i) {
           const double x = p.x - own[i].x, y = p.y - own[i].y;
           if (x * x + y * y < near * near) return false;
@@ -166,12 +165,11 @@ struct Pathfinder {
 
     /// Whether something holds at every cell around a point.
     bool around(const Point& p, double radius, auto&& holds) {
-      const auto side = static_cast<double>(is_.side);
       const int reach = static_cast<int>(std::ceil(2 * radius));
       for (int y = -reach; y <= reach; ++y) {
         for (int x = -reach; x <= reach; ++x) {
           const Point at{p.x + 0.5 * x, p.y + 0.5 * y};
-          if (at.x < 0 || at.y < 0 || at.x >= side || at.y >= side || distance(at, p) > radius) continue;
+          if (at.x < 0 || at.y < 0 || at.x >= side_ || at.y >= side_ || distance(at, p) > radius) continue;
           if (!holds(taken_[cell(at)])) return false;
         }
       }
@@ -203,6 +201,7 @@ struct Pathfinder {
     }
 
     const Pathfinder& is_;
+    double side_;
     fit::Random random_;
     int cells_;
     std::vector<std::uint8_t> taken_;

@@ -294,6 +294,20 @@ TEST_CASE("patience is not lost with an interruption", "[run]") {
   CHECK(std::filesystem::file_size(folder / "model_before.csv") > std::filesystem::file_size(folder / "model.csv"));
 }
 
+TEST_CASE("a run by minutes counts all batches of an update", "[run]") {
+  const test::TemporaryFolder folder;
+  State state = new_state();
+  fit::Workspace workspace;
+  fit::Run run(state, {.folder = folder / "", .minutes = 0.02, .accumulate = 4, .terminal = nullptr});
+  Point gradient;
+  while (run.total() == 0 && run.next()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    run.update(gradient, loss_of(state.model, run.batch(), gradient, fit::Random(1)), workspace);
+  }
+  CHECK(run.total() > 0);
+  CHECK(run.total() <= 1200 / 12 + 3);  // of which an update takes 12 ms or more
+}
+
 TEST_CASE("a run by steps that has not begun becomes one by minutes", "[run]") {
   const test::TemporaryFolder folder;
   State state = new_state();

@@ -124,7 +124,7 @@ class Run {
       for (const auto& [name, value] : values) mean_of(name).add(value);
     }
     if (++gathered_ < options_.accumulate) {
-      seconds_ += since(began_);
+      update_seconds_ += since(began_);
       return;
     }
     gathered_ = 0;
@@ -144,7 +144,7 @@ class Run {
       ++skipped_;
       leave_out("loss");
     }
-    const double taken = since(began_);
+    const double taken = std::exchange(update_seconds_, 0) + since(began_);
     seconds_ += taken;
     if (total_ == 0) plan(taken);
     if (skipped_ >= most_skipped) go_back();
@@ -359,7 +359,7 @@ class Run {
   std::optional<Interrupt> interrupt_{std::in_place};
   std::unique_ptr<Progress> progress_;
   Index batch_ = 0, total_ = 0, gathered_ = 0, first_step_ = 0, saved_step_ = -1, since_best_ = 0, timed_ = 0;
-  double seconds_ = 0, timed_seconds_ = 0;
+  double seconds_ = 0, update_seconds_ = 0, timed_seconds_ = 0;
   bool finite_ = true, interrupted_ = false, save_due_ = false;
   int skipped_ = 0, left_out_ = 0, returns_ = 0;  // in a row; since the last row of the log; in all
   std::optional<double> best_;

@@ -14,6 +14,8 @@
 #include "support/list_ops.hpp"
 #include "support/markers.hpp"
 #include "support/pathfinder.hpp"
+#include "support/reach_tasks.hpp"
+#include "support/token_reader.hpp"
 
 using fit::Index;
 
@@ -164,4 +166,124 @@ TEST_CASE("dots are joined where the answer says so, and their distance does not
     INFO(best);
     CHECK(best < 30 + std::abs(2 * yes - count));
   }
+}
+
+TEST_CASE("a batch of a task says which tokens to read, and hides one of every four where it is to be found",
+          "[tasks]") {
+  using examples::Task, examples::TaskSource;
+  for (const auto& [task, length, group] : {std::tuple{Task::markers, Index{256}, Index{64}},
+                                            {Task::markers, 256, 256},
+                                            {Task::lists, 256, 64},
+                                            {Task::paths, 256, 16},
+                                            {Task::large_paths, 1024, 64}}) {
+    const TaskSource plain(task, length, fit::Random(4)), denoising(task, length, fit::Random(4), true);
+    auto batch = plain.batch(3, group), hidden = denoising.batch(3, group);
+    plain.fill(5, batch);
+    denoising.fill(5, hidden);
+    const Index channels = batch.input.dimension(3);
+    CHECK(batch.input.dimension(1) == length / group);
+    REQUIRE(batch.read.size() == 3);
+    for (Index i = 0; i < 3; ++i) {
+      const auto [first, count] = batch.read[static_cast<std::size_t>(i)];
+      INFO(static_cast<int>(task) << ", example " << i << ": " << first << " + " << count);
+      if (task != Task::markers) {
+        CHECK(first == i * length);
+        CHECK(count == length);
+        continue;
+      }
+      std::vector<std::uint8_t> symbols(static_cast<std::size_t>(length));
+      const auto [sum, place] = examples::Markers{length}.write(fit::Random(4).fork(5 + i), symbols.data());
+      CHECK(batch.answers(i) == sum);
+      CHECK(first == i * length + place);
+      CHECK(count == 1);
+      CHECK(batch.input.data()[first * channels + symbols[static_cast<std::size_t>(place)]] == 1);
+    }
+    // What is hidden is what the plain batch has there; all else is the same.
+    REQUIRE(static_cast<Index>(hidden.read.size()) == 3 * length / 4);
+    Index at = 0, same = 0, places[4] = {};
+    for (Index token = 0; token < 3 * length; ++token) {
+      const float *is = batch.input.data() + token * channels, *shown = hidden.input.data() + token * channels;
+      const auto place = static_cast<std::size_t>(at);
+      if (place >= hidden.read.size() || hidden.read[place].first != token) {
+        same += std::equal(is, is + channels, shown);
+        continue;
+      }
+      CHECK(at == token / 4);
+      ++places[token % 4];
+      CHECK(std::all_of(shown, shown + channels, [](float value) { return value == -1; }));
+      if (plain.picture()) {
+        CHECK(std::equal(is, is + channels, hidden.hidden.data() + at * channels));
+      } else {
+        CHECK(is[hidden.answers(at)] == 1);
+      }
+      ++at;
+    }
+    CHECK(same == 3 * length * 3 / 4);
+    for (const Index count : places) CHECK(count > length / 8);
+  }
+}
+
+TEST_CASE("a token reader reads the mean of its tokens, and its gradient is right", "[tasks]") {
+  using Reader = examples::TokenReader<fit::EncoderConfig{.layers = "(1)1(1)",
+                                                          .groups = 2,
+                                                          .tokens = 3,
+                                                          .channels = 2,
+                                                          .latents = 2,
+                                                          .data_dim = 8,
+                                                          .latent_dim = 8,
+                                                          .data_heads = 2,
+                                                          .latent_heads = 2},
+                                       4>;
+  Reader reader(fit::Random(1)), gradient;
+  fit::Tensor<float, 4> input(2, 2, 3, 2);
+  const auto noise = test::normal_values<float>(24, 2);
+  std::copy(noise.begin(), noise.end(), input.data());
+  const std::vector<examples::TokenRun> read{{1, 1}, {2, 4}, {6, 6}};
+  const auto factors = test::normal_values<float>(12, 3);
+  fit::Tape tape;
+  const auto value = [&] {
+    tape.clear();
+    const auto logits = reader.forward(input, read, {}, tape);
+    double sum = 0;
+    for (std::size_t i = 0; i < factors.size(); ++i) sum += static_cast<double>(factors[i]) * logits.data()[i];
+    return sum;
+  };
+  const auto data = reader.encoder(input).data;
+  tape.clear();
+  const auto logits = reader.forward(input, read, {}, tape);
+  for (std::size_t run = 0; run < read.size(); ++run) {
+    for (Index answer = 0; answer < 4; ++answer) {
+      double expected = reader.head.bias.data()[answer];
+      for (Index token = read[run].first; token < read[run].first + read[run].count; ++token) {
+        for (Index j = 0; j < 8; ++j) {
+          expected += static_cast<double>(reader.head.weight.data()[answer * 8 + j]) * data.data()[token * 8 + j] /
+                      static_cast<double>(read[run].count);
+        }
+      }
+      CHECK(std::abs(logits(static_cast<Index>(run), answer) - expected) < 1e-5);
+    }
+  }
+  tape.record();
+  reader.forward(input, read, {}, tape);
+  fit::Tensor<float, 2> slopes(3, 4);
+  std::copy(factors.begin(), factors.end(), slopes.data());
+  reader.backward(slopes, gradient, tape);
+  // Along the gradient the value grows by its square.
+  double square = 0;
+  fit::for_each_parameter(
+      [&](const fit::ParameterName&, auto slope) {
+        for (Index i = 0; i < slope.size; ++i) square += static_cast<double>(slope.data[i]) * slope.data[i];
+      },
+      gradient);
+  const double step = 1e-3 / std::sqrt(square);
+  const auto moved = [&](double by) {
+    fit::for_each_parameter(
+        [&](const fit::ParameterName&, auto parameter, auto slope) {
+          for (Index i = 0; i < parameter.size; ++i) parameter.data[i] += static_cast<float>(by) * slope.data[i];
+        },
+        reader, gradient);
+    return value();
+  };
+  const double up = moved(step), down = moved(-2 * step);
+  CHECK(std::abs((up - down) / (2 * step) - square) < 0.01 * square);
 }

@@ -51,19 +51,38 @@ fit::Tensor<T, Rank> batch_of(const test::Golden& golden, const std::string& nam
   return batch;
 }
 
+/// SHAPE of the script.
+template <class Config>
+constexpr Config shape() {
+  Config c{.layers = "(1)1(1)", .groups = 3, .tokens = 8};
+  c.latents = 2;
+  c.data_dim = 16;
+  c.latent_dim = 24;
+  c.data_heads = c.latent_heads = 2;
+  return c;
+}
+constexpr auto encoder = [] {
+  auto c = shape<fit::EncoderConfig>();
+  c.channels = 4;
+  return c;
+}();
+constexpr auto diffusion = [] {
+  auto c = shape<fit::DiffusionConfig>();
+  c.channels = c.output_channels = 4;
+  c.condition_channels = 3;
+  c.self_conditioning = fit::SelfConditioning::latent;
+  return c;
+}();
+constexpr auto autoregressive = [] {
+  auto c = shape<fit::AutoregressiveConfig>();
+  c.vocabulary = 11;
+  return c;
+}();
+
 }  // namespace
 
 TEST_CASE("a classifier learns as it does in PyTorch", "[trajectory]") {
-  constexpr fit::EncoderConfig config{.layers = "(1)1(1)",
-                                      .groups = 3,
-                                      .tokens = 8,
-                                      .channels = 4,
-                                      .latents = 2,
-                                      .data_dim = 16,
-                                      .latent_dim = 24,
-                                      .data_heads = 2,
-                                      .latent_heads = 2};
-  using Model = fit::Classifier<config, 5>;
+  using Model = fit::Classifier<encoder, 5>;
   follow<Model>("encoder", [](const auto& golden, Index number, const Model& model, Model& gradient, auto& tape) {
     const auto x = batch_of<float, 4>(golden, "input.x", number);
     tape.record();
@@ -77,19 +96,7 @@ TEST_CASE("a classifier learns as it does in PyTorch", "[trajectory]") {
 }
 
 TEST_CASE("a diffusion decoder learns as it does in PyTorch", "[trajectory]") {
-  constexpr fit::DiffusionConfig config{.layers = "(1)1(1)",
-                                        .groups = 3,
-                                        .tokens = 8,
-                                        .channels = 4,
-                                        .latents = 2,
-                                        .data_dim = 16,
-                                        .latent_dim = 24,
-                                        .data_heads = 2,
-                                        .latent_heads = 2,
-                                        .output_channels = 4,
-                                        .condition_channels = 3,
-                                        .self_conditioning = fit::SelfConditioning::latent};
-  using Model = fit::DiffusionDecoder<config>;
+  using Model = fit::DiffusionDecoder<diffusion>;
   const fit::DiffusionObjective objective{.schedule = fit::CosineSchedule{}, .self_conditioning_rate = 0.5};
   fit::DiffusionLoss<Model> loss(objective);
   follow<Model>("diffusion", [&](const auto& golden, Index number, const Model& model, Model& gradient, auto& tape) {
@@ -102,16 +109,7 @@ TEST_CASE("a diffusion decoder learns as it does in PyTorch", "[trajectory]") {
 }
 
 TEST_CASE("an autoregressive decoder learns as it does in PyTorch", "[trajectory]") {
-  constexpr fit::AutoregressiveConfig config{.layers = "(1)1(1)",
-                                             .groups = 3,
-                                             .tokens = 8,
-                                             .latents = 2,
-                                             .data_dim = 16,
-                                             .latent_dim = 24,
-                                             .data_heads = 2,
-                                             .latent_heads = 2,
-                                             .vocabulary = 11};
-  using Model = fit::AutoregressiveDecoder<config>;
+  using Model = fit::AutoregressiveDecoder<autoregressive>;
   follow<Model>("autoregressive",
                 [](const auto& golden, Index number, const Model& model, Model& gradient, auto& tape) {
                   return model.loss(batch_of<std::int32_t, 3>(golden, "input.ids", number), gradient, tape);

@@ -8,26 +8,12 @@
 #include <fit/io/safetensors.hpp>
 
 #include "catch.hpp"
+#include "command.hpp"
 #include "support.hpp"
 
 namespace {
 
-/// What a command prints on both streams, and whether it succeeded.
-struct Run {
-  std::string text;
-  bool success;
-};
-
-Run run(const std::string& command) {
-  Run result{{}, false};
-  std::FILE* const pipe = popen((command + " 2>&1").c_str(), "r");
-  REQUIRE(pipe != nullptr);
-  std::array<char, 4096> part;
-  while (const std::size_t count = std::fread(part.data(), 1, part.size(), pipe))
-    result.text.append(part.data(), count);
-  result.success = pclose(pipe) == 0;
-  return result;
-}
+using test::succeed;
 
 std::string big_endian(std::uint32_t value) {
   std::string bytes;
@@ -60,17 +46,9 @@ const std::string complete_text = std::string(FIT_EXAMPLES_DIR) + "/complete_tex
 const std::string reach = std::string(FIT_EXAMPLES_DIR) + "/reach";
 const std::string train_gigapixel = std::string(FIT_EXAMPLES_DIR) + "/train_gigapixel";
 
-/// What a command prints, which must succeed.
-std::string succeed(const std::string& command) {
-  const Run result = run(command);
-  INFO(command << "\n" << result.text);
-  CHECK(result.success);
-  return result.text;
-}
-
 /// A command must fail and say so.
 void fail(const std::string& command, const char* expected) {
-  const Run result = run(command);
+  const test::CommandResult result = test::run_command(command);
   INFO(command << "\n" << result.text);
   CHECK(!result.success);
   CHECK(test::contains(result.text, expected));

@@ -17,9 +17,10 @@ set(numpy_may core io)
 set(cost_may ${lower})
 set(plot_may core)
 set(run_may ${lower} training io plot)
+set(distributed_may core)
 set(bench_may ${lower} cost plot)
-set(rooms core grouping simd kernels nn models training diffusion generation io numpy cost plot bench run)
-set(opt_in_rooms numpy plot bench run)  # whoever wants them includes them
+set(rooms core grouping simd kernels nn models training diffusion generation io numpy cost plot bench run distributed)
+set(opt_in_rooms numpy plot bench run distributed)  # whoever wants them includes them
 
 set(problems 0)
 function(problem text)

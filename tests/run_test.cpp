@@ -7,7 +7,6 @@
 #include <csignal>
 #include <cstdio>
 #include <fstream>
-#include <iterator>
 #include <limits>
 #include <set>
 #include <sstream>
@@ -18,12 +17,7 @@
 
 namespace {
 
-using fit::Index;
-
-std::string text_of(const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-}
+using fit::Index, test::text_of;
 
 /// A matrix that is drawn towards a number which follows from the batch.
 struct Point {

@@ -2,6 +2,7 @@
 
 /// The whole library. Every header also stands alone.
 
+#include <fit/core/turns.hpp>
 #include <fit/cost/cost.hpp>
 #include <fit/cost/summary.hpp>
 #include <fit/diffusion/loss.hpp>
@@ -15,6 +16,7 @@
 #include <fit/grouping/video.hpp>
 #include <fit/io/checkpoint.hpp>
 #include <fit/io/generator_file.hpp>
+#include <fit/io/sharded_checkpoint.hpp>
 #include <fit/models/autoregressive_decoder.hpp>
 #include <fit/models/classifier.hpp>
 #include <fit/models/diffusion_decoder.hpp>

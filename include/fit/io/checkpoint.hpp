@@ -51,26 +51,49 @@ Metadata metadata_of(bool defaults = false) {
   return metadata;
 }
 
+/// Adds the parameters of a model to those of a file, their names behind a prefix.
 template <class Model>
-void write_model(const std::filesystem::path& path, const Model& model, Metadata metadata, const SaveOptions& options) {
+void add_entries(const std::string& prefix, const Model& model, std::vector<SafetensorsEntry>& entries) {
+  for_each_parameter(
+      [&](const ParameterName& name, auto parameter) {
+        entries.push_back({prefix + name.text(), dtype_of<std::remove_cvref_t<decltype(*parameter.data)>>(),
+                           std::vector<Index>(parameter.shape.begin(), parameter.shape.end()), parameter.data});
+      },
+      model);
+}
+
+/// Adds what the options have.
+inline void add_options(const std::filesystem::path& path, const SaveOptions& options,
+                        std::vector<SafetensorsEntry>& entries, Metadata& metadata) {
   for (const auto& [key, value] : options.metadata) {
     require(!key.starts_with("config.") && !key.starts_with("state."), path.string(), ": the metadata's ",
             printable(key), " may not begin with \"config.\" or \"state.\", which are the library's");
     metadata[key] = value;
   }
-  std::vector<SafetensorsEntry> entries;
-  for_each_parameter(
-      [&](const ParameterName& name, auto parameter) {
-        entries.push_back({name.text(), dtype_of<std::remove_cvref_t<decltype(*parameter.data)>>(),
-                           std::vector<Index>(parameter.shape.begin(), parameter.shape.end()), parameter.data});
-      },
-      model);
   for (const SafetensorsEntry& tensor : options.tensors) {
     require(tensor.name.starts_with(extra_prefix), path.string(), ": the name of a tensor beside a model's must begin ",
             "with \"", extra_prefix, "\", not be ", printable(tensor.name));
     entries.push_back(tensor);
   }
+}
+
+template <class Model>
+void write_model(const std::filesystem::path& path, const Model& model, Metadata metadata, const SaveOptions& options) {
+  std::vector<SafetensorsEntry> entries;
+  add_entries("", model, entries);
+  add_options(path, options, entries, metadata);
   write_safetensors(path, entries, metadata);
+}
+
+/// The metadata of a training state, of whatever kind.
+template <class Model, class State>
+Metadata metadata_of_state(const State& state) {
+  Metadata metadata = metadata_of<Model>();
+  metadata["state.step"] = std::to_string(state.step);
+  metadata["state.optimizer_steps"] = std::to_string(state.optimizer.steps);
+  metadata["state.random_key"] = std::to_string(state.random.key());
+  metadata["state.random_counter"] = std::to_string(state.random.counter());
+  return metadata;
 }
 
 /// What a file has for the parameters of a model, in the visitor's order, null where nothing is wanted or there.
@@ -217,12 +240,7 @@ template <class Model, std::predicate<std::string_view> Wanted>
 /// where the file has one.
 template <class Model>
 void save(const std::filesystem::path& path, const TrainingState<Model>& state, const SaveOptions& options = {}) {
-  Metadata metadata = detail::metadata_of<Model>();
-  metadata["state.step"] = std::to_string(state.step);
-  metadata["state.optimizer_steps"] = std::to_string(state.optimizer.steps);
-  metadata["state.random_key"] = std::to_string(state.random.key());
-  metadata["state.random_counter"] = std::to_string(state.random.counter());
-  detail::write_model(path, state, metadata, options);
+  detail::write_model(path, state, detail::metadata_of_state<Model>(state), options);
 }
 template <class Model>
 void load(const std::filesystem::path& path, TrainingState<Model>& state, const LoadOptions& options = {}) {

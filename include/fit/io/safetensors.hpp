@@ -88,25 +88,36 @@ class SafetensorsFile {
   Buffer<std::byte> data_;
 };
 
+namespace detail {
+
+/// What comes in a file before the tensors' bytes, which follow each other in the order given.
+inline std::string safetensors_start(const std::filesystem::path& path, std::span<const SafetensorsEntry> tensors,
+                                     const Metadata& metadata) {
+  try {
+    const std::string header = make_safetensors_header(tensors, metadata);
+    const std::uint64_t length = header.size();
+    return std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + header;
+  } catch (const Error& error) {
+    throw Error(concatenate(path.string(), ": ", error.what()));
+  }
+}
+
+inline void write_elements(AtomicFile& file, const SafetensorsEntry& tensor) {
+  const Index count = count_elements(tensor.shape, tensor.dtype, tensor.name);
+  file.write(tensor.data, static_cast<std::size_t>(count * size_of(tensor.dtype)));
+}
+
+}  // namespace detail
+
 /// Writes a safetensors file with the tensors in the order given. A file at the path is replaced only once the new one
 /// is complete on the disk, so that a crash leaves the one or the other. Throws Error with the path and the reason when
 /// it cannot write or make_safetensors_header() refuses; then an old file is untouched and no new one is left.
 inline void write_safetensors(const std::filesystem::path& path, std::span<const SafetensorsEntry> tensors,
                               const Metadata& metadata = {}) {
-  std::string header;
-  try {
-    header = make_safetensors_header(tensors, metadata);
-  } catch (const Error& error) {
-    throw Error(concatenate(path.string(), ": ", error.what()));
-  }
+  const std::string start = detail::safetensors_start(path, tensors, metadata);
   AtomicFile file(path);
-  const std::uint64_t length = header.size();
-  file.write(&length, sizeof(length));
-  file.write(header.data(), header.size());
-  for (const SafetensorsEntry& tensor : tensors) {
-    const Index count = detail::count_elements(tensor.shape, tensor.dtype, tensor.name);
-    file.write(tensor.data, static_cast<std::size_t>(count * size_of(tensor.dtype)));
-  }
+  file.write(start.data(), start.size());
+  for (const SafetensorsEntry& tensor : tensors) detail::write_elements(file, tensor);
   file.commit();
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -13,10 +14,12 @@
 #include <utility>
 #include <vector>
 
-#include <fit/io/checkpoint.hpp>
+#include <fit/io/sharded_checkpoint.hpp>
 #include <fit/run/interrupt.hpp>
 #include <fit/run/log.hpp>
+#include <fit/run/prefetch.hpp>
 #include <fit/run/progress.hpp>
+#include <fit/training/gradient_tree.hpp>
 #include <fit/training/learning_rate.hpp>
 #include <fit/training/metrics.hpp>
 #include <fit/training/state.hpp>
@@ -34,11 +37,15 @@ struct RunOptions {
   LearningRate rate = {};     ///< of an update
   UpdateOptions update = {};  ///< but for its learning rate, and what to do about a gradient that is not finite
   Index accumulate = 1;       ///< batches whose gradients are averaged for an update
-  Index batch = 1;            ///< examples of a batch, for the speed that is shown
-  Index evaluate_every = 0;   ///< updates; 0 for at the end only
-  Index save_every = 0;       ///< updates; 0 for with every evaluation, or every 1,000 where there is but the last
-  Index log_every = 10;       ///< updates of which a row of the log is the mean
-  Index patience = 0;         ///< evaluations without a better score after which a run ends early; 0 for any number
+  /// Parts of an update's batches that are summed by themselves; their sums are added along a tree, for which up to the
+  /// logarithm of as many gradients are held. With as many leaves, runs of a team have the same bits whatever its size,
+  /// which is at most that.
+  Index leaves = 1;
+  Index batch = 1;           ///< examples of a batch, for the speed that is shown
+  Index evaluate_every = 0;  ///< updates; 0 for at the end only
+  Index save_every = 0;      ///< updates; 0 for with every evaluation, or every 1,000 where there is but the last
+  Index log_every = 10;      ///< updates of which a row of the log is the mean
+  Index patience = 0;        ///< evaluations without a better score after which a run ends early; 0 for any number
   bool smaller_is_better = false;
   bool resume = false;           ///< go on from the state, if there is one
   std::FILE* terminal = stdout;  ///< for progress; null for none
@@ -55,38 +62,55 @@ struct RunOptions {
 ///     }
 ///     return run.finish();
 ///
+/// The run of a ShardedState is that of a team: all members make the same calls, each of them for batches of its own,
+/// and give the same names of values. The first one alone writes files and shows progress, and its clock and scores
+/// count.
+///
 /// Batches follow from their number alone, so a run that was interrupted and is resumed has the bits of one that was
 /// not, unless it goes back after that. One that is resumed with other steps, or minutes, goes on at the rates of such
 /// a run. Where a loss or a gradient is not finite, the update is left out. After three in a row the run goes back to
 /// the state that it saved last, and on with the batches that follow; the third time, it ends with an Error.
-template <class Model>
+template <class State>
 class Run {
  public:
+  using Model = decltype(State::model);
+
   /// Loads the state where the options say so, and else saves the first one; that of another run before it becomes
   /// NAME_state_before, and its table NAME_before.csv. Throws Error for options that cannot be, and for files that are
   /// not those of such a run.
-  Run(TrainingState<Model>& state, RunOptions options) : state_(state), options_(std::move(options)), log_(prefix()) {
+  Run(State& state, RunOptions options)
+      : state_(state), options_(std::move(options)), log_(prefix()), tree_(options_.leaves, leaves_of(rank())) {
     check();
-    std::error_code error;
-    std::filesystem::create_directories(options_.folder, error);
-    require(!error, options_.folder.string(), ": cannot create this folder: ", error.message());
+    own_ = batches_of_member(rank());
     total_ = options_.steps;
-    const bool resumes = options_.resume && std::filesystem::exists(file("_state"));
+    bool resumes = false;
+    lead([&] {
+      std::error_code error;
+      std::filesystem::create_directories(options_.folder, error);
+      require(!error, options_.folder.string(), ": cannot create this folder: ", error.message());
+      resumes = options_.resume && std::filesystem::exists(file("_state"));
+      if (resumes) return;
+      put_aside(file("_state"), file("_state_before"));
+      put_aside(prefix().string() + ".csv", prefix().string() + "_before.csv");
+    });
+    resumes = of_first(resumes);
     if (resumes) {
       resume();
     } else {
-      put_aside(file("_state"), file("_state_before"));
-      put_aside(prefix().string() + ".csv", prefix().string() + "_before.csv");
       save_state();
     }
     first_step_ = state_.step;
-    if (!options_.terminal) return;
+    if (!options_.terminal || !leads()) return;
     progress_ = std::make_unique<Progress>("training", total_, state_.step, options_.terminal);
     if (resumes) note("resumed after " + std::to_string(state_.step) + " steps");
   }
 
   /// The number of the next batch, from 0: of its examples, and of all that is random about them.
-  Index batch() const { return batch_; }
+  Index batch() const { return batch_ + own_.first + gathered_; }
+  /// The numbers of this and the following batches, for a Prefetch.
+  BatchNumbers batches() const {
+    return {batch_ / options_.accumulate * own_.count + gathered_, options_.accumulate, own_};
+  }
   /// Updates in all; 0 while a run by time does not know yet.
   Index total() const { return total_; }
   double seconds() const { return seconds_; }
@@ -98,7 +122,7 @@ class Run {
   bool next() {
     if (gathered_ == 0) {
       const bool done = out_of_patience() || (total_ > 0 && state_.step >= total_);
-      interrupted_ = interrupted_ || (!done && Interrupt::asked());
+      interrupted_ = interrupted_ || (!done && any(Interrupt::asked()));
       const bool over = done || interrupted_;
       // Not in the middle of what may be a return: the state from before stays good.
       if (skipped_ == 0 && (save_due_ || (over && saved_step_ != state_.step))) save_state();
@@ -117,25 +141,25 @@ class Run {
       require(name != "loss" && name != "rate" && name != "examples_per_second" && name != "skipped",
               "a run logs its own ", name);
     }
-    ++batch_;
-    finite_ = finite_ && std::isfinite(loss);
-    if (std::isfinite(loss)) {
-      mean_of("loss").add(loss);
-      for (const auto& [name, value] : values) mean_of(name).add(value);
-    }
-    if (++gathered_ < options_.accumulate) {
+    remember(loss, values);
+    ++gathered_;
+    if (options_.leaves > 1 && own_.first + gathered_ == batches_of(tree_.next()).end()) tree_.add(gradient, workspace);
+    if (gathered_ < own_.count) {
       update_seconds_ += since(began_);
       return;
     }
+    const bool finite = take_losses();
     gathered_ = 0;
+    batch_ += options_.accumulate;
     const double rate = options_.rate(state_.step, total_ > 0 ? total_ : std::numeric_limits<Index>::max());
-    if (std::exchange(finite_, true)) {
+    if (finite) {
+      Model& sum = sum_of(gradient, workspace);
       if (options_.accumulate > 1)
-        detail::scale_gradient(gradient, 1.0 / static_cast<double>(options_.accumulate), workspace);
+        detail::scale_gradient(sum, 1.0 / static_cast<double>(options_.accumulate), workspace);
       UpdateOptions with = options_.update;
       with.learning_rate = rate;
       with.not_finite = NotFinite::skip;
-      const double norm = state_.update(gradient, with, workspace);
+      const double norm = state_.update(sum, with, workspace);
       skipped_ = std::isfinite(norm) ? 0 : skipped_ + 1;
       if (skipped_ > 0) leave_out("gradient");
     } else {
@@ -144,7 +168,8 @@ class Run {
       ++skipped_;
       leave_out("loss");
     }
-    const double taken = std::exchange(update_seconds_, 0) + since(began_);
+    tree_.clear();
+    const double taken = of_first(std::exchange(update_seconds_, 0) + since(began_));
     seconds_ += taken;
     if (total_ == 0) plan(taken);
     if (skipped_ >= most_skipped) go_back();
@@ -158,11 +183,12 @@ class Run {
   }
 
   /// What to evaluate, and what is saved as the best: the moving average, where there is one, and else the model.
-  const Model& weights() const { return state_.average ? *state_.average : state_.model; }
+  const Model& weights() const { return state_.weights(); }
 
   /// Takes the score of an evaluation, by which the best weights are kept, and what else to log of it. Returns whether
   /// it is the best so far. A score that is NaN never is.
   bool evaluated(const std::string& name, double score, std::vector<std::pair<std::string, double>> values = {}) {
+    score = of_first(score);
     const bool better =
         !std::isnan(score) && (!best_ || (options_.smaller_is_better ? score < *best_ : score > *best_));
     values.insert(values.begin(), {name, score});
@@ -174,11 +200,11 @@ class Run {
     }
     note(line + (better ? " (best)" : ""));
     log_.add({state_.step, seconds_, std::move(values)});
-    log_.write();
+    write_log();
     since_best_ = better ? 0 : since_best_ + 1;
     if (better) {
       best_ = score;
-      save(file(""), weights());
+      save_weights("");
     }
     if (out_of_patience()) note("no better for " + std::to_string(since_best_) + " evaluations: the run ends");
     save_due_ = true;
@@ -190,10 +216,10 @@ class Run {
   int finish() {
     if (progress_) progress_->finish();
     if (interrupted_) note("interrupted after " + std::to_string(state_.step) + " steps; resume to go on");
-    if (!interrupted_) save(file("_last"), weights());
-    if (!interrupted_ && !best_) save(file(""), weights());
+    if (!interrupted_) save_weights("_last");
+    if (!interrupted_ && !best_) save_weights("");
     interrupt_.reset();
-    log_.write();
+    write_log();
     return interrupted_ ? 130 : 0;
   }
 
@@ -216,10 +242,120 @@ class Run {
     require(o.accumulate >= 1 && o.batch >= 1 && o.log_every >= 1,
             "accumulate, batch and log_every of a run must be at least 1, not ", o.accumulate, ", ", o.batch, " and ",
             o.log_every);
+    require(o.leaves >= 1 && o.leaves <= o.accumulate, "leaves of a run must be 1 to its ", o.accumulate,
+            " batches of an update, not ", o.leaves);
+    if constexpr (teams) {
+      require(state_.team().size() <= o.leaves, "a team of ", state_.team().size(),
+              " needs a run of as many leaves, not ", o.leaves);
+    }
     require(o.evaluate_every >= 0 && o.save_every >= 0 && o.patience >= 0,
             "evaluate_every, save_every and patience of a run must not be negative");
     require(!o.name.empty() && o.name.find('/') == o.name.npos, "the name of a run must be that of a file, not \"",
             o.name, "\"");
+  }
+
+  static constexpr bool teams = requires(State & state) { state.team(); };
+
+  bool leads() const {
+    if constexpr (teams) return state_.team().leads();
+    return true;
+  }
+  template <class F>
+  void lead(F&& f) {
+    if constexpr (teams) return state_.team().lead(f);
+    f();
+  }
+  template <class T>
+  T of_first(T value) {
+    if constexpr (teams) return state_.team().of_first(value);
+    return value;
+  }
+  bool any(bool value) {
+    if constexpr (teams) {
+      const auto all = state_.team().gather(value ? 1 : 0);
+      return std::find(all.begin(), all.end(), 1) != all.end();
+    }
+    return value;
+  }
+
+  int rank() const {
+    if constexpr (teams) return state_.team().rank();
+    return 0;
+  }
+  IndexRange leaves_of(int member) const {
+    if constexpr (teams) return share_of(options_.leaves, member, state_.team().size());
+    return {0, options_.leaves};
+  }
+  /// Of an update.
+  IndexRange batches_of(Index leaf) const { return share_of(options_.accumulate, leaf, options_.leaves); }
+  IndexRange batches_of_member(int member) const {
+    const IndexRange leaves = leaves_of(member);
+    const Index first = batches_of(leaves.first).first;
+    return {first, batches_of(leaves.end() - 1).end() - first};
+  }
+
+  /// The sum of all leaves; of a team, what is this member's of it.
+  Model& sum_of(Model& gradient, Workspace& workspace) {
+    if (options_.leaves == 1) return gradient;
+    if constexpr (teams) return state_.sum(tree_, workspace);
+    return tree_.fragments().front().gradient;
+  }
+
+  /// Keeps the loss of a batch, and what else is logged of it, until the end of its update.
+  void remember(double loss, const std::vector<std::pair<std::string, double>>& values) {
+    numbers_.push_back(loss);
+    names_.emplace_back("loss");
+    for (const auto& [name, value] : values) {
+      numbers_.push_back(value);
+      names_.push_back(name);
+    }
+  }
+
+  /// Adds what was kept to what is logged, batches in order. Whether all losses are finite.
+  bool take_losses() {
+    if constexpr (teams) gather_numbers();
+    bool all_finite = true, finite = true;
+    for (std::size_t i = 0; i < numbers_.size(); ++i) {
+      const std::string& name = names_[i % names_.size()];
+      if (name == "loss") finite = std::isfinite(numbers_[i]);
+      all_finite = all_finite && finite;
+      if (finite) mean_of(name).add(numbers_[i]);
+    }
+    numbers_.clear();
+    names_.clear();
+    return all_finite;
+  }
+
+  /// The numbers of all members' batches; the names of one.
+  void gather_numbers() {
+    Team& team = state_.team();
+    const auto count = static_cast<Index>(numbers_.size()), width = count / own_.count;
+    for (const auto& [numbers, batches] : team.gather(std::array{count, own_.count})) {
+      require(numbers == width * batches, "all batches of a team must have the same values to log");
+    }
+    names_.resize(static_cast<std::size_t>(width));
+    std::vector<double> all(static_cast<std::size_t>(width * options_.accumulate));
+    std::vector<Team::Message> sends, receives;
+    for (int member = 0; member < team.size(); ++member) {
+      const IndexRange batches = batches_of_member(member);
+      double* const place = all.data() + width * batches.first;
+      if (member == rank()) {
+        std::copy(numbers_.begin(), numbers_.end(), place);
+        continue;
+      }
+      sends.push_back({member, numbers_.data(), sizeof(double) * numbers_.size()});
+      receives.push_back({member, place, sizeof(double) * static_cast<std::size_t>(width * batches.count)});
+    }
+    team.exchange(sends, receives);
+    numbers_ = std::move(all);
+  }
+
+  void save_weights(const char* what) {
+    const Model& of_all = weights();
+    lead([&] { save(file(what), of_all); });
+  }
+  void write_log() {
+    lead([&] { log_.write(); });
   }
 
   /// Renames a file, if there is one.
@@ -294,13 +430,13 @@ class Run {
     log_.add(std::move(row));
     const auto now = Clock::now();
     if (now - log_written_ < std::chrono::seconds(2)) return;
-    log_.write();
+    if (leads()) log_.write();
     log_written_ = now;
   }
 
   void go_back() {
     skipped_ = 0;
-    log_.write();
+    write_log();
     require(++returns_ <= most_returns, "step ", state_.step, ": ", most_skipped,
             " updates in a row were not finite again, after ", most_returns, " returns to an earlier state");
     const Index step = state_.step;
@@ -323,47 +459,76 @@ class Run {
     metadata["run.since_best"] = std::to_string(since_best_);
     if (best_) metadata["run.best"] = RunLog::text_of(*best_);
     save(file("_state"), state_, {.metadata = metadata});
-    log_.write();
+    write_log();
     saved_step_ = state_.step;
     save_due_ = false;
   }
 
-  void resume() {
-    load(file("_state"), state_);
+  /// What a run's state has besides that of training.
+  struct Saved {
+    Index batch, total, since_best;
+    int returns;
+    double seconds, minutes, best;
+    bool has_best;
+  };
+
+  Saved read_saved() const {
     const SafetensorsFile saved(file("_state"));
     for (const auto& [key, now] :
          {std::pair{"run.examples", options_.batch}, {"run.accumulate", options_.accumulate}}) {
       const auto then = detail::number_in<Index>(saved, key);
       require(then == now, file("_state").string(), ": ", key, " was ", then, ", and cannot become ", now);
     }
-    batch_ = detail::number_in<Index>(saved, "run.batch");
-    seconds_ = detail::number_in<double>(saved, "run.seconds");
+    const bool has_best = saved.metadata().contains("run.best");
+    return {.batch = detail::number_in<Index>(saved, "run.batch"),
+            .total = detail::number_in<Index>(saved, "run.total"),
+            .since_best = detail::number_in<Index>(saved, "run.since_best"),
+            .returns = detail::number_in<int>(saved, "run.returns"),
+            .seconds = detail::number_in<double>(saved, "run.seconds"),
+            .minutes = detail::number_in<double>(saved, "run.minutes"),
+            .best = has_best ? detail::number_in<double>(saved, "run.best") : 0,
+            .has_best = has_best};
+  }
+
+  void resume() {
+    load(file("_state"), state_);
+    Saved saved{};
+    lead([&] {
+      saved = read_saved();
+      log_.read(state_.step);
+    });
+    saved = of_first(saved);
+    batch_ = saved.batch;
+    seconds_ = saved.seconds;
     if (options_.minutes > 0) {
-      total_ = detail::number_in<Index>(saved, "run.total");
-      const bool changed = detail::number_in<double>(saved, "run.minutes") != options_.minutes;
+      total_ = saved.total;
+      const bool changed = saved.minutes != options_.minutes;
       if (changed) total_ = 0;
       if (changed && state_.step > 0 && seconds_ > 0) {
         total_ = std::max(state_.step, steps_in(60 * options_.minutes, seconds_ / static_cast<double>(state_.step)));
       }
     }
-    returns_ = detail::number_in<int>(saved, "run.returns");
-    since_best_ = detail::number_in<Index>(saved, "run.since_best");
-    if (saved.metadata().contains("run.best")) best_ = detail::number_in<double>(saved, "run.best");
-    log_.read(state_.step);
+    returns_ = saved.returns;
+    since_best_ = saved.since_best;
+    if (saved.has_best) best_ = saved.best;
     saved_step_ = state_.step;
   }
 
-  TrainingState<Model>& state_;
+  State& state_;
   RunOptions options_;
   RunLog log_;
+  GradientTree<Model> tree_;
+  IndexRange own_;  // batches of an update
   std::optional<Interrupt> interrupt_{std::in_place};
   std::unique_ptr<Progress> progress_;
   Index batch_ = 0, total_ = 0, gathered_ = 0, first_step_ = 0, saved_step_ = -1, since_best_ = 0, timed_ = 0;
   double seconds_ = 0, update_seconds_ = 0, timed_seconds_ = 0;
-  bool finite_ = true, interrupted_ = false, save_due_ = false;
+  bool interrupted_ = false, save_due_ = false;
   int skipped_ = 0, left_out_ = 0, returns_ = 0;  // in a row; since the last row of the log; in all
   std::optional<double> best_;
   std::vector<std::pair<std::string, Mean>> means_;
+  std::vector<double> numbers_;  // of the batches of this update, the loss of each first
+  std::vector<std::string> names_;
   Clock::time_point began_, log_written_;
 };
 

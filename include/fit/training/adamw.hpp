@@ -37,14 +37,53 @@ struct AdamWOptions {
   ParameterRule rule = usual_treatment;
 };
 
+namespace detail {
+
+/// Step number `count`, the first being 1, of elements of one parameter.
+template <class T>
+class AdamWStep {
+ public:
+  AdamWStep(const AdamWOptions& options, double learning_rate, Index count)
+      : learning_rate_(learning_rate),
+        weight_decay_(options.weight_decay),
+        correction1_(1 - std::pow(options.beta1, static_cast<double>(count))),
+        correction_(static_cast<T>(1 / std::sqrt(1 - std::pow(options.beta2, static_cast<double>(count))))),
+        beta1_(static_cast<T>(options.beta1)),
+        beta2_(static_cast<T>(options.beta2)),
+        rest1_(static_cast<T>(1 - options.beta1)),
+        rest2_(static_cast<T>(1 - options.beta2)),
+        epsilon_(static_cast<T>(options.epsilon)) {}
+
+  void operator()(const ParameterTreatment& treatment, T* x, const T* slope, T* m, T* v, Index size) const {
+    if (treatment.frozen) return;
+    const double own_rate = learning_rate_ * treatment.rate;
+    const T rate = static_cast<T>(own_rate / correction1_);
+    const T keep = treatment.decay ? static_cast<T>(1 - own_rate * weight_decay_) : T(1);
+    const T beta1 = beta1_, beta2 = beta2_, rest1 = rest1_, rest2 = rest2_, correction = correction_;
+    const T epsilon = epsilon_;
+    for (Index i = 0; i < size; ++i) {
+      m[i] = beta1 * m[i] + rest1 * slope[i];
+      v[i] = beta2 * v[i] + rest2 * slope[i] * slope[i];
+      x[i] = keep * x[i] - rate * m[i] / (std::sqrt(v[i]) * correction + epsilon);
+    }
+  }
+
+ private:
+  double learning_rate_, weight_decay_, correction1_;
+  T correction_, beta1_, beta2_, rest1_, rest2_, epsilon_;
+};
+
+}  // namespace detail
+
 /// Adam with decoupled weight decay. Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
-/// Its state is its members, to be saved and restored as they are; treatments need not be.
-template <class Model>
+/// Its state is its members, to be saved and restored as they are; treatments need not be. Moments are a Model or, of a
+/// ShardedState, this member's part of one.
+template <class Model, class Moments = Model>
 struct AdamW {
   using T = typename Model::Scalar;
 
   AdamWOptions options = {};
-  Model first_moment = {}, second_moment = {};
+  Moments first_moment = {}, second_moment = {};
   Index steps = 0;
   /// What the rule says of each parameter, in the visitor's order: asked at the first step, and again once cleared.
   std::vector<ParameterTreatment> treatments = {};
@@ -52,13 +91,7 @@ struct AdamW {
   /// One step of the given learning rate: changes the model and the moments. Throws Error as prepare().
   void step(Model& model, const Model& gradient, double learning_rate, Workspace& workspace) {
     prepare(model, learning_rate);
-    ++steps;
-    const auto count = static_cast<double>(steps);
-    const double correction1 = 1 - std::pow(options.beta1, count);
-    const T correction = static_cast<T>(1 / std::sqrt(1 - std::pow(options.beta2, count)));
-    const T beta1 = static_cast<T>(options.beta1), beta2 = static_cast<T>(options.beta2);
-    const T rest1 = static_cast<T>(1 - options.beta1), rest2 = static_cast<T>(1 - options.beta2);
-    const T epsilon = static_cast<T>(options.epsilon);
+    const detail::AdamWStep<T> step(options, learning_rate, ++steps);
     struct Piece {
       T* values;
       const T* slopes;
@@ -67,19 +100,8 @@ struct AdamW {
     };
     detail::for_each_piece<Piece>(
         [&](const Piece& piece, Index) {
-          const ParameterTreatment& treatment = treatments[static_cast<std::size_t>(piece.parameter)];
-          if (treatment.frozen) return;
-          const double own_rate = learning_rate * treatment.rate;
-          const T rate = static_cast<T>(own_rate / correction1);
-          const T keep = treatment.decay ? static_cast<T>(1 - own_rate * options.weight_decay) : T(1);
-          T* x = piece.values;
-          const T* slope = piece.slopes;
-          T *m = piece.first_moment, *v = piece.second_moment;
-          for (Index i = 0; i < piece.size; ++i) {
-            m[i] = beta1 * m[i] + rest1 * slope[i];
-            v[i] = beta2 * v[i] + rest2 * slope[i] * slope[i];
-            x[i] = keep * x[i] - rate * m[i] / (std::sqrt(v[i]) * correction + epsilon);
-          }
+          step(treatments[static_cast<std::size_t>(piece.parameter)], piece.values, piece.slopes, piece.first_moment,
+               piece.second_moment, piece.size);
         },
         workspace, model, gradient, first_moment, second_moment);
   }

@@ -11,6 +11,11 @@ inline void check_average_decay(double decay) {
   require(decay >= 0 && decay <= 1, "the decay of an average must be in [0, 1], not ", decay);
 }
 
+template <class T>
+void average_elements(T* average, const T* model, T share, Index size) {
+  for (Index i = 0; i < size; ++i) average[i] += share * (model[i] - average[i]);
+}
+
 }  // namespace detail
 
 /// average += (1 - decay) * (model - average), the exponential moving average of a model's parameters.
@@ -26,9 +31,7 @@ void update_average(Model& average, const Model& model, double decay, Workspace&
     Index size, parameter;
   };
   detail::for_each_piece<Piece>(
-      [&](const Piece& piece, Index) {
-        for (Index i = 0; i < piece.size; ++i) piece.average[i] += share * (piece.model[i] - piece.average[i]);
-      },
+      [&](const Piece& piece, Index) { detail::average_elements(piece.average, piece.model, share, piece.size); },
       workspace, average, model);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <fit/core/index_range.hpp>
 #include <fit/core/parameter.hpp>
 #include <fit/core/workspace.hpp>
 
@@ -19,12 +20,12 @@ Index count_pieces(Model& model) {
   return count;
 }
 
-/// Calls body(piece, number of the piece) for all elements of models of one type, in pieces, on the workspace's
-/// threads. A Piece is a run of elements of one parameter, side by side in the models: an aggregate of a pointer into
-/// each of them, to const for those that are, then Index size and the number of the parameter in the visitor's order.
-/// The list of pieces is made in the workspace's scratch memory.
+/// Calls body(piece, number of the piece) for all elements of models of one type, in pieces, or for pieces first ..
+/// first + count - 1 alone, on the workspace's threads. A Piece is a run of elements of one parameter, side by side in
+/// the models: an aggregate of a pointer into each of them, to const for those that are, then Index size and the number
+/// of the parameter in the visitor's order. The list of pieces is made in the workspace's scratch memory.
 template <class Piece, class Body, class Model, class... Models>
-void for_each_piece(Body&& body, Workspace& workspace, Model& model, Models&... models) {
+void for_each_piece_in(const IndexRange& own, Body&& body, Workspace& workspace, Model& model, Models&... models) {
   const Arena::Scope scope(workspace.arena());
   const Index count = count_pieces(model);
   Piece* pieces = workspace.arena().allocate<Piece>(count);
@@ -38,7 +39,11 @@ void for_each_piece(Body&& body, Workspace& workspace, Model& model, Models&... 
         ++parameter;
       },
       model, models...);
-  workspace.executor().parallel_for(count, [&](Index i, int) { body(pieces[i], i); });
+  workspace.executor().parallel_for(own.count, [&](Index i, int) { body(pieces[own.first + i], own.first + i); });
+}
+template <class Piece, class Body, class Model, class... Models>
+void for_each_piece(Body&& body, Workspace& workspace, Model& model, Models&... models) {
+  for_each_piece_in<Piece>({0, count_pieces(model)}, body, workspace, model, models...);
 }
 
 }  // namespace detail

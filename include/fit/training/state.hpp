@@ -43,6 +43,9 @@ struct TrainingState {
     f("second_moment", p.optimizer.second_moment...);
   }
 
+  /// The moving average, where there is one, and else the model.
+  const Model& weights() const { return average ? *average : model; }
+
   /// What follows the way back of each step: clips the gradient, changes the model and its average, counts the step,
   /// and sets the gradient to zero for the next one. Returns the gradient's norm before it was clipped, frozen
   /// parameters left out. Where that is not finite, model, moments and average stay; a step

@@ -1,0 +1,133 @@
+#pragma once
+
+#include <cstddef>
+#include <exception>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include <fit/core/index_range.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// Members that compute one thing together, each with memory of its own: processes of an MPI program (World,
+/// fit/distributed/world.hpp), or tasks of one (take_turns, core/turns.hpp). All of them call the same functions of a
+/// team in the same order, from one thread each: exchange() also where a member has nothing to send or receive.
+class Team {
+ public:
+  /// Bytes to or from a member, never to oneself. What one member sends another is received in the order in which it
+  /// is sent, by messages of the same sizes.
+  struct Message {
+    int with;
+    void* data;
+    std::size_t bytes;
+  };
+
+  virtual ~Team() = default;
+
+  virtual int rank() const = 0;  ///< of this member, 0 .. size-1
+  virtual int size() const = 0;
+  bool leads() const { return rank() == 0; }
+
+  /// Sends and receives, and returns when all has arrived. Throws Error when that cannot be.
+  virtual void exchange(std::span<const Message> sends, std::span<const Message> receives) = 0;
+
+  /// The values of all members, by rank.
+  template <class T>
+  std::vector<T> gather(const T& value) {
+    static_assert(std::is_trivially_copyable_v<T> && !std::is_same_v<T, bool>);
+    std::vector<T> all(static_cast<std::size_t>(size()), value);
+    T own = value;
+    std::vector<Message> sends, receives;
+    for (int other = 0; other < size(); ++other) {
+      if (other == rank()) continue;
+      sends.push_back({other, &own, sizeof(T)});
+      receives.push_back({other, &all[static_cast<std::size_t>(other)], sizeof(T)});
+    }
+    exchange(sends, receives);
+    return all;
+  }
+
+  /// Makes the bytes of all members those of the first.
+  void broadcast(void* data, std::size_t bytes) {
+    const Message from_first{0, data, bytes};
+    if (!leads()) return exchange({}, {&from_first, 1});
+    std::vector<Message> sends;
+    for (int other = 1; other < size(); ++other) sends.push_back({other, data, bytes});
+    exchange(sends, {});
+  }
+  template <class T>
+  T of_first(T value) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    broadcast(&value, sizeof(T));
+    return value;
+  }
+  std::string of_first(std::string text) {
+    text.resize(of_first(text.size()));
+    broadcast(text.data(), text.size());
+    return text;
+  }
+
+  /// What only the first member does, such as files: calls f there. All throw Error when it throws.
+  template <class F>
+  void lead(F&& f) {
+    std::string error;
+    std::exception_ptr thrown;
+    if (leads()) {
+      try {
+        f();
+      } catch (const std::exception& caught) {
+        thrown = std::current_exception();
+        error = caught.what();
+        if (error.empty()) error = "the first member of the team failed";
+      }
+    }
+    error = of_first(error);
+    if (thrown) std::rethrow_exception(thrown);
+    require(error.empty(), error);
+  }
+};
+
+/// What a program without a team has in its place.
+class Solo final : public Team {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  void exchange(std::span<const Message> sends, std::span<const Message> receives) override {
+    require(sends.empty() && receives.empty(), "a team of one has nobody to exchange with");
+  }
+};
+
+/// Some members of a team, `stride` apart, as a team of their own, in which its members alone may call.
+class Subteam final : public Team {
+ public:
+  /// Throws Error unless the caller is one of them.
+  Subteam(Team& team, int first, int count, int stride = 1)
+      : team_(team), first_(first), count_(count), stride_(stride) {
+    const int place = team.rank() - first;
+    require(count > 0 && stride > 0 && place >= 0 && place % stride == 0 && place / stride < count && first >= 0 &&
+                first + (count - 1) * stride < team.size(),
+            "member ", team.rank(), " of ", team.size(), " is none of ", count, " from ", first, " on, ", stride,
+            " apart");
+  }
+
+  int rank() const override { return (team_.rank() - first_) / stride_; }
+  int size() const override { return count_; }
+  void exchange(std::span<const Message> sends, std::span<const Message> receives) override {
+    const auto renamed = [&](std::span<const Message> messages) {
+      std::vector<Message> all(messages.begin(), messages.end());
+      for (Message& message : all) message.with = first_ + stride_ * message.with;
+      return all;
+    };
+    team_.exchange(renamed(sends), renamed(receives));
+  }
+
+ private:
+  Team& team_;
+  int first_, count_, stride_;
+};
+
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -1,0 +1,129 @@
+#pragma once
+
+#include <optional>
+#include <utility>
+
+#include <fit/training/shards.hpp>
+#include <fit/training/state.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// The training state of a team: all members have the model, and each has the moments and the moving average of its own
+/// part of the parameters (ZeRO stage 1; Rajbhandari et al., arXiv 1910.02054). Its steps have the bits of a
+/// TrainingState's. It refers to the team, which must outlive it. What is said to be for all members must be called by
+/// all.
+template <class Model>
+class ShardedState {
+ public:
+  using Scalar = typename Model::Scalar;
+
+  Model model;
+  AdamW<Model, Buffer<Scalar>> optimizer;
+  std::optional<Buffer<Scalar>> average;  ///< of this member's part
+  Index step = 0;
+  Random random;
+
+  /// From initial values, the same ones of all members. With an average it begins as the model.
+  ShardedState(Team& team, Model initial, const AdamWOptions& options = {}, Random from = Random(0),
+               bool averaged = false)
+      : model(std::move(initial)),
+        optimizer{.options = options},
+        random(from),
+        team_(&team),
+        shards_(model, team.size()) {
+    const IndexRange own = shards_.elements_of(team.rank());
+    optimizer.first_moment = Buffer<Scalar>(own.count);
+    optimizer.second_moment = Buffer<Scalar>(own.count);
+    if (!averaged) return;
+    average = Buffer<Scalar>::uninitialised(own.count);
+    detail::copy_from(model, own, average->data());
+  }
+
+  Team& team() const { return *team_; }
+  const detail::Shards& shards() const { return shards_; }
+
+  /// The moving average, where there is one, and else the model. For all members; until the next update.
+  const Model& weights() {
+    if (!average) return model;
+    if (!gathered_) {
+      gathered_.emplace();
+      detail::copy_into(*gathered_, own(), average->data());
+      detail::gather_elements(*team_, shards_, *gathered_);
+    }
+    return *gathered_;
+  }
+
+  /// After the average was changed by others: weights() gathers it again.
+  void changed() { gathered_.reset(); }
+
+  /// The sum of a tree's gradients over all members, of which this one has its own part: for update(). For all members.
+  Model& sum(GradientTree<Model>& tree, Workspace& workspace) const {
+    return detail::add_over(*team_, shards_, tree, workspace);
+  }
+
+  /// As TrainingState::update(), of a gradient that sum() gave. For all members, which get the same norm.
+  double update(Model& gradient, const UpdateOptions& options, Workspace& workspace) {
+    detail::check_largest_norm(options.clip);
+    detail::check_average_decay(options.average_decay);
+    optimizer.prepare(model, options.learning_rate);
+    optimizer.zero_frozen(gradient);
+    const IndexRange pieces = shards_.pieces_of(team_->rank());
+    const double norm = detail::clip_pieces(
+        gradient, options.clip, pieces, [&](double* squares) { gather_squares(squares); }, workspace);
+    if (std::isfinite(norm)) {
+      step_own(gradient, options, pieces, workspace);
+      detail::gather_elements(*team_, shards_, model);
+      gathered_.reset();
+    }
+    set_zero(gradient);
+    require(std::isfinite(norm) || options.not_finite == NotFinite::skip, "the norm of the gradient in step ", step,
+            " is not finite");
+    ++step;
+    return norm;
+  }
+
+ private:
+  IndexRange own() const { return shards_.elements_of(team_->rank()); }
+
+  void step_own(const Model& gradient, const UpdateOptions& options, const IndexRange& pieces, Workspace& workspace) {
+    const detail::AdamWStep<Scalar> step_of(optimizer.options, options.learning_rate, ++optimizer.steps);
+    const auto done = static_cast<double>(step);
+    const auto share = static_cast<Scalar>(1 - std::min(options.average_decay, (1 + done) / (10 + done)));
+    struct Piece {
+      Scalar* values;
+      const Scalar* slopes;
+      Index size, parameter;
+    };
+    detail::for_each_piece_in<Piece>(
+        pieces,
+        [&](const Piece& piece, Index number) {
+          const Index at = shards_.begin_of(number) - own().first;
+          step_of(optimizer.treatments[static_cast<std::size_t>(piece.parameter)], piece.values, piece.slopes,
+                  optimizer.first_moment.data() + at, optimizer.second_moment.data() + at, piece.size);
+          if (average) detail::average_elements(average->data() + at, piece.values, share, piece.size);
+        },
+        workspace, model, gradient);
+  }
+
+  void gather_squares(double* squares) const {
+    std::vector<Team::Message> sends, receives;
+    for (int other = 0; other < team_->size(); ++other) {
+      if (other == team_->rank()) continue;
+      const auto message = [&](int with, int of) {
+        const IndexRange pieces = shards_.pieces_of(of);
+        return Team::Message{with, squares + pieces.first, sizeof(double) * static_cast<std::size_t>(pieces.count)};
+      };
+      sends.push_back(message(other, team_->rank()));
+      receives.push_back(message(other, other));
+    }
+    team_->exchange(sends, receives);
+  }
+
+  Team* team_;
+  detail::Shards shards_;
+  std::optional<Model> gathered_;
+};
+
+}  // namespace FIT_ABI
+}  // namespace fit

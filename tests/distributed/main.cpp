@@ -1,0 +1,87 @@
+// What tests/distributed_test.cpp runs under mpirun, on any number of processes. It writes what must not depend on
+// their number.
+#include <fit/distributed/world.hpp>
+#include <fit/fit.hpp>
+#include <fit/run/run.hpp>
+
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <thread>
+
+namespace {
+
+using fit::Index;
+
+constexpr fit::EncoderConfig config{.layers = "(1)1(1)",
+                                    .groups = 4,
+                                    .tokens = 6,
+                                    .channels = 3,
+                                    .latents = 2,
+                                    .data_dim = 24,
+                                    .latent_dim = 40,
+                                    .data_heads = 2,
+                                    .latent_heads = 2};
+using Model = fit::Classifier<config, 3>;
+
+/// A batch of four whose classes follow from it.
+void make(Index number, fit::Tensor<float, 4>& input, fit::Tensor<std::int32_t, 1>& classes) {
+  fit::Random random = fit::Random(11).fork(number);
+  for (Index i = 0; i < input.size(); ++i) input.data()[i] = static_cast<float>(random.normal());
+  for (Index i = 0; i < classes.size(); ++i) classes(i) = static_cast<std::int32_t>((number + i) % 3);
+}
+
+/// Trains with drop-outs, in `leaves` of twelve batches.
+int train(fit::World& world, const std::filesystem::path& folder, Index leaves, Index steps, bool resume) {
+  fit::Executor executor(1 + world.rank() % 2);
+  fit::Tape tape(executor);
+  fit::ShardedState<Model> state(world, Model(fit::Random(1)), {.weight_decay = 0.1}, fit::Random(2), true);
+  fit::Run run(state, {.folder = folder,
+                       .steps = steps,
+                       .rate = {.peak = 1e-2, .warm_up = 3},
+                       .accumulate = 12,
+                       .leaves = leaves,
+                       .batch = 4,
+                       .evaluate_every = 5,
+                       .save_every = 1,
+                       .log_every = 1,
+                       .resume = resume,
+                       .terminal = nullptr});
+  Model gradient;
+  fit::Tensor<float, 4> input(4, 4, 6, 3);
+  fit::Tensor<std::int32_t, 1> classes(4);
+  fit::Tensor<float, 2> slopes(4, Index{3});
+  while (run.next()) {
+    make(run.batch(), input, classes);
+    tape.record({.drop_path = 0.1f, .drop_units = 0.1f, .drop_attention = 0.1f}, state.random.fork(run.batch()));
+    const auto logits = state.model.forward(input, tape);
+    const double loss = fit::cross_entropy(logits, classes, slopes, tape);
+    state.model.backward(slopes, gradient, tape);
+    run.update(gradient, loss, tape, {{"accuracy", fit::accuracy(logits, classes).value()}});
+    if (run.evaluates()) run.evaluated("score", static_cast<double>(state.step));
+  }
+  return run.finish();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  fit::World world(argc, argv);
+  return world.run([&] {
+    const std::string what = argc > 1 ? argv[1] : "";
+    if (what == "fail") {
+      fit::require(world.rank() != world.size() - 1, "the last one cannot go on");
+      world.gather(1);  // which never ends
+    }
+    const auto number = [&](int i) { return argc > i ? static_cast<Index>(std::atol(argv[i])) : -1; };
+    if (const Index life = number(5); life >= 0 && life % world.size() == world.rank()) {
+      std::thread([=] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(life));
+        std::raise(SIGKILL);
+      }).detach();
+    }
+    return train(world, argv[2], number(3), number(4), what == "resume");
+  });
+}

@@ -1,0 +1,93 @@
+#include <fstream>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "command.hpp"
+#include "support.hpp"
+
+namespace {
+
+using test::text_of;
+
+const std::string program = FIT_DISTRIBUTED_PROGRAM, mpirun = FIT_MPIRUN;
+
+/// The program on some processes, more of them than processors and whoever runs the tests.
+std::string on(int processes, const std::string& arguments) {
+  return "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 "
+         "PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe timeout 300 " +
+         mpirun + " -n " + std::to_string(processes) + " " + program + " " + arguments;
+}
+
+/// Whether there is an MPI to test with.
+bool found() {
+  if (program.empty()) WARN("MPI was not found when this was configured: nothing is tested with it");
+  return !program.empty();
+}
+
+/// A run's losses, step by step.
+std::vector<std::string> losses_of(const std::filesystem::path& table) {
+  std::ifstream stream(table);
+  std::vector<std::string> losses;
+  for (std::string line; std::getline(stream, line);) {
+    const auto first = line.find(','), second = line.find(',', first + 1);
+    losses.push_back(line.substr(second + 1, line.find(',', second + 1) - second - 1));
+  }
+  return losses;
+}
+
+}  // namespace
+
+TEST_CASE("a run has the same bits on any number of processes", "[distributed]") {
+  if (!found()) return;
+  const test::TemporaryFolder folder;
+  const auto train = [&](int processes, int leaves, int steps, const char* how = "train", const char* name = "") {
+    const auto place = folder / (std::to_string(leaves) + "_" + std::to_string(processes) + name);
+    test::succeed(on(processes, std::string(how) + " " + place.string() + " " + std::to_string(leaves) + " " +
+                                    std::to_string(steps)));
+    return place;
+  };
+  for (const int leaves : {4, 8}) {
+    const auto alone = train(1, leaves, 20);
+    CHECK(losses_of(alone / "model.csv").size() > 20);
+    for (int processes = 2; processes <= 4; ++processes) {
+      const auto together = train(processes, leaves, 20);
+      CHECK((text_of(together / "model.safetensors") == text_of(alone / "model.safetensors")));
+      CHECK(losses_of(together / "model.csv") == losses_of(alone / "model.csv"));
+    }
+    // Resumed on another number of processes.
+    const auto resumed = train(3, leaves, 8, "train", "_resumed");
+    test::succeed(on(2, "resume " + resumed.string() + " " + std::to_string(leaves) + " 20"));
+    const auto whole = train(1, leaves, 8, "train", "_resumed");
+    test::succeed(on(1, "resume " + whole.string() + " " + std::to_string(leaves) + " 20"));
+    CHECK((text_of(resumed / "model.safetensors") == text_of(whole / "model.safetensors")));
+  }
+  const auto too_many = test::run_command(on(3, "train " + (folder / "few").string() + " 2 20"));
+  CHECK_FALSE(too_many.success);
+  CHECK(test::contains(too_many.text, "a team of 3 needs a run of as many leaves, not 2"));
+}
+
+TEST_CASE("a process that fails says why, and ends the others", "[distributed]") {
+  if (!found()) return;
+  const auto result = test::run_command(on(3, "fail"));
+  CHECK_FALSE(result.success);
+  CHECK(test::contains(result.text, "process 2 of 3 fails, and ends the others: the last one cannot go on"));
+}
+
+TEST_CASE("processes that die cost no more than what was not saved", "[distributed]") {
+  if (!found()) return;
+  const test::TemporaryFolder folder;
+  test::succeed(on(1, "train " + (folder / "alone").string() + " 4 150"));
+  const std::string together = (folder / "together").string();
+  std::random_device random;
+  int deaths = 0;
+  for (std::string how = "train";; how = "resume") {
+    // At first each has less than a third of a second to live.
+    const std::string life = deaths < 10 ? " " + std::to_string(random() % 300) : "";
+    if (test::run_command(on(2 + deaths % 2, how + " " + together + " 4 150" + life)).success) break;
+    REQUIRE(++deaths <= 10);
+  }
+  CHECK(deaths == 10);
+  CHECK((text_of(folder / "together/model.safetensors") == text_of(folder / "alone/model.safetensors")));
+}

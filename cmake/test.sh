@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 prepare g++ cmake ninja-build libeigen3-dev libxsimd-dev nlohmann-json3-dev catch2 libbenchmark-dev \
   zlib1g-dev libpng-dev libjpeg62-turbo-dev libcli11-dev dataset-fashion-mnist pkg-config python3-numpy python3-dev \
-  pybind11-dev
+  pybind11-dev libopenmpi-dev openmpi-bin
 cmake --preset release "$@"
 cmake --build --preset release --parallel
 exec ctest --preset release --parallel "$(getconf _NPROCESSORS_ONLN)"

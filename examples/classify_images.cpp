@@ -1,10 +1,15 @@
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <CLI/CLI.hpp>
+#ifdef EXAMPLES_WITH_MPI
+#include <fit/distributed/world.hpp>
+#endif
 #include <fit/fit.hpp>
 #include <fit/run/epochs.hpp>
 #include <fit/run/prefetch.hpp>
@@ -25,7 +30,7 @@ struct Options {
   std::filesystem::path data = "/usr/share/datasets/fashion-mnist", out = "out", from;
   double minutes = 3;
   int epochs = 0, threads = 0, shift = 0;  // epochs: instead of minutes
-  Index batch = 128;
+  Index batch = 128, leaves = 0;
   double rate = 2e-3;
   std::uint64_t seed = 7;
   bool resume = false, freeze = false;
@@ -41,61 +46,66 @@ fit::ParameterTreatment treat_encoder(std::string_view name, std::size_t rank) {
   return treatment;
 }
 
-int run(const Options& options) {
+void say_what_comes(const Options& options, Index steps, Index images, int processes, int threads) {
+  constexpr const auto& config = examples::classifier_config;
+  std::printf("%td parameters, %td training images in %d groups of %d tokens, %d processes of %d threads: ",
+              fit::count_parameters(Model()), images, config.groups, config.tokens, processes, threads);
+  if (options.epochs > 0) {
+    std::printf("%td steps.\n", steps);
+  } else {
+    std::printf("this takes about %g minutes, and seconds for tests between.\n", options.minutes);
+  }
+}
+
+int run(const Options& options, fit::Team& team) {
   const auto data = examples::load_fashion(options.data);
   const Index count = data.train.images.count, steps_per_epoch = count / options.batch;
   fit::require(steps_per_epoch > 0, "the data set has ", count, " training images, fewer than a batch");
-  fit::Executor executor(examples::threads(options.threads));
+  const Index leaves = std::max<Index>(options.leaves, team.size()), leaf = options.batch / leaves;
+  fit::require(leaf * leaves == options.batch, "a batch of ", options.batch, " images cannot be cut into ", leaves,
+               " leaves of like size");
+  fit::Executor executor(options.threads);
   fit::Tape tape(executor), testing(executor);
-  fit::TrainingState<Model> state{.model = Model(fit::Random(options.seed)),
-                                  .optimizer = {.options = {.beta2 = 0.98, .weight_decay = 0.05}},
-                                  .random = fit::Random(options.seed + 1)};
+  Model initial{fit::Random(options.seed)};
+  fit::AdamWOptions optimizer{.beta2 = 0.98, .weight_decay = 0.05};
   if (!options.from.empty()) {
     const auto fresh =
-        fit::load_part(options.from, state.model, [](std::string_view name) { return name.starts_with("encoder."); });
+        fit::load_part(options.from, initial, [](std::string_view name) { return name.starts_with("encoder."); });
     fit::require(fresh.empty(), options.from.string(), ": no trained encoder, it lacks ",
                  fresh.empty() ? "" : fresh[0]);
-    state.optimizer.options.rule = options.freeze ? treat_encoder<true> : treat_encoder<false>;
+    optimizer.rule = options.freeze ? treat_encoder<true> : treat_encoder<false>;
   }
-  state.average = state.model;
+  fit::ShardedState<Model> state(team, std::move(initial), optimizer, fit::Random(options.seed + 1), true);
   fit::Run run(state, {.folder = options.out,
                        .name = "classifier",
                        .steps = steps_per_epoch * options.epochs,
                        .minutes = options.epochs > 0 ? 0 : options.minutes,
                        .rate = {.peak = options.rate, .warm_up = 100},
                        .update = {.average_decay = 0.998},
-                       .batch = options.batch,
+                       .accumulate = leaves,
+                       .leaves = leaves,
+                       .batch = leaf,
                        .evaluate_every = steps_per_epoch,
                        .resume = options.resume});
-  constexpr const auto& config = examples::classifier_config;
-  std::printf("%td parameters, %td training images in %d groups of %d tokens, %d threads: ",
-              fit::count_parameters(state.model), count, config.groups, config.tokens, executor.lanes());
-  if (options.epochs > 0) {
-    std::printf("%td steps.\n", run.total());
-  } else {
-    std::printf("this takes about %g minutes, and seconds for tests between.\n", options.minutes);
-  }
+  if (team.leads()) say_what_comes(options, run.total(), count, team.size(), executor.lanes());
 
   const fit::Epochs order(count, fit::Random(options.seed, 0));
   const fit::Random changes = fit::Random(options.seed + 2);
   fit::Prefetch<examples::ClassifierBatches> batches(
-      [&](Index number, examples::ClassifierBatches& batch) { batch.load(order, number * options.batch, &changes); },
-      run.batch(), {data.train, options.batch, options.shift});
+      [&](Index number, examples::ClassifierBatches& batch) { batch.load(order, number * leaf, &changes); },
+      run.batches(), {data.train, leaf, options.shift});
   Model gradient;
-  fit::Tensor<float, 2> logits_gradient(options.batch, Index{classes});
+  fit::Tensor<float, 2> logits_gradient(leaf, Index{classes});
   while (run.next()) {
     const auto& batch = batches.next();
-    tape.record({.drop_path = 0.05f}, state.random.split());
+    tape.record({.drop_path = 0.05f}, state.random.fork(run.batch()));
     const auto logits = state.model.forward(batch.groups(), tape);
     const double loss = fit::cross_entropy(logits, batch.labels(), logits_gradient, tape);
     state.model.backward(logits_gradient, gradient, tape);
     run.update(gradient, loss, tape, {{"accuracy", 100 * fit::accuracy(logits, batch.labels()).value()}});
-    if (run.evaluates()) {
-      const auto found = examples::classify(run.weights(), data.test, testing);
-      run.evaluated("test_accuracy", examples::accuracy(found, data.test));
-    }
+    if (run.evaluates()) run.evaluated("test_accuracy", examples::accuracy(run.weights(), data.test, testing, team));
   }
-  if (const int code = run.finish(); code != 0) return code;
+  if (const int code = run.finish(); code != 0 || !team.leads()) return code;
 
   const auto best_path = options.out / "classifier.safetensors";
   Model saved;
@@ -141,17 +151,29 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(0, 8));
   app.add_option("--seed", options.seed, "of initial values, order and drop-outs")->capture_default_str();
+  app.add_option("--leaves", options.leaves,
+                 "parts that a batch is cut into: with as many, any number of processes compute the same")
+      ->default_str("1 for each process");
   app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
   auto* from =
       app.add_option("--from", options.from, "weights of a classifier, whose encoder goes on, with a new head");
   app.add_flag("--freeze", options.freeze, "the encoder of --from stays as it is, and only the head learns")
       ->needs(from);
   app.add_flag("--resume", options.resume, "go on from the state in the output folder, if there is one");
+#ifdef EXAMPLES_WITH_MPI
+  fit::World world(argc, argv);
   CLI11_PARSE(app, argc, argv);
+  if (options.threads == 0) options.threads = world.threads();
+  return world.run([&] { return run(options, world); });
+#else
+  CLI11_PARSE(app, argc, argv);
+  options.threads = examples::threads(options.threads);
+  fit::Solo team;
   try {
-    return run(options);
+    return run(options, team);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "classify_images: %s\n", error.what());
     return 1;
   }
+#endif
 }

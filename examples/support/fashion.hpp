@@ -1,5 +1,6 @@
 #pragma once
 
+#include <fit/core/team.hpp>
 #include <fit/grouping/image.hpp>
 #include <fit/models/classifier.hpp>
 #include <fit/training/metrics.hpp>
@@ -75,18 +76,26 @@ class ClassifierBatches {
   fit::Tensor<std::int32_t, 1> labels_;
 };
 
-/// The class that the classifier gives to every image.
-inline std::vector<Index> classify(const FashionClassifier& model, const LabelledImages& set, fit::Tape& tape) {
+/// Shows the classifier some images, and calls look(logits, labels) with what it makes of them, batch by batch.
+template <class Look>
+void classify(const FashionClassifier& model, const LabelledImages& set, const fit::IndexRange& images, fit::Tape& tape,
+              Look&& look) {
   const auto order = [](Index i) { return i; };
-  std::vector<Index> found;
-  for (Index first = 0; first < set.images.count;) {
-    const Index size = std::min<Index>(500, set.images.count - first);
+  for (Index first = images.first; first < images.end();) {
+    const Index size = std::min<Index>(500, images.end() - first);
     ClassifierBatches batch(set, size);
     batch.load(order, first, nullptr);
-    const auto logits = model(batch.groups(), tape);
-    for (Index i = 0; i < size; ++i) found.push_back(fit::best_class(logits, i));
+    look(model(batch.groups(), tape), batch.labels());
     first += size;
   }
+}
+
+/// The class that the classifier gives to every image.
+inline std::vector<Index> classify(const FashionClassifier& model, const LabelledImages& set, fit::Tape& tape) {
+  std::vector<Index> found;
+  classify(model, set, {0, set.images.count}, tape, [&](const auto& logits, const auto&) {
+    for (Index i = 0; i < logits.dimension(0); ++i) found.push_back(fit::best_class(logits, i));
+  });
   return found;
 }
 
@@ -95,6 +104,14 @@ inline double accuracy(const std::vector<Index>& found, const LabelledImages& se
   fit::Mean right;
   for (std::size_t i = 0; i < found.size(); ++i) right.add(found[i] == set.labels[i] ? 100 : 0);
   return right.value();
+}
+/// The same of the classes that the classifier gives; every member of a team looks at its share of the images.
+inline double accuracy(const FashionClassifier& model, const LabelledImages& set, fit::Tape& tape, fit::Team& team) {
+  fit::Mean own, right;
+  classify(model, set, fit::share_of(set.images.count, team.rank(), team.size()), tape,
+           [&](const auto& logits, const auto& labels) { own += fit::accuracy(logits, labels); });
+  for (const fit::Mean& of_one : team.gather(own)) right += of_one;
+  return 100 * right.value();
 }
 
 }  // namespace examples

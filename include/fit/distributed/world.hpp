@@ -51,6 +51,10 @@ class World final : public Team {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
 
+  /// How many threads a process may have here, so that all processes of this machine have as many as it has processors;
+  /// at least 1.
+  int threads() const { return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / neighbours_); }
+
   /// Returns what f returns. When it throws, says which process fails and why, and ends all of them.
   template <class F>
   int run(F&& f) {
@@ -105,6 +109,10 @@ class World final : public Team {
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
+    MPI_Comm machine = MPI_COMM_NULL;
+    check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine), "MPI_Comm_split_type");
+    MPI_Comm_size(machine, &neighbours_);
+    MPI_Comm_free(&machine);
   }
 
   static void check(int code, const char* call) {
@@ -136,7 +144,7 @@ class World final : public Team {
   }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
-  int rank_ = 0, size_ = 1;
+  int rank_ = 0, size_ = 1, neighbours_ = 1;  // processes on this machine
   int exceptions_ = std::uncaught_exceptions();
   std::vector<MPI_Request> requests_;
   std::vector<MPI_Status> statuses_;

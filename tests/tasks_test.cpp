@@ -125,7 +125,8 @@ bool joined(const std::vector<float>& pixels, Index side, Index from, Index to, 
 }  // namespace
 
 TEST_CASE("dots are joined where the answer says so, and their distance does not tell", "[tasks]") {
-  for (const auto& drawing : {examples::Pathfinder(), examples::Pathfinder::large()}) {
+  const examples::Pathfinder small, large = examples::Pathfinder::large();
+  for (const auto& drawing : {small, small.at(24), small.at(16), large, large.at(64), large.at(32)}) {
     const Index side = drawing.side, count = 300;
     std::vector<float> pixels(static_cast<std::size_t>(side * side));
     std::vector<std::pair<double, Index>> distances;
@@ -150,8 +151,8 @@ TEST_CASE("dots are joined where the answer says so, and their distance does not
       for (const Index i : bright) far = apart(i) > apart(far) ? i : far;
       // By bright pixels side by side only one path joins them; by any, one path always does.
       INFO(side << ": " << number);
-      if (answer == 1) CHECK(joined(pixels, side, bright[0], far, 0.1f, side > 32 ? 5 : 2));
-      if (answer == 0) CHECK(!joined(pixels, side, bright[0], far, 0.2f, side > 32 ? 4 : 1));
+      if (answer == 1) CHECK(joined(pixels, side, bright[0], far, 0.1f, drawing.dash > 3 ? 5 : 2));
+      if (answer == 0) CHECK(!joined(pixels, side, bright[0], far, 0.2f, drawing.dash > 3 ? 4 : 1));
       distances.emplace_back(apart(far), answer);
     }
     INFO(side << ": " << yes << " yes");
@@ -174,6 +175,7 @@ TEST_CASE("a batch of a task says which tokens to read, and hides one of every f
   for (const auto& [task, length, group] : {std::tuple{Task::markers, Index{256}, Index{64}},
                                             {Task::markers, 256, 256},
                                             {Task::lists, 256, 64},
+                                            {Task::paths, 64, 16},
                                             {Task::paths, 256, 16},
                                             {Task::large_paths, 1024, 64}}) {
     const TaskSource plain(task, length, fit::Random(4)), denoising(task, length, fit::Random(4), true);

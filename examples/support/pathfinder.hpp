@@ -38,6 +38,18 @@ struct Pathfinder {
             .dot = 3};
   }
 
+  /// A smaller picture, whose paths are shorter by so much that they find room: an easier task, to begin with.
+  Pathfinder at(Index smaller) const {
+    if (smaller == side) return *this;
+    Pathfinder it = *this;
+    const double share = static_cast<double>(smaller) / static_cast<double>(side);
+    it.side = smaller;
+    it.dashes = static_cast<int>(std::lround(share * dashes)) - 2;
+    it.short_dashes = std::max(2, static_cast<int>(std::lround(share * short_dashes)));
+    it.short_paths = static_cast<int>(std::lround(share * share * short_paths));
+    return it;
+  }
+
   /// Pixels [side, side] between 0 and 1; returns 1 where the dots are of one path, else 0.
   Index write(fit::Random random, float* pixels) const {
     const Index answer = random.below(2);

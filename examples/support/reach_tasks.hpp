@@ -45,8 +45,8 @@ template <Task task>
 constexpr auto lengths_of() {
   if constexpr (task == Task::markers) return std::array{128, 256, 1024, 4096, 16384, 65536, 163840};
   if constexpr (task == Task::lists) return std::array{256, 1024, 2048};
-  if constexpr (task == Task::paths) return std::array{256};
-  if constexpr (task == Task::large_paths) return std::array{1024};
+  if constexpr (task == Task::paths) return std::array{64, 144, 256};
+  if constexpr (task == Task::large_paths) return std::array{64, 256, 1024};
 }
 
 /// Examples, what is asked of them, and of which tokens.
@@ -65,7 +65,11 @@ class TaskSource {
       : task_(task), length_(length), random_(random), denoise_(denoise) {}
 
   bool picture() const { return shape_of(task_).picture; }
-  Pathfinder paths() const { return task_ == Task::paths ? Pathfinder{} : Pathfinder::large(); }
+  Pathfinder paths() const {
+    const int patch = fit::nn::integer_root(shape_of(task_).channels);
+    const Index side = patch * fit::nn::integer_root(static_cast<int>(length_));
+    return (task_ == Task::paths ? Pathfinder{} : Pathfinder::large()).at(side);
+  }
 
   /// Room for examples in groups of so many tokens.
   TaskBatch batch(Index examples, Index group) const {

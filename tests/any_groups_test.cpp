@@ -232,7 +232,7 @@ template <Positions kind, int Slots, int Width>
 std::vector<double> positions_of(const fit::nn::LatentPositions<double, fit::any, Slots, Width, kind>& p, Index groups,
                                  const fit::Grid& grid = {}) {
   std::vector<double> all(static_cast<std::size_t>(3 * groups * p.size)), each(all.size() / 3);
-  fit::nn::copy_positions(p, all.data(), 3, groups, grid);
+  fit::nn::copy_positions(p, all.data(), 3, 0, groups, groups, grid);
   for (Index g = 0; g < groups; ++g) fit::nn::write_positions(p, each.data() + g * p.size, g, 1, groups, grid);
   const auto first = all.begin(), second = first + groups * p.size, third = second + groups * p.size;
   CHECK(std::equal(first, second, second));

@@ -6,6 +6,7 @@
 
 #include <fit/core/random.hpp>
 #include <fit/core/tape_bytes.hpp>
+#include <fit/core/team.hpp>
 #include <fit/core/training_options.hpp>
 #include <fit/core/workspace.hpp>
 
@@ -19,6 +20,9 @@ class Tape {
  public:
   explicit Tape(Executor& executor = default_executor())
       : workspace_(executor, &usage_), records_(&usage_), outputs_(&usage_) {}
+  /// For passes that the members of a team make together, each with a share of every example's groups on a tape of its
+  /// own. The team must outlive it.
+  Tape(Executor& executor, Team& team) : Tape(executor) { team_ = &team; }
   /// Moves what was recorded and handed out; the other tape is left as one that was just made.
   Tape(Tape&& other) noexcept : Tape(other.executor()) { *this = std::move(other); }
   Tape& operator=(Tape&& other) noexcept {
@@ -26,6 +30,7 @@ class Tape {
     records_ = std::move(other.records_);
     outputs_ = std::move(other.outputs_);
     usage_.peak = std::exchange(other.usage_.peak, 0);
+    team_ = other.team_;
     state_ = std::exchange(other.state_, {});
     return *this;
   }
@@ -91,6 +96,8 @@ class Tape {
   /// The threads and the scratch memory; kernels give back what they take of it.
   operator Workspace&() { return workspace_; }
   Executor& executor() const { return workspace_.executor(); }
+  /// Null where whole examples are on this tape.
+  Team* team() const { return team_ && team_->size() > 1 ? team_ : nullptr; }
   Arena& arena() { return workspace_.arena(); }
   bool recording() const { return state_.recording; }
   const TrainingOptions& options() const { return state_.options; }
@@ -193,6 +200,7 @@ class Tape {
   Arena::Usage usage_;
   Workspace workspace_;
   Arena records_, outputs_;
+  Team* team_ = nullptr;
   struct State {
     const Header* last = nullptr;
     TrainingOptions options = {};

@@ -60,6 +60,55 @@ void require_counts(Index batch, Index groups, Index tokens) {
   require(batch <= most, "a batch of ", batch, " examples is too large to be counted: ", most, " is the most");
 }
 
+/// Throws Error where a member of a team would have no group of an example.
+inline void require_share(Index groups, const Team& team) {
+  require(groups >= team.size(), "a team of ", team.size(), " cannot share the ", groups, " groups of an example");
+}
+
+/// What a pass is over: examples of so many groups, or of those that this member of a team has, of a model with
+/// config.groups. Throws Error where they are not a member's share.
+template <auto config>
+Sizes sizes_of(Index batch, Index groups, Index tokens, Team* team) {
+  Sizes sizes{batch, groups, tokens, config.latents};
+  if (!team) return sizes;
+  Index all = config.groups;
+  if constexpr (config.groups == any) {
+    all = 0;
+    for (const Index of_one : team->gather(groups)) all += of_one;
+  }
+  require_share(all, *team);
+  const IndexRange own = share_of(all, team->rank(), team->size());
+  require(own.count == groups, "member ", team->rank(), " of a team of ", team->size(), " needs its share of ", all,
+          " groups, ", own.count, ", not ", groups);
+  sizes.team = team;
+  sizes.first_group = own.first;
+  sizes.example_groups = all;
+  return sizes;
+}
+
+/// The same of a source, which has the groups of all members.
+template <auto config, class U>
+Sizes sizes_of(const GroupSource<U>& source, Index tokens, Team* team) {
+  const Index own = team ? share_of(source.groups, team->rank(), team->size()).count : source.groups;
+  return sizes_of<config>(source.batch, own, tokens, team);
+}
+
+/// The number of groups that an input must have, or -1 for any.
+template <auto config>
+Index groups_wanted(Team* team) {
+  if (config.groups == any || !team) return config.groups;
+  require_share(config.groups, *team);
+  return share_of(config.groups, team->rank(), team->size()).count;
+}
+
+/// The sum over a team, in the order of its members.
+inline double sum_over(Team* team, double value) {
+  if (!team) return value;
+  double sum = 0;
+  for (const double of_one : team->gather(value)) sum += of_one;
+  return sum;
+}
+
 /// Throws Error unless a grid is there exactly where the latents' positions need one, and has as many groups.
 template <auto config>
 void require_grid(const Grid& grid, Index groups) {

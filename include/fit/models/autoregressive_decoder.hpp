@@ -53,7 +53,7 @@ class AutoregressiveDecoder {
   Tensor<T, 4> operator()(Ids ids) const { return (*this)(ids, detail::inference_tape()); }
   /// The same with the threads and the scratch memory of a tape, which is left as it was; a trace sees what is inside.
   Tensor<T, 4> operator()(Ids ids, Tape& tape, const Trace<T>& trace = {}) const {
-    const Sizes sizes = check("the decoder's input", ids);
+    const Sizes sizes = check("the decoder's input", ids, tape.team());
     Tensor<T, 4> logits(sizes.batch, sizes.groups, config.tokens, config.vocabulary);
     const Tape::Inference inference(tape);
     run({.p = this, .ids = ids.data(), .logits = logits.data()}, sizes, tape, trace);
@@ -63,7 +63,7 @@ class AutoregressiveDecoder {
   /// The same with logits that live on the tape until it records or is cleared again, recorded for the way back on a
   /// tape that records; the ids must then stay as they are until backward. Throws Error as above.
   TensorView<const T, 4> forward(LastingView<const std::int32_t, 3> ids, Tape& tape) const {
-    const Sizes sizes = check("the decoder's input", ids);
+    const Sizes sizes = check("the decoder's input", ids, tape.team());
     const auto logits = detail::output<T>(tape, sizes.batch, sizes.groups, config.tokens, config.vocabulary);
     run({.p = this, .ids = ids.data(), .logits = logits.data()}, sizes, tape, {});
     return logits;
@@ -94,13 +94,13 @@ class AutoregressiveDecoder {
   /// source without a function, with one for gradients or with a grid, and for counts and ids that cannot be; the
   /// latter, and what the source throws, on the way, when part of the gradient may have been added.
   double loss(const GroupSource<std::int32_t>& ids, Tape& tape, const Watch& watch = {}) const {
-    const Sizes sizes = check(ids);
+    const Sizes sizes = check(ids, tape.team());
     const Tape::Inference inference(tape);
     return run_loss(ids, sizes, nullptr, tape, watch);
   }
   double loss(const GroupSource<std::int32_t>& ids, AutoregressiveDecoder& gradient, Tape& tape,
               const TrainingOptions& options = {}, Random random = Random(0), const Watch& watch = {}) const {
-    const Sizes sizes = check(ids);
+    const Sizes sizes = check(ids, tape.team());
     tape.record(options, random);
     const double mean = run_loss(ids, sizes, &gradient, tape, watch);
     backward_trunk(tape.peek<Record>().ends, gradient, tape, watch);
@@ -186,12 +186,12 @@ class AutoregressiveDecoder {
 
     /// The id before each of some groups' [groups, tokens], and 0 where a sequence begins.
     const std::int32_t* ids_before(const detail::Chunk& groups, Tape& tape) const {
-      const Index before = groups.first % source->groups == 0 ? 0 : 1;  // that is asked for, too
+      const Index before = groups.number % source->groups == 0 ? 0 : 1;  // that is asked for, too
       auto* all = tape.allocate<std::int32_t>((1 + groups.count) * config.tokens);
-      fill(groups.first - before, groups.count + before, all + (1 - before) * config.tokens);
+      fill(groups.number - before, groups.count + before, all + (1 - before) * config.tokens);
       std::int32_t* shifted = all + config.tokens - 1;
       for (Index i = 0; i < groups.count; ++i) {
-        if ((groups.first + i) % source->groups == 0) shifted[i * config.tokens] = 0;
+        if ((groups.number + i) % source->groups == 0) shifted[i * config.tokens] = 0;
       }
       return shifted;
     }
@@ -216,7 +216,7 @@ class AutoregressiveDecoder {
       T* logits_of_piece = tape.scratch<T>(piece * config.vocabulary);
       T* losses = tape.scratch<T>(piece);
       auto* targets = tape.scratch<std::int32_t>(rows);
-      fill(groups.first, groups.count, targets);
+      fill(groups.number, groups.count, targets);
       nn::forward<T>(p->data_norm_, x, normed, rows, tape);
       for (Index first = 0; first < rows; first += piece) {
         const Index count = std::min(piece, rows - first);
@@ -240,12 +240,12 @@ class AutoregressiveDecoder {
     T *x, *z;  // for their gradients
   };
 
-  static Sizes check(const char* name, const Ids& ids) {
-    detail::require_shape(ids, {-1, config.groups, config.tokens}, name);
+  static Sizes check(const char* name, const Ids& ids, Team* team) {
+    detail::require_shape(ids, {-1, detail::groups_wanted<config>(team), config.tokens}, name);
     const Index batch = ids.dimension(0), groups = ids.dimension(1);
     detail::require_counts<config>(batch, groups, config.tokens);
     check_ids(ids.data(), ids.size());
-    return {batch, groups, config.tokens, config.latents};
+    return detail::sizes_of<config>(batch, groups, config.tokens, team);
   }
   static void check_ids(const std::int32_t* ids, Index count) {
     for (Index i = 0; i < count; ++i) {
@@ -253,13 +253,13 @@ class AutoregressiveDecoder {
               ids[i]);
     }
   }
-  static Sizes check(const GroupSource<std::int32_t>& ids) {
+  static Sizes check(const GroupSource<std::int32_t>& ids, Team* team) {
     detail::require_source<config>(ids, config.tokens);
     require(!ids.gradient, "ids have no gradient, so their source takes none");
-    return {ids.batch, ids.groups, config.tokens, config.latents};
+    return detail::sizes_of<config>(ids, config.tokens, team);
   }
   static GroupSource<std::int32_t> source_of(const Ids& ids) {
-    check("the sequence", ids);
+    check("the sequence", ids, nullptr);
     return {.batch = ids.dimension(0),
             .groups = ids.dimension(1),
             .fill = [from = ids.data()](Index first, Index count, std::int32_t* to) {
@@ -271,7 +271,8 @@ class AutoregressiveDecoder {
     const auto start = tape.mark();
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
-    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, {});
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups,
+                       sizes.team ? sizes.example_groups : sizes.groups, {});
     trunk_.forward(ends, x, z, {}, sizes, tape, trace, watch);
     tape.finish(start, Record{sizes, ends, x, z});
   }
@@ -283,7 +284,8 @@ class AutoregressiveDecoder {
     ends.gradient = &gradient;
     std::fill_n(saved->z, sizes.latent_rows() * config.latent_dim, T(0));
     trunk_.backward(ends, saved->x, saved->z, {}, gradient.trunk_, sizes, tape, watch);
-    nn::backward(latent_positions_, saved->z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
+    nn::backward(latent_positions_, saved->z, gradient.latent_positions_, sizes.batch, sizes.first_group, sizes.groups,
+                 tape);
   }
 
   /// The product that gives logits [rows, V] of normalised tokens [rows, data_dim].
@@ -317,9 +319,9 @@ class AutoregressiveDecoder {
   double run_loss(const GroupSource<std::int32_t>& ids, const Sizes& sizes, AutoregressiveDecoder* gradient, Tape& tape,
                   const Watch& watch) const {
     double total = 0;
-    run({.p = this, .source = &ids, .total = &total, .all_rows = sizes.data_rows(), .gradient = gradient}, sizes, tape,
-        {}, watch);
-    return total / static_cast<double>(std::max<Index>(1, sizes.data_rows()));
+    const Index rows = ids.batch * ids.groups * config.tokens;
+    run({.p = this, .source = &ids, .total = &total, .all_rows = rows, .gradient = gradient}, sizes, tape, {}, watch);
+    return detail::sum_over(sizes.team, total) / static_cast<double>(std::max<Index>(1, rows));
   }
 
   nn::Embedding<T, config.vocabulary, config.data_dim> token_embedding_;

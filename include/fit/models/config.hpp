@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include <fit/core/memory.hpp>
+#include <fit/core/team.hpp>
 #include <fit/kernels/mask.hpp>
 #include <fit/models/stages.hpp>
 #include <fit/nn/positions.hpp>
@@ -173,10 +173,18 @@ ConfigFields fields_of(Config config) {
   return fields;
 }
 
-/// What a pass goes over: examples, groups of each, and data tokens and latents of a group.
+/// What a pass goes over: examples, groups of each, and data tokens and latents of a group. Where a team shares the
+/// groups of every example, those of one member, which follow each other.
 struct Sizes {
   Index batch = 0, groups = 0, tokens = 0, latents = 0;
+  Team* team = nullptr;
+  Index first_group = 0;     ///< of the member's
+  Index example_groups = 0;  ///< those of all members
 
+  /// The number of one of this member's batch * groups among all groups.
+  constexpr Index number_of(Index group) const {
+    return team ? group / groups * example_groups + first_group + group % groups : group;
+  }
   constexpr Index all_groups() const { return batch * groups; }
   constexpr Index data_rows() const { return all_groups() * tokens; }
   constexpr Index latent_rows() const { return all_groups() * latents; }

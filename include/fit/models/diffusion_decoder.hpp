@@ -97,7 +97,7 @@ class DiffusionDecoder {
   Output operator()(const Inputs& inputs) const { return (*this)(inputs, detail::inference_tape()); }
   /// The same with the threads and the scratch memory of a tape, which is left as it was; a trace sees what is inside.
   Output operator()(const Inputs& inputs, Tape& tape, const Trace<T>& trace = {}) const {
-    const Sizes sizes = check(inputs);
+    const Sizes sizes = check(inputs, tape.team());
     Output output{Tensor<T, 4>(sizes.batch, sizes.groups, config.tokens, config.output_channels),
                   Tensor<T, 4>(sizes.batch, sizes.groups, config.latents, config.latent_dim)};
     const Tape::Inference inference(tape);
@@ -109,7 +109,7 @@ class DiffusionDecoder {
   /// The same with outputs that live on the tape until it records or is cleared again, recorded for the way back on a
   /// tape that records; what the inputs view must then stay as it is until backward. Throws Error as above.
   OutputView forward(const Inputs& inputs, Tape& tape) const {
-    const Sizes sizes = check(inputs);
+    const Sizes sizes = check(inputs, tape.team());
     const auto prediction = detail::output<T>(tape, sizes.batch, sizes.groups, config.tokens, config.output_channels);
     const auto latents = detail::output<T>(tape, sizes.batch, sizes.groups, config.latents, config.latent_dim);
     run(inputs, {this, inputs.noisy.data(), prediction.data()}, sizes, latents.data(), inputs.grid, tape);
@@ -137,7 +137,7 @@ class DiffusionDecoder {
   /// tokens nor the prediction ever stand in memory as a whole. The tape is left as it was. Throws Error for a source
   /// without a function or with counts or a grid that cannot be, and for other shapes or a gamma outside [0, 1].
   double loss(const GroupInputs& inputs, const GroupLoss<T>& loss, Tape& tape, const Watch& watch = {}) const {
-    const Sizes sizes = check(inputs, loss);
+    const Sizes sizes = check(inputs, loss, tape.team());
     const Tape::Inference inference(tape);
     return run_loss(inputs, loss, sizes, nullptr, tape, watch);
   }
@@ -145,7 +145,7 @@ class DiffusionDecoder {
   /// run layers and their way back on the tape. Where a function throws, part of the gradient has been added.
   double loss(const GroupInputs& inputs, const GroupLoss<T>& loss, DiffusionDecoder& gradient, Tape& tape,
               const TrainingOptions& options = {}, Random random = Random(0), const Watch& watch = {}) const {
-    const Sizes sizes = check(inputs, loss);
+    const Sizes sizes = check(inputs, loss, tape.team());
     tape.record(options, random);
     const double total = run_loss(inputs, loss, sizes, &gradient, tape, watch);
     const auto saved = tape.pop<Record>();
@@ -155,26 +155,29 @@ class DiffusionDecoder {
   }
 
   /// Throws Error for inputs of wrong shapes, or a gamma outside [0, 1]; else says what a pass over them goes over.
-  static Sizes check(const Inputs& inputs) {
-    detail::require_shape(inputs.noisy, {-1, config.groups, config.tokens, config.channels},
+  static Sizes check(const Inputs& inputs, Team* team = nullptr) {
+    detail::require_shape(inputs.noisy, {-1, detail::groups_wanted<config>(team), config.tokens, config.channels},
                           "the decoder's noisy input");
     const Index batch = inputs.noisy.dimension(0), groups = inputs.noisy.dimension(1);
     detail::require_counts<config>(batch, groups, config.tokens);
-    detail::require_grid<config>(inputs.grid, groups);
-    return check_others(inputs, batch, groups);
+    const Sizes sizes = detail::sizes_of<config>(batch, groups, config.tokens, team);
+    detail::require_grid<config>(inputs.grid, team ? sizes.example_groups : groups);
+    check_others(inputs, sizes);
+    return sizes;
   }
-  static Sizes check(const GroupInputs& inputs, const GroupLoss<T>& loss) {
+  static Sizes check(const GroupInputs& inputs, const GroupLoss<T>& loss, Team* team = nullptr) {
     detail::require_source<config>(inputs.noisy, config.tokens);
     require(loss != nullptr, "a loss by groups needs a function");
-    const Sizes sizes = check_others(inputs, inputs.noisy.batch, inputs.noisy.groups);
+    const Sizes sizes = detail::sizes_of<config>(inputs.noisy, config.tokens, team);
+    check_others(inputs, sizes);
     if (inputs.latents) detail::require_shape(*inputs.latents, latents_shape(sizes), "the latents");
     return sizes;
   }
 
  private:
   /// What Inputs and GroupInputs have in common.
-  static Sizes check_others(const auto& inputs, Index batch, Index groups) {
-    const Sizes sizes{batch, groups, config.tokens, config.latents};
+  static void check_others(const auto& inputs, const Sizes& sizes) {
+    const Index batch = sizes.batch;
     detail::require_shape(inputs.gamma, {batch}, "gamma");
     for (Index i = 0; i < batch; ++i) {
       require(inputs.gamma(i) >= 0 && inputs.gamma(i) <= 1, "gamma must be in [0, 1], not ", inputs.gamma(i));
@@ -186,7 +189,6 @@ class DiffusionDecoder {
     if (inputs.previous_latents) {
       detail::require_shape(*inputs.previous_latents, latents_shape(sizes), "the previous latents");
     }
-    return sizes;
   }
 
   static constexpr Index own_tokens = has_condition ? std::max(1, config.condition_tokens) : 0;
@@ -214,7 +216,7 @@ class DiffusionDecoder {
       const T* from = groups.of(noisy, input_size);
       if (source) {
         T* tokens = tape.allocate<T>(groups.count * input_size);  // [groups, tokens, channels]
-        source->fill(groups.first, groups.count, tokens);
+        source->fill(groups.number, groups.count, tokens);
         from = tokens;
       }
       nn::forward(p->stem_, from, x, groups.count, tape);
@@ -225,7 +227,7 @@ class DiffusionDecoder {
       const bool told = source && source->gradient;
       T* to = told ? tape.scratch<T>(groups.count * input_size) : groups.of(noisy_gradient, input_size);
       nn::backward<T>(p->stem_, x_gradient, to, gradient->stem_, groups.count, tape);
-      if (told) source->gradient(groups.first, groups.count, to);
+      if (told) source->gradient(groups.number, groups.count, to);
     }
 
     void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
@@ -270,7 +272,7 @@ class DiffusionDecoder {
       T* output = tape.scratch<T>(groups.count * output_size);
       T* output_gradient = gradient ? tape.scratch<T>(groups.count * output_size) : nullptr;
       predict(groups, x, output, tape);
-      *total += (*loss)(groups.first, groups.count, output, output_gradient);
+      *total += (*loss)(groups.number, groups.count, output, output_gradient);
       if (gradient) predict_backward(groups, output_gradient, x, tape);
     }
   };
@@ -318,7 +320,7 @@ class DiffusionDecoder {
     ends.loss = &loss;
     ends.total = &total;
     run(inputs, ends, sizes, nullptr, inputs.noisy.grid, tape, {}, watch);
-    return total;
+    return detail::sum_over(sizes.team, total);
   }
 
   /// Leaves the latents where there is a place for them; a loss by groups has its own, and copies them.
@@ -329,7 +331,8 @@ class DiffusionDecoder {
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);  // [B, groups, tokens, data_dim]
     T* own = latents ? nullptr : tape.allocate<T>(latent_size);    // [B, groups, latents, latent_dim]
     T* z = latents ? latents : own;
-    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, grid);
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups,
+                       sizes.team ? sizes.example_groups : sizes.groups, grid);
     if constexpr (has_previous) {
       T* previous = tape.allocate<T>(latent_size);  // [B, groups, latents, latent_dim]
       T* normed = tape.allocate<T>(latent_size);    // [B, groups, latents, latent_dim]
@@ -366,7 +369,7 @@ class DiffusionDecoder {
       nn::backward(previous_, previous, gradient.previous_, sizes.latent_rows(), tape);
       if (inputs.previous_latents) std::copy_n(previous, latent_size, inputs.previous_latents->data());
     }
-    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.groups, tape);
+    nn::backward(latent_positions_, z, gradient.latent_positions_, sizes.batch, sizes.first_group, sizes.groups, tape);
   }
 
   /// Tokens [batch, condition_count, latent_dim]: the noise level's, then the condition's.

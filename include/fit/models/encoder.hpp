@@ -71,7 +71,7 @@ class Encoder {
   Output operator()(TensorView<const T, 4> input) const requires(!has_extra) { return (*this)(Inputs{input}); }
   /// The same with the threads and the scratch memory of a tape, which is left as it was; a trace sees what is inside.
   Output operator()(const Inputs& inputs, Tape& tape, const Trace<T>& trace = {}) const {
-    const Sizes sizes = check(inputs);
+    const Sizes sizes = check(inputs, tape.team());
     Output output{Tensor<T, 4>(sizes.batch, sizes.groups, all_tokens, config.data_dim),
                   Tensor<T, 4>(sizes.batch, sizes.groups, config.latents, config.latent_dim)};
     const Tape::Inference inference(tape);
@@ -85,7 +85,7 @@ class Encoder {
   /// The same with outputs that live on the tape until it records or is cleared again, recorded for the way back on a
   /// tape that records; what the inputs view must then stay as it is until backward. Throws Error as above.
   OutputView forward(const Inputs& inputs, Tape& tape) const {
-    const Sizes sizes = check(inputs);
+    const Sizes sizes = check(inputs, tape.team());
     const auto data = detail::output<T>(tape, sizes.batch, sizes.groups, all_tokens, config.data_dim);
     const auto latents = detail::output<T>(tape, sizes.batch, sizes.groups, config.latents, config.latent_dim);
     run(inputs, sizes, data.data(), latents.data(), tape, {});
@@ -120,7 +120,7 @@ class Encoder {
   /// tape is left as it was. Throws Error for a source without a function, or with counts or a grid that cannot be.
   double loss(const GroupSource<T>& source, const GroupLoss<T>& loss, Tape& tape, const Watch& watch = {}) const
       requires(!has_extra) {
-    const Sizes sizes = check(source, loss);
+    const Sizes sizes = check(source, loss, tape.team());
     const Tape::Inference inference(tape);
     return run_loss(source, loss, sizes, nullptr, tape, watch);
   }
@@ -130,7 +130,7 @@ class Encoder {
   double loss(const GroupSource<T>& source, const GroupLoss<T>& loss, Encoder& gradient, Tape& tape,
               const TrainingOptions& options = {}, Random random = Random(0), const Watch& watch = {}) const
       requires(!has_extra) {
-    const Sizes sizes = check(source, loss);
+    const Sizes sizes = check(source, loss, tape.team());
     tape.record(options, random);
     const double total = run_loss(source, loss, sizes, &gradient, tape, watch);
     const auto saved = tape.pop<Record>();
@@ -167,7 +167,7 @@ class Encoder {
       const T* from = groups.of(input, input_size);
       if (source) {
         T* tokens = tape.allocate<T>(groups.count * input_size);  // [groups, tokens, channels]
-        source->fill(groups.first, groups.count, tokens);
+        source->fill(groups.number, groups.count, tokens);
         from = tokens;
       }
       if constexpr (!has_extra) {
@@ -201,7 +201,7 @@ class Encoder {
                         rows, tape);
         nn::backward<T>(p->stem_, own, to, gradient->stem_, groups.count, tape);
       }
-      if (told) source->gradient(groups.first, groups.count, to);
+      if (told) source->gradient(groups.number, groups.count, to);
     }
 
     void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
@@ -235,7 +235,7 @@ class Encoder {
       T* output = tape.scratch<T>(size_of(groups));
       T* output_gradient = gradient ? tape.scratch<T>(size_of(groups)) : nullptr;
       nn::forward<T>(p->data_norm_, x, output, groups.count * all_tokens, tape);
-      *total += (*loss)(groups.first, groups.count, output, output_gradient);
+      *total += (*loss)(groups.number, groups.count, output, output_gradient);
       if (gradient) backward_norm(groups, output_gradient, x, tape);
     }
   };
@@ -246,8 +246,9 @@ class Encoder {
     T *x, *z;  // for their gradients; z is null where it is the caller's
   };
 
-  static Sizes check(const Inputs& inputs) {
-    detail::require_shape(inputs.input, {-1, config.groups, config.tokens, config.channels}, "the encoder's input");
+  static Sizes check(const Inputs& inputs, Team* team) {
+    detail::require_shape(inputs.input, {-1, detail::groups_wanted<config>(team), config.tokens, config.channels},
+                          "the encoder's input");
     const Index batch = inputs.input.dimension(0), groups = inputs.input.dimension(1);
     detail::require_counts<config>(batch, groups, all_tokens);
     require(inputs.extra.has_value() == has_extra,
@@ -256,14 +257,15 @@ class Encoder {
       detail::require_shape(*inputs.extra, {batch, groups, config.extra_tokens, config.extra_channels},
                             "the encoder's extra tokens");
     }
-    detail::require_grid<config>(inputs.grid, groups);
-    return {batch, groups, all_tokens, config.latents};
+    const Sizes sizes = detail::sizes_of<config>(batch, groups, all_tokens, team);
+    detail::require_grid<config>(inputs.grid, team ? sizes.example_groups : groups);
+    return sizes;
   }
 
-  static Sizes check(const GroupSource<T>& source, const GroupLoss<T>& loss) {
+  static Sizes check(const GroupSource<T>& source, const GroupLoss<T>& loss, Team* team) {
     detail::require_source<config>(source, all_tokens);
     require(loss != nullptr, "a loss by groups needs a function");
-    return {source.batch, source.groups, all_tokens, config.latents};
+    return detail::sizes_of<config>(source, all_tokens, team);
   }
 
   double run_loss(const GroupSource<T>& source, const GroupLoss<T>& loss, const Sizes& sizes, Encoder* gradient,
@@ -277,10 +279,10 @@ class Encoder {
     ends.total = &total;
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
-    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.groups, source.grid);
+    write_positions(sizes, z, source.grid);
     trunk_.forward(ends, x, z, {}, sizes, tape, {}, watch);
     tape.finish(start, Record{sizes, ends, x, z});
-    return total;
+    return detail::sum_over(sizes.team, total);
   }
 
   static void check_gradients(const OutputGradients& outputs, const InputGradients& inputs, const Sizes& sizes) {
@@ -297,7 +299,13 @@ class Encoder {
   void backward_trunk(const Ends& ends, T* x, T* z_gradient, const Sizes& sizes, Tape& tape,
                       const Watch& watch = {}) const {
     trunk_.backward(ends, x, z_gradient, {}, ends.gradient->trunk_, sizes, tape, watch);
-    nn::backward(latent_positions_, z_gradient, ends.gradient->latent_positions_, sizes.batch, sizes.groups, tape);
+    nn::backward(latent_positions_, z_gradient, ends.gradient->latent_positions_, sizes.batch, sizes.first_group,
+                 sizes.groups, tape);
+  }
+
+  void write_positions(const Sizes& sizes, T* z, const Grid& grid) const {
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups,
+                       sizes.team ? sizes.example_groups : sizes.groups, grid);
   }
 
   void run(const Inputs& inputs, const Sizes& sizes, T* data, T* latents, Tape& tape, const Trace<T>& trace) const {
@@ -305,7 +313,7 @@ class Encoder {
     const Ends ends{this, inputs.input.data(), inputs.extra ? inputs.extra->data() : nullptr, data};
     // The way back needs the memory of the data tokens for their gradient, beside the output.
     T* x = tape.recording() ? tape.allocate<T>(sizes.data_rows() * config.data_dim) : data;
-    nn::copy_positions(latent_positions_, latents, sizes.batch, sizes.groups, inputs.grid);
+    write_positions(sizes, latents, inputs.grid);
     trunk_.forward(ends, x, latents, {}, sizes, tape, trace);
     nn::forward<T>(latent_norm_, latents, latents, sizes.latent_rows(), tape);
     tape.finish(start, Record{sizes, ends, x, nullptr});

@@ -57,6 +57,7 @@ struct Conditioning {
 /// Sequences that go through together: groups first .. first + count - 1 of batch * groups, or examples of the batch.
 struct Chunk {
   Index first, count;
+  Index number;  ///< of the first among all groups of a team, or examples
 
   /// Where they begin in a tensor with `each` elements for a sequence; null stays null.
   template <class T>
@@ -119,7 +120,7 @@ class Trunk {
     for (std::size_t i = 0; i < plan.count; ++i) {
       kept[i] = keep(i, x, z, sizes, tape);
       const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, trace, watch, false};
-      const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
+      const Chunks groups = groups_of(sizes), examples = examples_of(sizes);
       for (Index k = 0; k < groups.count; ++k) {
         const Tape::Recording recording(tape, tape.recording() && tape.options().recompute == Recompute::none);
         forward_groups(pass, groups[k], data_of(x, groups[k], sizes), latents_of(z, groups[k], sizes), false);
@@ -142,7 +143,7 @@ class Trunk {
     const Kept* kept = saved->kept;
     for (std::size_t i = plan.count; i-- > 0;) {
       const Pass<Ends> pass{ends, i, sizes, condition, kept, tape, untraced, watch, true};
-      const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
+      const Chunks groups = groups_of(sizes), examples = examples_of(sizes);
       for (Index k = plan[i].reads ? examples.count : 0; k-- > 0;) {
         backward_examples(pass, examples[k], examples[k].of(z_gradient, example_size(sizes)), gradient);
       }
@@ -155,21 +156,40 @@ class Trunk {
                         latents_of(z_gradient, groups[k], sizes), before_gradient, gradient);
         pass.report(Part::local, groups.sequences - groups[k].first, groups.sequences);
       }
-      if (before_gradient) add_latents_before(before_gradient, z_gradient, sizes);
+      if (before_gradient) add_latents_before(before_gradient, z_gradient, sizes, tape);
     }
   }
 
   const std::vector<Stage<T, c>>& stages() const { return stages_; }
 
  private:
-  /// All sequences, two thousand tokens at a time.
+  /// All sequences, some at a time of so many that follow each other.
   struct Chunks {
-    Index sequences, each, count;
+    Index sequences, neighbours, each, first_number, numbers, chunks, count;
 
-    Chunks(Index all, Index length)
-        : sequences(all), each(sequences_together(length)), count((all + each - 1) / each) {}
-    Chunk operator[](Index k) const { return {k * each, std::min(each, sequences - k * each)}; }
+    /// `neighbours` have numbers first, first + 1 and so on, and those after them `apart` more.
+    Chunks(Index all, Index in_a_row, Index together, Index first, Index apart)
+        : sequences(all),
+          neighbours(in_a_row),
+          each(together),
+          first_number(first),
+          numbers(apart),
+          chunks((neighbours + each - 1) / each),
+          count(neighbours > 0 ? sequences / neighbours * chunks : 0) {}
+    Chunk operator[](Index k) const {
+      const Index row = k / chunks, at = k % chunks * each;
+      return {row * neighbours + at, std::min(each, neighbours - at), row * numbers + first_number + at};
+    }
   };
+  /// Groups, two thousand tokens at a time; those of a team are numbered within their example.
+  static Chunks groups_of(const Sizes& s) {
+    if (!s.team) return {s.all_groups(), s.all_groups(), sequences_together(s.tokens), 0, 0};
+    return {s.all_groups(), s.groups, sequences_together(s.tokens), s.first_group, s.example_groups};
+  }
+  /// Examples, two thousand latents at a time; those of a team one by one.
+  static Chunks examples_of(const Sizes& s) {
+    return {s.batch, s.batch, s.team ? 1 : sequences_together(s.groups * s.latents), 0, 0};
+  }
 
   /// What is left of the beginning of a stage, as long as it may be needed again.
   struct Kept {
@@ -220,7 +240,8 @@ class Trunk {
   }
 
   /// What an autoregressive model's groups are written from, [batch, groups, latents, latent_dim]: the latents of the
-  /// group before, zeros for the first. A copy, as the groups' reads change the latents in place.
+  /// group before, zeros for the first. A copy, as the groups' reads change the latents in place. The last ones of a
+  /// team's member are for the next member's first group.
   static const T* latents_before(const T* z, const Sizes& sizes, Tape& tape) {
     const Index group = sizes.latents * c.latent_dim, example = sizes.groups * group;
     T* before = tape.allocate<T>(sizes.batch * example);
@@ -228,10 +249,35 @@ class Trunk {
       std::fill_n(before + b * example, group, T(0));
       std::copy_n(z + b * example, example - group, before + b * example + group);
     }
+    if (sizes.team) {
+      const Arena::Scope scope(tape.arena());
+      T* const last = tape.scratch<T>(sizes.batch * group);
+      T* const received = zeros<T>(sizes.batch * group, tape);
+      for (Index b = 0; b < sizes.batch; ++b) std::copy_n(z + (b + 1) * example - group, group, last + b * group);
+      pass_on(*sizes.team, last, received, sizes.batch * group, 1);
+      for (Index b = 0; b < sizes.batch; ++b) std::copy_n(received + b * group, group, before + b * example);
+    }
     return before;
   }
-  static void add_latents_before(const T* before_gradient, T* z_gradient, const Sizes& sizes) {
+  /// Sends to the member `by` further on, and receives from the one as far before, where there are such members.
+  static void pass_on(Team& team, T* sent, T* received, Index size, int by) {
+    const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(size);
+    const auto there = [&](int member) { return member >= 0 && member < team.size() ? 1u : 0u; };
+    const Team::Message to{team.rank() + by, sent, bytes}, from{team.rank() - by, received, bytes};
+    team.exchange({&to, there(to.with)}, {&from, there(from.with)});
+  }
+  static void add_latents_before(const T* before_gradient, T* z_gradient, const Sizes& sizes, Tape& tape) {
     const Index group = sizes.latents * c.latent_dim, example = sizes.groups * group;
+    if (sizes.team) {
+      const Arena::Scope scope(tape.arena());
+      T* const first = tape.scratch<T>(sizes.batch * group);
+      T* const received = zeros<T>(sizes.batch * group, tape);
+      for (Index b = 0; b < sizes.batch; ++b) std::copy_n(before_gradient + b * example, group, first + b * group);
+      pass_on(*sizes.team, first, received, sizes.batch * group, -1);
+      for (Index i = 0; i < sizes.batch * group; ++i) {
+        z_gradient[(i / group + 1) * example - group + i % group] += received[i];
+      }
+    }
     for (Index b = 0; b < sizes.batch; ++b) {
       const T* from = before_gradient + b * example + group;
       T* to = z_gradient + b * example;
@@ -251,7 +297,7 @@ class Trunk {
 
   /// Random numbers of a block's drop-outs: its own, and the same for a sequence in whatever chunk it comes.
   static nn::Draws draws(Part part, std::size_t stage, std::size_t block, const Chunk& chunk, const Tape& tape) {
-    return {tape.random().fork(static_cast<Index>(part), stage, block), chunk.first};
+    return {tape.random().fork(static_cast<Index>(part), stage, block), chunk.number};
   }
 
   /// The data tokens x [groups, tokens, data_dim] of some groups, from the end of one stage's local blocks to that of
@@ -265,13 +311,13 @@ class Trunk {
       const T* before = pass.kept[i].before;
       const T* context = before ? latents_of(before, groups, sizes) : z;
       nn::forward(*stages_[i - 1].write, x, context, {groups.count, sizes.tokens, sizes.latents}, tape);
-      pass.tell(i - 1, Part::write, groups.first, groups.count, x);
+      pass.tell(i - 1, Part::write, groups.number, groups.count, x);
     }
     for (std::size_t j = 0; j < stages_[i].local.size(); ++j) {
       nn::forward(stages_[i].local[j], x, groups.count, sizes.tokens, c.data_mask(),
                   draws(Part::local, i, j, groups, tape), tape);
     }
-    pass.tell(i, Part::local, groups.first, groups.count, x);
+    pass.tell(i, Part::local, groups.number, groups.count, x);
   }
 
   /// What groups do by themselves on their way from one stage's global blocks to the next one's.
@@ -281,7 +327,7 @@ class Trunk {
     forward_data(pass, pass.stage, groups, x, z);
     if (read) {
       nn::forward<T>(*read, z, x, {groups.count, pass.sizes.latents, pass.sizes.tokens}, pass.tape);
-      pass.tell(pass.stage, Part::read, groups.first, groups.count, z);
+      pass.tell(pass.stage, Part::read, groups.number, groups.count, z);
     }
     if (pass.stage + 1 == plan.count) pass.ends.end(groups, x, again, pass.tape);
   }
@@ -389,7 +435,7 @@ class Trunk {
       pass.report(Part::global, examples.first * blocks + examples.count * static_cast<Index>(j + 1),
                   pass.sizes.batch * blocks);
     }
-    pass.tell(pass.stage, Part::global, examples.first * pass.sizes.groups, examples.count * pass.sizes.groups, z);
+    tell_examples(pass, Part::global, examples, z);
   }
 
   template <class Ends>
@@ -397,16 +443,28 @@ class Trunk {
     const Conditioning<T>& from = pass.condition;
     nn::forward(*stages_[pass.stage].condition, z, from.tokens + examples.first * from.count * c.latent_dim,
                 {examples.count, pass.sizes.groups * pass.sizes.latents, from.count}, pass.tape);
-    pass.tell(pass.stage, Part::condition, examples.first * pass.sizes.groups, examples.count * pass.sizes.groups, z);
+    tell_examples(pass, Part::condition, examples, z);
   }
 
   template <class Ends>
   void forward_global(const Pass<Ends>& pass, const Chunk& examples, std::size_t block, T* z,
                       bool again = false) const {
     const Sizes& sizes = pass.sizes;
+    nn::Draws random = draws(Part::global, pass.stage, block, examples, pass.tape);
+    nn::Spread spread;
+    if (sizes.team) {
+      random.part = sizes.team->rank();
+      random.parts = sizes.team->size();
+      spread = {sizes.team, sizes.latents, sizes.example_groups};
+    }
     nn::forward(stages_[pass.stage].global[block], z, examples.count, sizes.groups * sizes.latents,
-                c.latent_mask(sizes.latents), draws(Part::global, pass.stage, block, examples, pass.tape), pass.tape,
-                again);
+                c.latent_mask(sizes.latents), random, pass.tape, again, spread);
+  }
+
+  template <class Ends>
+  static void tell_examples(const Pass<Ends>& pass, Part part, const Chunk& examples, const T* z) {
+    const Index groups = pass.sizes.groups;
+    pass.tell(pass.stage, part, pass.sizes.number_of(examples.first * groups), examples.count * groups, z);
   }
 
   std::vector<Stage<T, c>> stages_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <span>
+#include <vector>
 
 #include <fit/kernels/attention_backward.hpp>
 #include <fit/nn/linear.hpp>
@@ -34,10 +35,23 @@ struct Attention {
   }
 };
 
-/// The sequences that an attention layer sees.
+/// How the rows of a sequence are spread over a team: in units, which are dealt to its members in order.
+struct Spread {
+  Team* team = nullptr;  ///< none: all rows are here
+  Index unit = 0, units = 0;
+
+  Index rows() const { return unit * units; }
+  IndexRange rows_of(int member) const {
+    const IndexRange own = share_of(units, member, team->size());
+    return {own.first * unit, own.count * unit};
+  }
+};
+
+/// The sequences that an attention layer sees. Of one that is spread over a team the queries and keys of this member.
 struct AttentionLengths {
   Index sequences = 0, queries = 0, keys = 0;
   kernels::Mask mask = {};
+  Spread spread = {};
 
   Index query_rows() const { return sequences * queries; }
   Index key_rows() const { return sequences * keys; }
@@ -51,32 +65,114 @@ struct AttentionRecord {
   kernels::AttentionTensors<T> tensors;
   kernels::AttentionShape shape;
   PathScale<T> path;
+  Spread spread;
+};
+
+/// The keys and values of a sequence, of which each member of a team has some.
+class SpreadKeys {
+ public:
+  SpreadKeys(const Spread& spread, bool causal) : spread_(spread), causal_(causal) {}
+
+  IndexRange own() const { return spread_.rows_of(spread_.team->rank()); }
+  /// Rows from the beginning of the sequence on that this member's queries see: under a mask none of later members.
+  Index seen() const { return causal_ ? own().end() : spread_.rows(); }
+
+  /// Gets what others have of keys and values [seen, width].
+  template <class T>
+  void gather(T* keys, T* values, Index width) const {
+    std::vector<Team::Message> sends, receives;
+    for (T* rows : {keys, values}) {
+      for (int other = 0; other < spread_.team->size(); ++other) {
+        if (other == spread_.team->rank()) continue;
+        if (sees(other, spread_.team->rank())) sends.push_back(message(rows, other, own(), width));
+        if (sees(spread_.team->rank(), other)) {
+          receives.push_back(message(rows, other, spread_.rows_of(other), width));
+        }
+      }
+    }
+    spread_.team->exchange(sends, receives);
+  }
+
+  /// The way back, from the gradients [seen, width] of this member's queries: gives the others theirs, and makes its
+  /// own rows of both [own rows, width] the sums over all queries, in the order of the members.
+  template <class T>
+  void add_up(T* keys, T* values, Index width, Tape& tape) const {
+    const Arena::Scope scope(tape.arena());
+    const int rank = spread_.team->rank(), members = spread_.team->size();
+    const Index size = own().count * width;
+    T* const received = tape.scratch<T>(2 * size * members);
+    std::vector<Team::Message> sends, receives;
+    for (const bool of_keys : {true, false}) {
+      T* const rows = of_keys ? keys : values;
+      for (int other = 0; other < members; ++other) {
+        T* const place = received + (2 * other + (of_keys ? 0 : 1)) * size;
+        if (other == rank) {
+          std::copy_n(rows + own().first * width, size, place);
+          continue;
+        }
+        if (sees(rank, other)) sends.push_back(message(rows, other, spread_.rows_of(other), width));
+        if (sees(other, rank)) receives.push_back({other, place, sizeof(T) * static_cast<std::size_t>(size)});
+      }
+    }
+    spread_.team->exchange(sends, receives);
+    for (const bool of_keys : {true, false}) {
+      T* const sum = (of_keys ? keys : values) + own().first * width;
+      std::fill_n(sum, size, T(0));
+      for (int other = 0; other < members; ++other) {
+        if (!sees(other, rank)) continue;
+        const T* const from = received + (2 * other + (of_keys ? 0 : 1)) * size;
+        for (Index i = 0; i < size; ++i) sum[i] += from[i];
+      }
+    }
+  }
+
+ private:
+  bool sees(int member, int other) const { return !causal_ || other <= member; }
+
+  template <class T>
+  static Team::Message message(T* rows, int with, const IndexRange& range, Index width) {
+    return {with, rows + range.first * width, sizeof(T) * static_cast<std::size_t>(range.count * width)};
+  }
+
+  Spread spread_;
+  bool causal_;
 };
 
 }  // namespace detail
 
 /// residual [sequences, queries, QueryDim] += path * Attention(input, context), input shaped as the residual, context
-/// [sequences, keys, ContextDim], which may be the input.
+/// [sequences, keys, ContextDim], which may be the input. Of a sequence that is spread over a team the keys and values
+/// of the other members come from these, and none of a later member's under a mask.
 template <class T, int QueryDim, int ContextDim, int Width, int Heads, int KeyHeads>
 void forward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& p, const T* input, const T* context,
              T* residual, const AttentionLengths& lengths, const PathScale<T>& path, const kernels::Dropout& dropout,
              Tape& tape) {
   const auto start = tape.mark();
-  const kernels::AttentionShape shape{lengths.sequences, lengths.queries, lengths.keys, Heads,
-                                      Width / Heads,     lengths.mask,    dropout,      Heads / KeyHeads};
+  kernels::AttentionShape shape{lengths.sequences, lengths.queries, lengths.keys, Heads,
+                                Width / Heads,     lengths.mask,    dropout,      Heads / KeyHeads};
+  const detail::SpreadKeys spread(lengths.spread, lengths.mask.chunk != kernels::Mask::none().chunk);
   const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
+  Index own_keys = 0;
+  if (lengths.spread.team) {
+    FIT_ASSERT(lengths.sequences == 1);
+    shape.mask.offset = spread.own().first;
+    shape.keys = spread.seen();
+    own_keys = spread.own().first * p.key_width;
+  }
   T* q = tape.allocate<T>(rows * Width);
-  T* k = tape.allocate<T>(context_rows * p.key_width);
-  T* v = tape.allocate<T>(context_rows * p.key_width);
+  T* k = tape.allocate<T>(shape.sequences * shape.keys * p.key_width);
+  T* v = tape.allocate<T>(shape.sequences * shape.keys * p.key_width);
   T* mixed = tape.allocate<T>(rows * Width);
   T* log_sum = tape.recording() ? tape.allocate<T>(rows * Heads) : nullptr;
   const kernels::AttentionTensors<T> tensors{q, k, v, mixed, log_sum};
-  kernels::multiply({output_product(p.query, input, q, rows), output_product(p.key, context, k, context_rows),
-                     output_product(p.value, context, v, context_rows)},
-                    tape);
+  kernels::multiply(
+      {output_product(p.query, input, q, rows), output_product(p.key, context, k + own_keys, context_rows),
+       output_product(p.value, context, v + own_keys, context_rows)},
+      tape);
+  if (lengths.spread.team) spread.gather(k, v, p.key_width);
   kernels::attention(shape, tensors, tape);
   kernels::multiply({residual_product<T>(p.output, mixed, residual, rows, path)}, tape);
-  tape.finish(start, detail::AttentionRecord<T>{input, context, tensors, shape, path});
+  tape.finish(start, detail::AttentionRecord<T>{input, context, tensors, shape, path, lengths.spread});
 }
 
 /// Writes input_gradient and context_gradient, and adds to `gradient`. When forward's context was its input,
@@ -92,12 +188,19 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& 
   // Its last reader is done before the input's gradient is written.
   T* mixed = Width == QueryDim ? input_gradient : tape.scratch<T>(rows * Width);
   T* q = tape.scratch<T>(rows * Width);
-  T* k = tape.scratch<T>(context_rows * p.key_width);
-  T* v = tape.scratch<T>(context_rows * p.key_width);
+  const Index all_keys = saved->shape.sequences * saved->shape.keys * p.key_width;
+  T* k = tape.scratch<T>(all_keys);
+  T* v = tape.scratch<T>(all_keys);
   kernels::multiply({input_product(p.output.weight, branch, mixed, rows),
                      weight_product<T>(gradient.output.weight, saved->tensors.o, branch, rows)},
                     tape);
   kernels::attention_backward<T>(saved->shape, saved->tensors, {mixed, q, k, v}, tape);
+  if (saved->spread.team) {
+    const detail::SpreadKeys spread(saved->spread, saved->shape.mask.chunk != kernels::Mask::none().chunk);
+    spread.add_up(k, v, Index{p.key_width}, tape);
+    k += spread.own().first * p.key_width;
+    v += spread.own().first * p.key_width;
+  }
   auto to_input = input_product<T>(p.query.weight, q, input_gradient, rows);
   const auto to_query = weight_product<T>(gradient.query.weight, saved->input, q, rows);
   const auto to_key = weight_product<T>(gradient.key.weight, saved->context, k, context_rows);

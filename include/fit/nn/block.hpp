@@ -52,23 +52,24 @@ void forward_rows(const ResidualMLP<T, Width, Ratio>& p, T* x, Index first, Inde
 }  // namespace detail
 
 /// x [sequences, length, Width] in place; each sequence by itself, under the mask. With `again`, for its records alone:
-/// x is left as the MLP's input, which must stay until the way back, where the MLP runs some rows at a time.
+/// x is left as the MLP's input, which must stay until the way back, where the MLP runs some rows at a time. Of one
+/// sequence that is spread over a team, x has this member's rows.
 template <class T, int Width, int Heads, int Ratio, int KeyHeads>
 void forward(const Block<T, Width, Heads, Ratio, KeyHeads>& p, T* x, Index sequences, Index length,
-             const kernels::Mask& mask, Draws draws, Tape& tape, bool again = false) {
+             const kernels::Mask& mask, Draws draws, Tape& tape, bool again = false, const Spread& spread = {}) {
   FIT_ASSERT(!again || tape.recording());
   const auto start = tape.mark();
-  const Index rows = sequences * length;
+  const Index rows = sequences * length, whole = spread.team ? spread.rows() : length;
   if constexpr (Heads > 0) {
     const PathScale<T> path = draw_path<T>(sequences, length, draws, tape);
     T* normed = tape.allocate<T>(rows * Width);
     forward<T>(p.attention_norm, x, normed, rows, tape);
-    forward<T>(p.attention, normed, normed, x, {sequences, length, length, mask}, path,
-               draw_dropout(tape.options().drop_attention, draws, Heads * length * length), tape);
+    forward<T>(p.attention, normed, normed, x, {sequences, length, length, mask, spread}, path,
+               draw_dropout(tape.options().drop_attention, draws, Heads * whole * whole), tape);
   }
   const PathScale<T> path = draw_path<T>(sequences, length, draws, tape);
   const detail::BlockRecord<T> record{again ? x : nullptr, path,
-                                      draw_dropout(tape.options().drop_units, draws, length * Width * Ratio)};
+                                      draw_dropout(tape.options().drop_units, draws, whole * Width * Ratio)};
   const Index piece = mlp_rows(sequences, length);
   for (Index first = 0; first < rows && !again; first += piece) {
     detail::forward_rows(p.residual_mlp, x + first * Width, first, std::min(piece, rows - first), sequences, record,

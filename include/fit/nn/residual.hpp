@@ -15,12 +15,13 @@ namespace nn {
 struct Draws {
   Random random;
   Index first = 0;
+  Index part = 0, parts = 1;  ///< of each sequence that is here
 };
 
-/// The next drop-out, of so many elements a sequence.
+/// The next drop-out, of so many elements a sequence, or a part of it at most.
 inline kernels::Dropout draw_dropout(float rate, Draws& draws, Index elements) {
   if (rate == 0) return {};
-  return {draws.random.bits(), rate, static_cast<std::uint64_t>(draws.first * elements)};
+  return {draws.random.bits(), rate, static_cast<std::uint64_t>((draws.first * draws.parts + draws.part) * elements)};
 }
 
 /// How a branch joins its residual: whole sequences of it are dropped and the others scaled by 1 / keep, or all are
@@ -35,8 +36,10 @@ struct PathScale {
 /// tape.
 template <class T>
 PathScale<T> draw_path(Index sequences, Index length, Draws& draws, Tape& tape) {
-  const kernels::Dropout dropout = draw_dropout(tape.options().drop_path, draws, 1);
-  if (!dropout) return {};
+  if (tape.options().drop_path == 0) return {};
+  // Not of a part: all of a sequence is dropped, or nothing.
+  const kernels::Dropout dropout{draws.random.bits(), tape.options().drop_path,
+                                 static_cast<std::uint64_t>(draws.first)};
   T* scale = tape.allocate<T>(sequences);
   std::fill_n(scale, sequences, T(1));
   dropout.apply(scale, sequences, 0);

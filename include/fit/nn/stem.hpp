@@ -79,20 +79,22 @@ void write_positions(const LatentPositions<T, Groups, Latents, Width, kind>& p, 
   }
 }
 
-/// z [batch, groups, Latents, Width] = the positions of each example.
+/// z [batch, groups, Latents, Width] = the positions of each example's groups first .. first + groups - 1 out of `all`.
 template <class T, int Groups, int Latents, int Width, Positions kind>
-void copy_positions(const LatentPositions<T, Groups, Latents, Width, kind>& p, T* z, Index batch, Index groups,
-                    const Grid& grid) {
-  if (batch > 0) write_positions(p, z, 0, groups, groups, grid);
+void copy_positions(const LatentPositions<T, Groups, Latents, Width, kind>& p, T* z, Index batch, Index first,
+                    Index groups, Index all, const Grid& grid) {
+  if (batch > 0) write_positions(p, z, first, groups, all, grid);
   for (Index example = 1; example < batch; ++example) std::copy_n(z, groups * p.size, z + example * groups * p.size);
 }
 
 /// Adds to `gradient`, of positions that were copied.
 template <class T, int Groups, int Latents, int Width, Positions kind>
 void backward(const LatentPositions<T, Groups, Latents, Width, kind>& p, const T* z_gradient,
-              LatentPositions<T, Groups, Latents, Width, kind>& gradient, Index batch, Index groups, Tape& tape) {
+              LatentPositions<T, Groups, Latents, Width, kind>& gradient, Index batch, Index first, Index groups,
+              Tape& tape) {
   if constexpr (kind == Positions::learned) {
-    kernels::add_column_sums<T>({{z_gradient, batch, groups * p.size, gradient.table.data()}}, tape);
+    T* const table = gradient.table.data() + first * p.size;
+    kernels::add_column_sums<T>({{z_gradient, batch, groups * p.size, table}}, tape);
   }
   if constexpr (is_shared(kind)) {
     kernels::add_column_sums<T>({{z_gradient, batch * groups, p.size, gradient.table.data()}}, tape);

@@ -1,0 +1,284 @@
+// The groups of every example over a team: the numbers of one that is alone, but for rounding, and the same bits
+// wherever the team's members are.
+#include <fit/core/turns.hpp>
+#include <fit/fit.hpp>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "catch.hpp"
+#include "support.hpp"
+
+namespace {
+
+using fit::Index, fit::IndexRange, fit::Team;
+
+/// What a pass comes to: its output, zero where other members have it, its loss, and the gradient of all parameters.
+template <class T>
+struct Result {
+  std::vector<T> output;
+  double loss = 0;
+  std::vector<T> gradient;
+};
+
+/// pass(tape, gradient, result) alone, or by `leaves` members of a team that are dealt to `outer` ones.
+template <class Model, class Pass>
+Result<typename Model::Scalar> run(Index leaves, int outer, Pass&& pass) {
+  using T = typename Model::Scalar;
+  Result<T> all;
+  if (leaves == 0) {
+    fit::Tape tape;
+    Model gradient;
+    pass(tape, gradient, all);
+    all.gradient = test::values_of(gradient);
+    return all;
+  }
+  fit::Solo solo;
+  std::vector<double> losses;
+  fit::take_turns(solo, outer, [&](Team& processes, Index) {
+    const IndexRange own = fit::share_of(leaves, processes.rank(), processes.size());
+    std::vector<Model> gradients(static_cast<std::size_t>(own.count));
+    fit::take_turns(processes, leaves, [&](Team& team, Index number) {
+      fit::Executor executor(1 + static_cast<int>(number + outer) % 2);
+      fit::Tape tape(executor, team);
+      Result<T> result;
+      pass(tape, gradients[static_cast<std::size_t>(number - own.first)], result);
+      all.output.resize(result.output.size());
+      for (std::size_t i = 0; i < result.output.size(); ++i) all.output[i] += result.output[i];
+      losses.push_back(result.loss);
+    });
+    fit::Workspace workspace;
+    fit::GradientTree<Model> tree(leaves, own);
+    for (Model& gradient : gradients) tree.add(gradient, workspace);
+    const fit::detail::Shards shards(Model(), processes.size());
+    Model& sum = fit::detail::add_over(processes, shards, tree, workspace);
+    fit::detail::gather_elements(processes, shards, sum);
+    all.gradient = test::values_of(sum);
+  });
+  for (const double loss : losses) CHECK(loss == losses[0]);
+  all.loss = losses[0];
+  return all;
+}
+
+/// `in_double` and `in_float` are passes; the first draws nothing.
+template <class Wide, class Narrow, class InDouble, class InFloat>
+void check(std::initializer_list<Index> teams, InDouble&& in_double, InFloat&& in_float) {
+  const auto alone = run<Wide>(0, 1, in_double);
+  for (const Index leaves : teams) {
+    INFO(leaves << " members");
+    const auto together = run<Wide>(leaves, 1, in_double);
+    REQUIRE(together.output.size() == alone.output.size());
+    CHECK(test::relative_error(together.output.data(), alone.output.data(), static_cast<Index>(alone.output.size())) <
+          1e-12);
+    CHECK(together.loss == Approx(alone.loss).epsilon(1e-12));
+    CHECK(test::relative_error(together.gradient.data(), alone.gradient.data(),
+                               static_cast<Index>(alone.gradient.size())) < 1e-11);
+    const auto in_one = run<Narrow>(leaves, 1, in_float);
+    for (int outer = 2; outer <= leaves; ++outer) {
+      INFO(outer << " processes");
+      const auto spread = run<Narrow>(leaves, outer, in_float);
+      CHECK(test::same_bits(spread.output, in_one.output));
+      CHECK(test::same_bits(spread.gradient, in_one.gradient));
+      CHECK(spread.loss == in_one.loss);
+    }
+  }
+}
+
+/// This member's groups of a tensor [batch, groups, ...], and back among zeros.
+template <class T, int rank>
+fit::Tensor<T, rank> share(const fit::Tensor<T, rank>& whole, const Team* team) {
+  if (!team) return whole;
+  auto shape = whole.dimensions();
+  const Index all = shape[1], size = whole.size() / std::max<Index>(1, shape[0] * all);
+  const IndexRange own = fit::share_of(all, team->rank(), team->size());
+  shape[1] = own.count;
+  fit::Tensor<T, rank> part(shape);
+  for (Index b = 0; b < shape[0]; ++b) {
+    std::copy_n(whole.data() + (b * all + own.first) * size, own.count * size, part.data() + b * own.count * size);
+  }
+  return part;
+}
+template <class T>
+void put(const fit::TensorView<const T, 4>& part, Index all, const Team* team, std::vector<T>& output) {
+  const Index batch = part.dimension(0), groups = part.dimension(1), size = part.dimension(2) * part.dimension(3);
+  const IndexRange own = team ? fit::share_of(all, team->rank(), team->size()) : IndexRange{0, all};
+  const auto before = output.size();
+  output.resize(before + static_cast<std::size_t>(batch * all * size));
+  for (Index b = 0; b < batch; ++b) {
+    std::copy_n(part.data() + b * groups * size, groups * size,
+                output.data() + static_cast<Index>(before) + (b * all + own.first) * size);
+  }
+}
+
+template <class T, class... Counts>
+auto noise(std::uint64_t seed, Counts... counts) {
+  fit::Tensor<T, static_cast<int>(sizeof...(Counts))> tensor(Index{counts}...);
+  const auto values = test::normal_values<T>(tensor.size(), seed);
+  std::copy(values.begin(), values.end(), tensor.data());
+  return tensor;
+}
+
+template <class Model>
+Model stirred() {
+  Model model(fit::Random(3));
+  test::stir(model);
+  return model;
+}
+
+constexpr fit::TrainingOptions drops{.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f};
+constexpr Index groups = 5;
+
+constexpr fit::EncoderConfig with(fit::Positions positions, fit::LatentMask mask, int count = groups) {
+  return {.layers = "(1)2(1)1(1)",
+          .groups = count,
+          .tokens = 7,
+          .channels = 3,
+          .latents = 2,
+          .data_dim = 12,
+          .latent_dim = 24,
+          .data_heads = 2,
+          .latent_heads = 4,
+          .latent_key_heads = 2,
+          .latent_positions = positions,
+          .mask = mask};
+}
+
+template <fit::EncoderConfig config>
+void check_encoder(fit::Recompute recompute) {
+  const auto pass = [&]<class T>(const fit::TrainingOptions& options, T) {
+    using Model = fit::Encoder<config, T>;
+    return [options, model = stirred<Model>(), input = noise<T>(1, Index{2}, groups, 7, 3),
+            data_slopes = noise<T>(2, Index{2}, groups, 7, 12),
+            slopes = noise<T>(3, Index{2}, groups, 2, 24)](fit::Tape& tape, Model& gradient, Result<T>& result) {
+      const auto own = share(input, tape.team());
+      tape.record(options, fit::Random(9));
+      const auto output = model.forward(own, tape);
+      put(output.data, groups, tape.team(), result.output);
+      put(output.latents, groups, tape.team(), result.output);
+      const auto own_data = share(data_slopes, tape.team()), own_latents = share(slopes, tape.team());
+      fit::Tensor<T, 4> input_gradient(own.dimensions());
+      model.backward({.data = own_data, .latents = own_latents}, gradient, tape, {.input = input_gradient});
+      put(fit::TensorView<const T, 4>(input_gradient), groups, tape.team(), result.output);
+      // And a loss by groups, at inference and in training.
+      const fit::GroupSource<T> source{.batch = 2, .groups = groups, .fill = [&](Index first, Index count, T* to) {
+                                         std::copy_n(input.data() + first * 21, count * 21, to);
+                                       }};
+      const fit::GroupLoss<T> loss = [&](Index first, Index count, const T* from, T* to) {
+        double sum = 0;
+        for (Index i = 0; i < count * 84; ++i) {
+          const T weight = data_slopes.data()[first * 84 + i];
+          sum += static_cast<double>(weight * from[i]);
+          if (to) to[i] = weight;
+        }
+        return sum;
+      };
+      result.loss = model.loss(source, loss, tape);
+      result.loss += model.loss(source, loss, gradient, tape, options, fit::Random(8));
+    };
+  };
+  check<fit::Encoder<config, double>, fit::Encoder<config, float>>({2, 3, 5}, pass({.recompute = recompute}, 1.0), [&] {
+    fit::TrainingOptions options = drops;
+    options.recompute = recompute;
+    return pass(options, 1.0f);
+  }());
+}
+
+}  // namespace
+
+TEST_CASE("an encoder over a team is the one that is alone", "[group_team]") {
+  using fit::LatentMask, fit::Positions;
+  for (const fit::Recompute recompute : test::recomputes) {
+    check_encoder<with(Positions::learned, LatentMask::none)>(recompute);
+    check_encoder<with(Positions::sin_cos, LatentMask::causal)>(recompute);
+  }
+  check_encoder<with(Positions::shared_sin_cos, LatentMask::none, fit::any)>(fit::Recompute::none);
+}
+
+TEST_CASE("an autoregressive decoder over a team is the one that is alone", "[group_team]") {
+  static constexpr fit::AutoregressiveConfig config{.layers = "(1)2(1)1(1)",
+                                                    .groups = groups,
+                                                    .tokens = 6,
+                                                    .latents = 2,
+                                                    .data_dim = 12,
+                                                    .latent_dim = 24,
+                                                    .data_heads = 2,
+                                                    .latent_heads = 4,
+                                                    .vocabulary = 11};
+  fit::Tensor<std::int32_t, 3> ids(2, groups, 6);
+  for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = static_cast<std::int32_t>((i * i + i / 3) % 11);
+  for (const fit::Recompute recompute : test::recomputes) {
+    const auto pass = [&]<class T>(fit::TrainingOptions options, T) {
+      using Model = fit::AutoregressiveDecoder<config, T>;
+      options.recompute = recompute;
+      return [&ids, options, model = stirred<Model>(), slopes = noise<T>(2, Index{2}, groups, 6, 11)](
+                 fit::Tape& tape, Model& gradient, Result<T>& result) {
+        const auto own = share(ids, tape.team());
+        tape.record(options, fit::Random(9));
+        put(model.forward(own, tape), groups, tape.team(), result.output);
+        model.backward(share(slopes, tape.team()), gradient, tape);
+        result.loss = model.loss(ids, tape);
+        result.loss += model.loss(ids, gradient, tape, options, fit::Random(8));
+      };
+    };
+    check<fit::AutoregressiveDecoder<config, double>, fit::AutoregressiveDecoder<config, float>>(
+        {2, 4, 5}, pass({}, 1.0), pass(drops, 1.0f));
+  }
+}
+
+TEST_CASE("a diffusion decoder over a team is the one that is alone", "[group_team]") {
+  static constexpr fit::DiffusionConfig config{.layers = "(1)2(1)1(1)",
+                                               .groups = groups,
+                                               .tokens = 7,
+                                               .channels = 3,
+                                               .latents = 2,
+                                               .data_dim = 12,
+                                               .latent_dim = 24,
+                                               .data_heads = 2,
+                                               .latent_heads = 4,
+                                               .output_channels = 3,
+                                               .condition_channels = 4,
+                                               .self_conditioning = fit::SelfConditioning::latent};
+  fit::Tensor<double, 1> gamma(2);
+  gamma(0) = 0.3;
+  gamma(1) = 0.8;
+  for (const fit::Recompute recompute : test::recomputes) {
+    const auto pass = [&]<class T>(fit::TrainingOptions options, T) {
+      using Model = fit::DiffusionDecoder<config, T>;
+      options.recompute = recompute;
+      return [&gamma, options, model = stirred<Model>(), noisy = noise<T>(1, Index{2}, groups, 7, 3),
+              condition = noise<T>(2, Index{2}, 4), previous = noise<T>(3, Index{2}, groups, 2, 24),
+              slopes = noise<T>(4, Index{2}, groups, 7, 3), latent_slopes = noise<T>(5, Index{2}, groups, 2, 24)](
+                 fit::Tape& tape, Model& gradient, Result<T>& result) {
+        const auto own = share(noisy, tape.team()), own_previous = share(previous, tape.team());
+        tape.record(options, fit::Random(9));
+        const auto output = model.forward(
+            {.noisy = own, .gamma = gamma, .condition = condition, .previous_latents = own_previous}, tape);
+        put(output.prediction, groups, tape.team(), result.output);
+        put(output.latents, groups, tape.team(), result.output);
+        const auto own_slopes = share(slopes, tape.team()), own_latents = share(latent_slopes, tape.team());
+        model.backward({.prediction = own_slopes, .latents = own_latents}, gradient, tape);
+      };
+    };
+    check<fit::DiffusionDecoder<config, double>, fit::DiffusionDecoder<config, float>>({2, 3}, pass({}, 1.0),
+                                                                                       pass(drops, 1.0f));
+  }
+}
+
+TEST_CASE("a share of groups that is none is an error on every member", "[group_team]") {
+  using Model = fit::Encoder<with(fit::Positions::learned, fit::LatentMask::none)>;
+  const Model model;
+  fit::Solo solo;
+  const auto error_of = [&](int members, Index own) {
+    return test::error_of([&] {
+      fit::take_turns(solo, members, [&](Team& team, Index) {
+        fit::Executor executor(1);
+        fit::Tape tape(executor, team);
+        model(fit::Tensor<float, 4>(1, own, 7, 3), tape);
+      });
+    });
+  };
+  CHECK(test::contains(error_of(2, 5), "the encoder's input"));
+  CHECK(test::contains(error_of(2, 3), "the encoder's input"));
+  CHECK(test::contains(error_of(6, 1), "a team of 6 cannot share the 5 groups"));
+}

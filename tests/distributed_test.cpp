@@ -68,6 +68,26 @@ TEST_CASE("a run has the same bits on any number of processes", "[distributed]")
   CHECK(test::contains(too_many.text, "a team of 3 needs a run of as many leaves, not 2"));
 }
 
+TEST_CASE("shares of groups, parts of a batch and both have the same bits on any number of processes",
+          "[distributed]") {
+  if (!found()) return;
+  const test::TemporaryFolder folder;
+  for (const char* counts : {" 1 4", " 4 1", " 2 4"}) {
+    std::vector<std::string> states, losses;
+    for (int processes = 1; processes <= 4; ++processes) {
+      test::succeed(on(processes, "groups " + (folder / "").string() + counts));
+      states.push_back(text_of(folder / "state.safetensors"));
+      losses.push_back(text_of(folder / "losses"));
+      INFO(counts << " on " << processes);
+      CHECK((states.back() == states[0]));
+      CHECK(losses.back() == losses[0]);
+    }
+  }
+  const auto too_many = test::run_command(on(3, "groups " + (folder / "").string() + " 1 2"));
+  CHECK_FALSE(too_many.success);
+  CHECK(test::contains(too_many.text, "a team of 3 needs as many leaves, not 1 parts of 2 shares"));
+}
+
 TEST_CASE("a process that fails says why, and ends the others", "[distributed]") {
   if (!found()) return;
   const auto result = test::run_command(on(3, "fail"));

@@ -26,6 +26,7 @@
 #include <fit/training/cross_entropy.hpp>
 #include <fit/training/ema.hpp>
 #include <fit/training/learning_rate.hpp>
+#include <fit/training/leaves.hpp>
 #include <fit/training/metrics.hpp>
 #include <fit/training/state.hpp>
 #include <fit/version.hpp>

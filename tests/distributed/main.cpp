@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <thread>
 
@@ -65,6 +66,46 @@ int train(fit::World& world, const std::filesystem::path& folder, Index leaves, 
   return run.finish();
 }
 
+/// Trains an encoder on two groups' tokens that hang on each other, with drop-outs; writes its state and losses.
+int train_by_groups(fit::World& world, const std::filesystem::path& folder, const fit::LeafCounts& counts) {
+  using Encoder = fit::Encoder<config>;
+  fit::Executor executor(1 + world.rank() % 2);
+  fit::ShardedState<Encoder> state(world, Encoder(fit::Random(1)), {.weight_decay = 0.1}, fit::Random(2), true);
+  fit::Leaves<Encoder> leaves(world, counts, executor);
+  std::string losses;
+  for (Index step = 0; step < 20; ++step) {
+    const double loss = leaves.pass([&](fit::Tape& tape, Encoder& gradient, Index part) {
+      const fit::Random random = fit::Random(11).fork(step, part);
+      const fit::GroupSource<float> source{
+          .batch = 2, .groups = config.groups, .fill = [&](Index first, Index count, float* to) {
+            for (Index i = 0; i < count * 18; ++i) {
+              fit::Random own = random.fork(first * 18 + i);
+              to[i] = static_cast<float>(own.normal());
+            }
+          }};
+      const fit::GroupLoss<float> loss_of = [&](Index first, Index count, const float* data, float* slopes) {
+        double sum = 0;
+        for (Index i = 0; i < count * 6 * 24; ++i) {
+          const float off = data[i] - static_cast<float>((first + i) % 3 - 1);
+          sum += off * off;
+          if (slopes) slopes[i] = 2 * off;
+        }
+        return sum;
+      };
+      return state.model.loss(source, loss_of, gradient, tape,
+                              {.drop_path = 0.1f,
+                               .drop_units = 0.1f,
+                               .drop_attention = 0.1f,
+                               .recompute = step % 2 == 0 ? fit::Recompute::none : fit::Recompute::stream},
+                              random);
+    });
+    losses += std::to_string(loss) + " " + std::to_string(leaves.update(state, {.learning_rate = 1e-2})) + "\n";
+  }
+  fit::save(folder / "state.safetensors", state);
+  world.lead([&] { std::ofstream(folder / "losses") << losses; });
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -76,6 +117,7 @@ int main(int argc, char** argv) {
       world.gather(1);  // which never ends
     }
     const auto number = [&](int i) { return argc > i ? static_cast<Index>(std::atol(argv[i])) : -1; };
+    if (what == "groups") return train_by_groups(world, argv[2], {.parts = number(3), .shares = number(4)});
     if (const Index life = number(5); life >= 0 && life % world.size() == world.rank()) {
       std::thread([=] {
         std::this_thread::sleep_for(std::chrono::milliseconds(life));

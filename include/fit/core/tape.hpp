@@ -20,8 +20,7 @@ class Tape {
  public:
   explicit Tape(Executor& executor = default_executor())
       : workspace_(executor, &usage_), records_(&usage_), outputs_(&usage_) {}
-  /// For passes that the members of a team make together, each with a share of every example's groups on a tape of its
-  /// own. The team must outlive it.
+  /// For passes that the members of a team make together, as join().
   Tape(Executor& executor, Team& team) : Tape(executor) { team_ = &team; }
   /// Moves what was recorded and handed out; the other tape is left as one that was just made.
   Tape(Tape&& other) noexcept : Tape(other.executor()) { *this = std::move(other); }
@@ -34,6 +33,12 @@ class Tape {
     state_ = std::exchange(other.state_, {});
     return *this;
   }
+
+  /// From here on, until another team or none is joined, the members of this one make passes together: inputs and
+  /// outputs are this member's share of every example's groups, share_of(groups, team.rank(), team.size()), and sources
+  /// and losses by groups are asked for these; parameters get the part of their gradient that comes from them. All make
+  /// the same passes, in the same order. Gradients by other inputs, as a condition, are parts as well.
+  void join(Team* team) { team_ = team; }
 
   /// Takes the memory of a pass at once, where nothing is in use yet. A first pass without it grows step by step and
   /// holds more than it needs. Cost::arenas says how much a pass takes. Throws std::bad_alloc when memory runs out.

@@ -161,6 +161,7 @@ class Turns {
 template <class F>
 void take_turns(Team& team, Index count, F&& f) {
   require(count >= team.size(), "a team of ", team.size(), " needs as many tasks, not ", count);
+  if (count == team.size()) return void(f(team, Index{team.rank()}));
   detail::Turns(team, static_cast<int>(count)).run(f);
 }
 

@@ -76,13 +76,16 @@ class GradientTree {
   Index next() const { return next_; }  ///< the leaf whose gradient is to be added
   bool complete() const { return next_ == own_.end(); }
 
-  /// Takes the gradient of the next leaf, and leaves zeros. Throws Error behind the last one.
+  /// Takes the gradient of the next leaf, and leaves zeros, or nothing of one that is moved. Throws Error behind the
+  /// last one.
   void add(Model& gradient, Workspace& workspace) {
-    require(!complete(), "a sum over ", own_.count, " leaves is complete");
-    Model taken = spare_.empty() ? Model() : std::move(spare_.back());
-    if (!spare_.empty()) spare_.pop_back();
+    Model taken = zero();
     std::swap(taken, gradient);
-    fragments_.push_back({{next_++, 1}, std::move(taken)});
+    add(std::move(taken), workspace);
+  }
+  void add(Model&& gradient, Workspace& workspace) {
+    require(!complete(), "a sum over ", own_.count, " leaves is complete");
+    fragments_.push_back({{next_++, 1}, std::move(gradient)});
     for (std::size_t n; (n = fragments_.size()) > 1;) {
       Fragment &left = fragments_[n - 2], &right = fragments_[n - 1];
       if (!detail::are_halves({0, leaves_}, left.leaves, right.leaves)) break;
@@ -90,6 +93,14 @@ class GradientTree {
       left.leaves.count += right.leaves.count;
       clear(right);
     }
+  }
+
+  /// A gradient that is zero, in memory that was used before if there is some.
+  Model zero() {
+    if (spare_.empty()) return Model();
+    Model model = std::move(spare_.back());
+    spare_.pop_back();
+    return model;
   }
 
   /// Of a tree that is complete, from left to right; one where all leaves are this member's own.

@@ -1,0 +1,91 @@
+#pragma once
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include <fit/core/tape.hpp>
+#include <fit/core/turns.hpp>
+#include <fit/training/gradient_tree.hpp>
+#include <fit/training/sharded_state.hpp>
+
+namespace fit {
+inline namespace FIT_ABI {
+
+/// How a training step is cut: a batch in parts, and the groups of each part's examples in shares.
+struct LeafCounts {
+  Index parts = 1, shares = 1;
+};
+
+/// A training step over leaves: the shares of all parts, dealt to the members of a team, at least one to each. What a
+/// step computes follows from these two numbers, not from the team.
+///
+///     fit::Leaves<Model> leaves(world, {.shares = 4}, executor);
+///     const double loss = leaves.pass([&](fit::Tape& tape, Model& gradient, Index part) {
+///       return state.model.loss(source_of(part), loss, gradient, tape, options, random.fork(part));
+///     });
+///     leaves.update(state, {.learning_rate = 1e-3});
+///
+/// Every leaf has a tape and a gradient; those of one member take turns.
+template <class Model>
+class Leaves {
+ public:
+  /// The team and the executor must outlive it. Throws Error for fewer leaves than members.
+  Leaves(Team& team, LeafCounts counts, Executor& executor)
+      : team_(team), counts_(counts), workspace_(executor), tree_(counts.parts * counts.shares, own(team, counts)) {
+    require(counts.parts >= 1 && counts.shares >= 1 && counts.parts * counts.shares >= team.size(), "a team of ",
+            team.size(), " needs as many leaves, not ", counts.parts, " parts of ", counts.shares, " shares");
+    for (Index i = 0; i < own(team, counts).count; ++i) tapes_.emplace_back(executor);
+  }
+
+  /// The tapes of this member's leaves, for Tape::reserve().
+  std::vector<Tape>& tapes() { return tapes_; }
+
+  /// Calls pass(tape, gradient, part) for this member's leaves; it returns the loss of its part, which is the same for
+  /// all of its shares, and adds the loss's gradient. Returns the mean over the parts, the same for all members.
+  template <class Pass>
+  double pass(Pass&& pass) {
+    tree_.clear();
+    const Index first = tree_.next();
+    std::vector<Model> gradients;
+    for (std::size_t i = 0; i < tapes_.size(); ++i) gradients.push_back(tree_.zero());
+    double mean = 0;
+    take_turns(team_, tree_.leaves(), [&](Team& task, Index leaf) {
+      const Index part = leaf / counts_.shares;
+      Subteam sharing(task, static_cast<int>(part * counts_.shares), static_cast<int>(counts_.shares));
+      const auto own = static_cast<std::size_t>(leaf - first);
+      tapes_[own].join(&sharing);
+      const double loss = pass(tapes_[own], gradients[own], part);
+      tapes_[own].join(nullptr);
+      const auto losses = task.gather(loss);
+      mean = 0;
+      for (Index i = 0; i < counts_.parts; ++i) mean += losses[static_cast<std::size_t>(i * counts_.shares)];
+      mean /= static_cast<double>(counts_.parts);
+    });
+    for (Model& gradient : gradients) tree_.add(std::move(gradient), workspace_);
+    return mean;
+  }
+
+  /// What follows a pass: State::update() with the mean of the parts' gradients. Returns its norm.
+  double update(ShardedState<Model>& state, const UpdateOptions& options) {
+    Model& sum = state.sum(tree_, workspace_);
+    if (counts_.parts > 1) detail::scale_gradient(sum, 1.0 / static_cast<double>(counts_.parts), workspace_);
+    const double norm = state.update(sum, options, workspace_);
+    tree_.clear();
+    return norm;
+  }
+
+ private:
+  static IndexRange own(const Team& team, const LeafCounts& counts) {
+    return share_of(counts.parts * counts.shares, team.rank(), team.size());
+  }
+
+  Team& team_;
+  LeafCounts counts_;
+  Workspace workspace_;
+  GradientTree<Model> tree_;
+  std::vector<Tape> tapes_;
+};
+
+}  // namespace FIT_ABI
+}  // namespace fit

@@ -1,6 +1,9 @@
 // Trains a masked autoencoder (He et al., arXiv 2111.06377) on one large picture: three of four patches are hidden, and
 // the model learns to fill them in from the others. Neither the patches nor what the model makes of them stand in
 // memory as a whole: both are made from the pixels, some groups at a time.
+#ifdef EXAMPLES_WITH_MPI
+#include <fit/distributed/world.hpp>
+#endif
 #include <fit/fit.hpp>
 #include <fit/run/interrupt.hpp>
 #include <fit/run/log.hpp>
@@ -75,7 +78,7 @@ struct Options {
   std::filesystem::path image, out = "gigapixel", save, resume;
   std::string size, config = "base";
   fit::Recompute recompute = fit::Recompute::stream;
-  Index steps = 20;
+  Index steps = 20, leaves = 0;
   int latents = 16, threads = 0;
   double rate = 1e-3, memory_limit = 0;
   std::uint64_t seed = 7;
@@ -238,6 +241,19 @@ class View {
     }
   }
 
+  /// The first member of a team gets what the others have drawn.
+  void gather(fit::Team& team) {
+    for (auto& sums : sums_) {
+      const std::size_t bytes = sizeof(float) * sums.size();
+      std::vector<float> drawn(sums.size());
+      for (int other = 1; other < team.size(); ++other) {
+        const fit::Team::Message to{0, sums.data(), bytes}, from{other, drawn.data(), bytes};
+        team.exchange({&to, team.rank() == other ? 1u : 0u}, {&from, team.leads() ? 1u : 0u});
+        for (std::size_t i = 0; team.leads() && i < sums.size(); ++i) sums[i] += drawn[i];
+      }
+    }
+  }
+
   void write(const std::filesystem::path& path, const std::string& title) const {
     examples::Sheet sheet(3, static_cast<int>(size_.height), static_cast<int>(size_.width), 3, title,
                           {.scale = 1, .text_scale = 1, .gap = 12});
@@ -300,117 +316,146 @@ std::string gigabytes(double bytes) {
   return text;
 }
 
-/// What a step needs, from the cost model, the pixels and what is made of them.
+/// What a step needs of a process, from the cost model, the pixels and what is made of them.
 template <fit::EncoderConfig config>
-fit::Summary check_memory(const Options& options, const PictureSize& size, int threads) {
+fit::Summary check_memory(const Options& options, const PictureSize& size, int threads, const fit::Team& team) {
   const Index groups = size.width / group_pixels * (size.height / group_pixels);
   const fit::Summary summary = fit::summary<config>(1, {.training = true,
                                                         .options = {.recompute = options.recompute},
                                                         .threads = threads,
                                                         .groups = static_cast<int>(groups),
-                                                        .by_groups = true});
+                                                        .by_groups = true,
+                                                        .members = team.size(),
+                                                        .member = team.rank()});
   constexpr double head = sizeof(float) * channels * (4.0 * (config.data_dim + 2) + 2.0 * 2048);
   const double pixels = static_cast<double>(3 * size.width * size.height);
   const fit::Cost& cost = summary.cost;
   const double needed = static_cast<double>(cost.peak - cost.tape + cost.arenas.total()) + head + pixels;
-  std::printf("%s: %td parameters, %.1f TFLOP a step, %s of memory, %s of them pixels.\n", summary.title.c_str(),
-              cost.parameters, static_cast<double>(cost.flops().total()) / 1e12, gigabytes(needed).c_str(),
-              gigabytes(pixels).c_str());
+  if (team.leads()) {
+    std::printf("%s: %td parameters, %.1f TFLOP a step, %s of memory, %s of them pixels%s.\n", summary.title.c_str(),
+                cost.parameters, static_cast<double>(cost.flops().total()) / 1e12, gigabytes(needed).c_str(),
+                gigabytes(pixels).c_str(), team.size() > 1 ? ", for the first process's share" : "");
+  }
   const double limit = options.memory_limit > 0 ? 1e9 * options.memory_limit : examples::physical_memory();
   fit::require(needed <= limit, "a step on ", examples::text_of(size), " pixels needs ", gigabytes(needed),
                options.memory_limit > 0 ? ", and --memory-limit allows " : ", and this machine has ", gigabytes(limit));
   return summary;
 }
 
-/// Steps on a thread of their own, while the calling one says how far they are.
+/// Steps, while a thread of its own says how far they are. A team shares the picture's groups.
 template <fit::EncoderConfig config>
 class Training {
  public:
   using Model = Autoencoder<config>;
 
-  Training(const Options& options, MaskedPicture& picture, fit::Executor& executor, const fit::TapeBytes& arenas,
-           const Work& work)
-      : options_(options), picture_(picture), tape_(executor), work_(work), log_(options.out / "loss") {
-    state_.optimizer.options = {.beta2 = 0.95, .weight_decay = 0.05};
-    state_.random = fit::Random(options.seed);
+  Training(const Options& options, MaskedPicture& picture, fit::Team& team, fit::Executor& executor,
+           const fit::TapeBytes& arenas, const Work& work)
+      : options_(options),
+        picture_(picture),
+        team_(team),
+        executor_(executor),
+        leaves_(std::in_place, team, fit::LeafCounts{.shares = std::max<Index>(team.size(), options.leaves)}, executor),
+        work_(work),
+        state_(team, Model(), {.beta2 = 0.95, .weight_decay = 0.05}, fit::Random(options.seed)),
+        log_(options.out / "loss") {
     if (options.resume.empty()) {
       fit::nn::initialise(state_.model, fit::Random(options.seed + 1));
     } else {
       fit::load(options.resume, state_);
-      log_.read(state_.step);
-      if (!log_.rows().empty()) seconds_ = log_.rows().back().seconds;
-      std::printf("Resumed after %td steps.\n", state_.step);
     }
     first_step_ = state_.step;
-    // Better now than after an hour.
-    const std::filesystem::path state = std::filesystem::absolute(options.state());
-    const fit::AtomicFile writable(state);
-    const auto needed = sizeof(float) * static_cast<std::uintmax_t>(fit::count_parameters(state_));
-    const std::uintmax_t room = std::filesystem::space(state.parent_path()).available;
-    fit::require(room > needed, state.string(), ": the state takes ", gigabytes(static_cast<double>(needed)),
-                 ", and there is room for ", gigabytes(static_cast<double>(room)));
-    log_.write();
-    tape_.reserve(arenas);
+    for (fit::Tape& tape : leaves_->tapes()) tape.reserve(arenas);
+    team.lead([&] { prepare_files(); });
   }
 
   int run() {
+    std::jthread watcher;
+    if (team_.leads()) watcher = std::jthread([&] { watch(); });
     std::exception_ptr error;
-    std::thread worker([&] {
-      try {
-        train();
-        if (!fit::Interrupt::asked()) draw();
-      } catch (...) {
-        error = std::current_exception();
-      }
-      const std::lock_guard lock(mutex_);
-      ended_ = true;
-      changed_.notify_one();
-    });
-    watch();
-    worker.join();
     try {
-      if (unsaved_) save();
+      train();
+      if (!interrupted_) draw();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    if (watcher.joinable()) {
+      {
+        const std::lock_guard lock(mutex_);
+        ended_ = true;
+        changed_.notify_one();
+      }
+      watcher.join();
+    }
+    try {
+      if (unsaved_ && (!error || team_.size() == 1)) save();
     } catch (const fit::Error&) {
       if (!error) throw;
     }
     if (error) std::rethrow_exception(error);
-    if (!fit::Interrupt::asked()) return 0;
-    std::printf("Interrupted after %td steps; the state is in %s.\n", state_.step, options_.state().c_str());
+    report_memory();
+    if (!interrupted_) return 0;
+    if (team_.leads()) {
+      std::printf("Interrupted after %td steps; the state is in %s.\n", state_.step, options_.state().c_str());
+    }
     return 130;
   }
 
  private:
   using Clock = std::chrono::steady_clock;
 
+  void prepare_files() {
+    if (!options_.resume.empty()) {
+      log_.read(state_.step);
+      if (!log_.rows().empty()) seconds_ = log_.rows().back().seconds;
+      std::printf("Resumed after %td steps.\n", state_.step);
+    }
+    // Better now than after an hour.
+    const std::filesystem::path state = std::filesystem::absolute(options_.state());
+    const fit::AtomicFile writable(state);
+    const auto needed = 3 * sizeof(float) * static_cast<std::uintmax_t>(fit::count_parameters(state_.model));
+    const std::uintmax_t room = std::filesystem::space(state.parent_path()).available;
+    fit::require(room > needed, state.string(), ": the state takes ", gigabytes(static_cast<double>(needed)),
+                 ", and there is room for ", gigabytes(static_cast<double>(room)));
+    log_.write();
+  }
+
   void train() {
     const fit::LearningRate rate{
         .peak = options_.rate, .warm_up = std::clamp<Index>(options_.steps / 10, 1, 100), .floor = options_.rate / 100};
-    Model gradient;
     auto last_saved = Clock::now();
-    while (state_.step < options_.steps && !fit::Interrupt::asked()) {
+    while (state_.step < options_.steps && !asked_to_stop()) {
       const auto start = Clock::now();
       picture_.hide(state_.random.fork(state_.step + 1));
-      const double loss = pass(&gradient, [](Index, Index, const float*) {});
-      const std::lock_guard lock(mutex_);
-      state_.update(gradient, {.learning_rate = rate(state_.step, options_.steps)}, tape_);
+      const double loss = leaves_->pass([&](fit::Tape& tape, Model& gradient, Index) {
+        return pass(tape, &gradient, [](Index, Index, const float*) {});
+      });
+      // An interruption saves what is there: not while it changes.
+      std::unique_lock lock(mutex_);
+      leaves_->update(state_, {.learning_rate = rate(state_.step, options_.steps)});
       unsaved_ = true;
       progress_ = {};
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
       say("step %td: loss %.4f, %.2f s, %.0f GFLOP/s", state_.step, loss, seconds, work_.total(true) / seconds / 1e9);
       seconds_ += seconds;
       log_.add({state_.step, seconds_, {{"loss", loss}, {"step_seconds", seconds}}});
-      log_.write();
-      if (state_.step == options_.steps || Clock::now() - last_saved > std::chrono::minutes(10)) {
+      team_.lead([&] { log_.write(); });
+      const bool due = team_.of_first(Clock::now() - last_saved > std::chrono::minutes(10) ? 1 : 0) == 1;
+      if (state_.step == options_.steps || due) {
         save();
         last_saved = Clock::now();
       }
     }
   }
 
+  bool asked_to_stop() {
+    for (const int asked : team_.gather(fit::Interrupt::asked() ? 1 : 0)) interrupted_ = interrupted_ || asked == 1;
+    return interrupted_;
+  }
+
   /// The loss of the hidden patches, with its gradient where there is a place for it. look(first, count, made) sees
   /// what the head makes of every group's tokens.
   template <class Look>
-  double pass(Model* gradient, Look&& look) {
+  double pass(fit::Tape& tape, Model* gradient, Look&& look) {
     const Model& model = state_.model;
     fit::GroupSource<float> source{.groups = picture_.groups(), .grid = picture_.grid()};
     source.fill = [&](Index first, Index count, float* to) {
@@ -420,21 +465,21 @@ class Training {
       picture_.add_mask_gradient(first, count, from, gradient->mask_token.data());
     };
     const fit::GroupLoss<float> loss = [&](Index first, Index count, const float* data, float* to) {
-      const fit::Arena::Scope scope(tape_.arena());
+      const fit::Arena::Scope scope(tape.arena());
       const Index rows = count * group_tokens;
-      float* made = tape_.scratch<float>(rows * channels);
-      fit::nn::forward(model.head, data, made, rows, tape_);
+      float* made = tape.scratch<float>(rows * channels);
+      fit::nn::forward(model.head, data, made, rows, tape);
       look(first, count, made);
       const double share = picture_.compare(first, count, made);
-      if (to) fit::nn::backward<float>(model.head, made, to, gradient->head, rows, tape_);
+      if (to) fit::nn::backward<float>(model.head, made, to, gradient->head, rows, tape);
       return share;
     };
     const fit::Watch watch = [&](const fit::PassProgress& at) {
       const std::lock_guard lock(mutex_);
       progress_ = at;
     };
-    if (!gradient) return model.encoder.loss(source, loss, tape_, watch);
-    return model.encoder.loss(source, loss, gradient->encoder, tape_, {.recompute = options_.recompute}, fit::Random(0),
+    if (!gradient) return model.encoder.loss(source, loss, tape, watch);
+    return model.encoder.loss(source, loss, gradient->encoder, tape, {.recompute = options_.recompute}, fit::Random(0),
                               watch);
   }
 
@@ -445,22 +490,34 @@ class Training {
     std::array views{View(0, 0, size, (std::max(size.width, size.height) + side - 1) / side),
                      View((size.width - part.width) / 2, (size.height - part.height) / 2, part, 1)};
     picture_.hide(state_.random.fork(0));
-    tape_ = fit::Tape(tape_.executor());  // a pass at inference needs other memory than a step, and less
+    leaves_.reset();  // a pass at inference needs other memory than a step, and less
+    fit::Tape tape(executor_, team_);
     {
       const std::lock_guard lock(mutex_);
       drawing_ = true;
     }
-    const double loss = pass(nullptr, [&](Index first, Index count, const float* made) {
+    const double loss = pass(tape, nullptr, [&](Index first, Index count, const float* made) {
       picture_.show(first, count, made, [&](Index left, Index top, const auto& versions) {
         for (View& view : views) view.add(left, top, versions);
       });
     });
-    const std::lock_guard lock(mutex_);
-    views[0].write(options_.out / "picture.png", picture.about);
-    views[1].write(options_.out / "part.png", "its middle, pixel by pixel");
-    progress_ = {};
-    say("loss of the pictures %.4f; loss.csv, loss.svg, picture.png and part.png are in %s", loss,
-        options_.out.c_str());
+    for (View& view : views) view.gather(team_);
+    team_.lead([&] {
+      const std::lock_guard lock(mutex_);
+      views[0].write(options_.out / "picture.png", picture.about);
+      views[1].write(options_.out / "part.png", "its middle, pixel by pixel");
+      progress_ = {};
+      say("loss of the pictures %.4f; loss.csv, loss.svg, picture.png and part.png are in %s", loss,
+          options_.out.c_str());
+    });
+  }
+
+  /// What each process of a team had in memory at most.
+  void report_memory() {
+    if (team_.size() == 1) return;
+    std::string text = "memory of each process, at most:";
+    for (const double bytes : team_.gather(examples::peak_memory())) text += " " + gigabytes(bytes);
+    if (team_.leads()) std::printf("%s\n", text.c_str());
   }
 
   void save() {
@@ -487,7 +544,8 @@ class Training {
       if (!lines_.empty()) progress.reset();
       for (const std::string& line : lines_) std::printf("%s\n", line.c_str());
       lines_.clear();
-      if (fit::Interrupt::asked() && !last) leave();
+      // Processes of a team come to an end together, between steps.
+      if (fit::Interrupt::asked() && !last && team_.size() == 1) leave();
       if (last || progress_.all == 0) continue;
       if (!progress) {
         progress.emplace(drawing_ ? "pictures" : "step " + std::to_string(state_.step + 1),
@@ -516,9 +574,11 @@ class Training {
 
   const Options& options_;
   MaskedPicture& picture_;
-  fit::Tape tape_;
+  fit::Team& team_;
+  fit::Executor& executor_;
+  std::optional<fit::Leaves<Model>> leaves_;
   const Work& work_;
-  fit::TrainingState<Model> state_;
+  fit::ShardedState<Model> state_;
   fit::RunLog log_;
   double seconds_ = 0;  // of all steps
   Index first_step_ = 0;
@@ -529,6 +589,7 @@ class Training {
   fit::PassProgress progress_{};
   std::vector<std::string> lines_;
   bool drawing_ = false, unsaved_ = false, ended_ = false;
+  bool interrupted_ = false;  // the training thread's own
 };
 
 /// From "6400" or "6400x3200".
@@ -559,25 +620,25 @@ PictureSize size_of(const Options& options) {
 }
 
 template <fit::EncoderConfig config>
-int run(const Options& options) {
+int run(const Options& options, fit::Team& team) {
   const PictureSize size = size_of(options);
-  fit::Executor executor(examples::threads(options.threads));
-  const fit::Summary summary = check_memory<config>(options, size, executor.lanes());
-  std::filesystem::create_directories(options.out);
+  fit::Executor executor(options.threads);
+  const fit::Summary summary = check_memory<config>(options, size, executor.lanes(), team);
+  team.lead([&] { std::filesystem::create_directories(options.out); });
   const Picture picture =
       options.image.empty() ? examples::formula_picture(size) : examples::read_picture(options.image, size);
-  std::printf("%s.\n", picture.about.c_str());
+  if (team.leads()) std::printf("%s.\n", picture.about.c_str());
   MaskedPicture masked(picture);
   const Work work(summary);
-  return Training<config>(options, masked, executor, summary.cost.arenas, work).run();
+  return Training<config>(options, masked, team, executor, summary.cost.arenas, work).run();
 }
 
-int run_configured(const Options& options) {
+int run_configured(const Options& options, fit::Team& team) {
   fit::require(options.latents == 16 || options.config == "base", "only the base configuration has --latents 4");
-  if (options.config == "local") return run<config_of("(6)", 16, 256, 512)>(options);
-  if (options.config == "large") return run<config_of("(2)4(2)4(2)", 16, 512, 768)>(options);
-  if (options.latents == 4) return run<config_of("(2)4(2)4(2)", 4, 256, 512)>(options);
-  return run<config_of("(2)4(2)4(2)", 16, 256, 512)>(options);
+  if (options.config == "local") return run<config_of("(6)", 16, 256, 512)>(options, team);
+  if (options.config == "large") return run<config_of("(2)4(2)4(2)", 16, 512, 768)>(options, team);
+  if (options.latents == 4) return run<config_of("(2)4(2)4(2)", 4, 256, 512)>(options, team);
+  return run<config_of("(2)4(2)4(2)", 16, 256, 512)>(options, team);
 }
 
 }  // namespace
@@ -602,18 +663,31 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  app.add_option("--leaves", options.leaves,
+                 "shares of the picture's groups: with as many, any number of processes compute the same")
+      ->default_str("1 for each process");
   app.add_option("--seed", options.seed, "of everything random")->capture_default_str();
   app.add_option("--memory-limit", options.memory_limit, "in GB: what needs more is refused; the machine's by default")
       ->check(CLI::PositiveNumber);
   app.add_option("--out", options.out, "folder of losses and pictures")->capture_default_str();
   app.add_option("--save", options.save, "where the state goes, at the end, every ten minutes and when interrupted");
   app.add_option("--resume", options.resume, "a state to go on from");
+#ifdef EXAMPLES_WITH_MPI
+  fit::World world(argc, argv);
   CLI11_PARSE(app, argc, argv);
   const fit::Interrupt interrupt;
+  if (options.threads == 0) options.threads = world.threads();
+  return world.run([&] { return run_configured(options, world); });
+#else
+  CLI11_PARSE(app, argc, argv);
+  const fit::Interrupt interrupt;
+  options.threads = examples::threads(options.threads);
+  fit::Solo team;
   try {
-    return run_configured(options);
+    return run_configured(options, team);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
   }
+#endif
 }

@@ -184,6 +184,50 @@ void check_encoder(fit::Recompute recompute) {
   }());
 }
 
+/// A team that counts what its member sends.
+class Counting final : public Team {
+ public:
+  explicit Counting(Team& team) : team_(team) {}
+
+  int rank() const override { return team_.rank(); }
+  int size() const override { return team_.size(); }
+  void exchange(std::span<const Message> sends, std::span<const Message> receives) override {
+    for (const Message& message : sends) sent += static_cast<Index>(message.bytes);
+    team_.exchange(sends, receives);
+  }
+
+  Index sent = 0;
+
+ private:
+  Team& team_;
+};
+
+/// The memory and the messages of each member's pass(model, share of groups, tape, gradient) are what the cost says.
+template <class Model, class Pass>
+void check_cost(Index batch, fit::CostOptions options, Pass&& pass) {
+  const auto model = stirred<Model>();
+  fit::Solo solo;
+  for (const int members : {2, 3, 5}) {
+    fit::take_turns(solo, members, [&](Team& team, Index number) {
+      fit::Executor executor(2);
+      Counting counting(team);
+      fit::Tape tape(executor, counting);
+      Model gradient;
+      options.members = members;
+      options.member = static_cast<int>(number);
+      options.threads = 2;
+      const fit::Cost cost = fit::cost_of<typename Model::Scalar>(Model::config, batch, options);
+      tape.reserve(cost.arenas);
+      const std::size_t reserved = tape.capacity();
+      pass(model, fit::share_of(groups, number, members).count, tape, gradient);
+      CAPTURE(members, number, batch, static_cast<int>(options.options.recompute), options.training);
+      CHECK(static_cast<Index>(tape.peak()) == cost.tape);
+      CHECK(tape.capacity() == reserved);
+      CHECK(counting.sent == cost.sent);
+    });
+  }
+}
+
 }  // namespace
 
 TEST_CASE("an encoder over a team is the one that is alone", "[group_team]") {
@@ -281,4 +325,55 @@ TEST_CASE("a share of groups that is none is an error on every member", "[group_
   CHECK(test::contains(error_of(2, 5), "the encoder's input"));
   CHECK(test::contains(error_of(2, 3), "the encoder's input"));
   CHECK(test::contains(error_of(6, 1), "a team of 6 cannot share the 5 groups"));
+}
+
+TEST_CASE("what a member of a team holds and sends is what the cost says", "[group_team]") {
+  static constexpr fit::AutoregressiveConfig causal{.layers = "(1)2(1)1(1)",
+                                                    .groups = groups,
+                                                    .tokens = 6,
+                                                    .latents = 2,
+                                                    .data_dim = 12,
+                                                    .latent_dim = 24,
+                                                    .data_heads = 2,
+                                                    .latent_heads = 4,
+                                                    .vocabulary = 11};
+  for (const Index batch : {1, 3}) {
+    for (const fit::Recompute recompute : test::recomputes) {
+      const fit::TrainingOptions training{.drop_path = 0.1f, .recompute = recompute};
+      const auto by_tensors = [&]<class Model>(Model*) {
+        check_cost<Model>(batch, {.training = true, .options = training, .groups = groups},
+                          [&](const Model& model, Index own, fit::Tape& tape, Model& gradient) {
+                            const fit::Tensor<float, 4> input(batch, own, 7, 3), data(batch, own, 7, 12),
+                                latents(batch, own, 2, 24);
+                            tape.record(training);
+                            model.forward(input, tape);
+                            model.backward({.data = data, .latents = latents}, gradient, tape);
+                          });
+      };
+      using fit::LatentMask, fit::Positions;
+      by_tensors(static_cast<fit::Encoder<with(Positions::learned, LatentMask::none)>*>(nullptr));
+      by_tensors(static_cast<fit::Encoder<with(Positions::shared_sin_cos, LatentMask::causal, fit::any)>*>(nullptr));
+      using BySource = fit::Encoder<with(Positions::sin_cos, LatentMask::none)>;
+      check_cost<BySource>(batch, {.training = true, .options = training, .by_groups = true},
+                           [&](const BySource& model, Index, fit::Tape& tape, BySource& gradient) {
+                             const fit::GroupSource<float> source{
+                                 .batch = batch, .groups = groups, .fill = [](Index, Index count, float* to) {
+                                   std::fill_n(to, count * 21, 0.5f);
+                                 }};
+                             const fit::GroupLoss<float> loss = [](Index, Index count, const float*, float* to) {
+                               if (to) std::fill_n(to, count * 84, 0.5f);
+                               return 1.0;
+                             };
+                             model.loss(source, loss, gradient, tape, training);
+                           });
+      using Decoder = fit::AutoregressiveDecoder<causal>;
+      check_cost<Decoder>(batch, {.training = true, .options = training},
+                          [&](const Decoder& model, Index, fit::Tape& tape, Decoder& gradient) {
+                            const fit::Tensor<std::int32_t, 3> ids(batch, groups, 6);
+                            model.loss(ids, gradient, tape, training);
+                          });
+    }
+  }
+  CHECK(test::contains(test::error_of([] { fit::cost<causal>(1, {.members = 6}); }), "members must be 1 to the 5"));
+  CHECK(test::contains(test::error_of([] { fit::cost<causal>(1, {.members = 2, .member = 2}); }), "not 2 and 2"));
 }

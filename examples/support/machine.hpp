@@ -5,6 +5,7 @@
 #include <thread>
 
 #if __has_include(<unistd.h>)
+#include <sys/resource.h>
 #include <unistd.h>
 #define EXAMPLES_HAS_SYSCONF 1
 #else
@@ -24,6 +25,17 @@ inline double physical_memory() {
   return static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGE_SIZE));
 #else
   return std::numeric_limits<double>::infinity();
+#endif
+}
+
+/// The most that this process has had in memory, in bytes, as far as the system says.
+inline double peak_memory() {
+#if EXAMPLES_HAS_SYSCONF
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return 1024 * static_cast<double>(usage.ru_maxrss);
+#else
+  return 0;
 #endif
 }
 

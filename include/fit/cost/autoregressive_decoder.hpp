@@ -86,6 +86,7 @@ struct AutoregressiveDecoder {
     AutoregressiveDecoder losing = *this;
     losing.with_loss = true;
     losing.forward(meter);
+    meter.gather();  // the loss
     meter.set_backward(true);
     const auto saved = meter.pop();
     meter.enter(Part::stem);

@@ -21,6 +21,8 @@ struct CostOptions {
   bool average = false;          ///< whether a moving average of the weights is kept
   int groups = 0;                ///< of an example, where the configuration has any number
   bool by_groups = false;        ///< loss() over a source, not calls with tensors, where a model has both
+  int members = 1;               ///< of a team that shares the groups of every example; and
+  int member = 0;                ///< the one whose work and memory are asked about
 };
 
 /// What a model costs, known before it runs: the FLOPs that its kernels count, and the bytes that its tape, gradient
@@ -38,6 +40,7 @@ struct Cost {
   Index scratch = 0;      ///< at the same moment
   Index tape = 0;         ///< Tape::peak(): the last two and, in training, the outputs
   Index peak = 0;         ///< all together
+  Index sent = 0;         ///< to other members of a team, in a pass or a training step, the sum of its gradients aside
   TapeBytes arenas;       ///< of the tape, for Tape::reserve(): of each kind the most that is in use
 
   constexpr const PartCost& of(Part part) const { return parts[static_cast<std::size_t>(part)]; }
@@ -111,6 +114,23 @@ constexpr void check_costs(const Config& config, Index batch, int threads) {
           " groups is too large to be counted");
 }
 
+/// The model, as a member of a team has it.
+template <class Config>
+constexpr auto model_of(const Config& config, Index batch, const CostOptions& options) {
+  require(options.members >= 1 && options.members <= config.groups && options.member >= 0 &&
+              options.member < options.members,
+          "a team's members must be 1 to the ", config.groups, " groups, and the member one of them, not ",
+          options.members, " and ", options.member);
+  auto model = metered::meter_model(config, batch, options.by_groups);
+  if (options.members > 1) {
+    const IndexRange own = share_of(config.groups, options.member, options.members);
+    model.sizes.groups = own.count;
+    model.sizes.first_group = own.first;
+    model.sizes.example_groups = config.groups;
+  }
+  return model;
+}
+
 /// The meter of a model's pass.
 template <class T, class Config>
 constexpr Meter<T> meter_of(const Config& config, Index batch, const CostOptions& options) {
@@ -121,8 +141,9 @@ constexpr Meter<T> meter_of(const Config& config, Index batch, const CostOptions
   } else if constexpr (std::is_same_v<Config, AutoregressiveConfig>) {
     require(!options.by_groups, "by_groups says nothing of an autoregressive decoder, whose loss always is");
   }
-  Meter<T> meter(options.training, options.training ? options.options : TrainingOptions{}, options.threads);
-  const auto model = metered::meter_model(config, batch, options.by_groups);
+  Meter<T> meter(options.training, options.training ? options.options : TrainingOptions{}, options.threads,
+                 {options.members, options.member});
+  const auto model = model_of(config, batch, options);
   model.describe_all(meter);
   if (options.training) {
     model.training_step(meter);
@@ -165,8 +186,10 @@ constexpr Cost cost_of(const Config& of, Index batch, const CostOptions& options
   cost.scratch = meter.peak().scratch;
   cost.tape = meter.peak().total();
   cost.arenas = meter.peaks();
-  cost.outputs = options.training ? meter.peak().outputs
-                                  : size * detail::metered::meter_model(config, batch, options.by_groups).output_size();
+  cost.sent = meter.sent();
+  if (of.groups == any) cost.sent += static_cast<Index>(sizeof(Index)) * (options.members - 1);  // how many there are
+  cost.outputs =
+      options.training ? meter.peak().outputs : size * detail::model_of(config, batch, options).output_size();
   cost.peak = cost.weights + cost.gradients + cost.optimiser + cost.activations + cost.scratch + cost.outputs;
   return cost;
 }

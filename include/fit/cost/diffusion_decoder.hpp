@@ -131,6 +131,7 @@ struct DiffusionDecoder {
       meter.allocate(sizes.batch * condition() * c.latent_dim);  // all
     }
     metered::forward(trunk, *this, condition(), sizes, meter);
+    if (by_groups) meter.gather();  // the loss
     meter.finish(start, record_size);
   }
   template <class T>

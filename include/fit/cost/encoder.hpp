@@ -102,6 +102,7 @@ struct Encoder {
     metered::forward(trunk, *this, 0, sizes, meter);
     meter.enter(Part::head);
     if (!by_groups) metered::forward(latent_norm(), sizes.latent_rows(), meter);
+    if (by_groups) meter.gather();  // the loss
     meter.finish(start, record_size);
   }
   template <class T>

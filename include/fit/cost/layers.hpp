@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include <fit/core/index_range.hpp>
 #include <fit/cost/meter.hpp>
 #include <fit/nn/mlp_rows.hpp>
 
@@ -135,24 +136,60 @@ struct Attention {
   }
 };
 
+/// How the rows of a sequence are spread over members, in units; of no unit, not at all.
+struct Spread {
+  Index unit = 0, units = 0;
+  Members members = {};
+
+  constexpr Index rows_of(Index member) const { return unit * share_of(units, member, members.count).count; }
+  constexpr Index first() const { return unit * share_of(units, members.own, members.count).first; }
+};
+
 struct Lengths {
   Index sequences = 0, queries = 0, keys = 0;
   kernels::Mask mask = {};
+  Spread spread = {};
+
+  constexpr bool is_spread() const { return spread.unit > 0; }
+  constexpr bool causal() const { return mask.chunk != kernels::Mask::none().chunk; }
+  /// Whether the queries of one member see keys of another.
+  constexpr bool sees(Index member, Index other) const { return !causal() || other <= member; }
+  /// Keys of a sequence that this member's queries see.
+  constexpr Index seen_keys() const {
+    if (!is_spread()) return keys;
+    return causal() ? spread.first() + keys : spread.unit * spread.units;
+  }
+  constexpr kernels::Mask own_mask() const {
+    kernels::Mask own = mask;
+    if (is_spread()) own.offset = spread.first();
+    return own;
+  }
+  /// Calls f(member) for all others.
+  template <class F>
+  constexpr void for_others(F&& f) const {
+    for (Index member = 0; is_spread() && member < spread.members.count; ++member) {
+      if (member != spread.members.own) f(member);
+    }
+  }
 };
 
 template <class T>
 constexpr void forward(const Attention& p, const Lengths& of, Meter<T>& meter) {
   const Index start = meter.mark(), rows = of.sequences * of.queries, context_rows = of.sequences * of.keys;
-  meter.allocate(rows * p.width);                // q
-  meter.allocate(context_rows * p.key_width());  // k
-  meter.allocate(context_rows * p.key_width());  // v
-  meter.allocate(rows * p.width);                // mixed
+  const Index all_keys = of.sequences * of.seen_keys() * p.key_width();
+  meter.allocate(rows * p.width);  // q
+  meter.allocate(all_keys);        // k
+  meter.allocate(all_keys);        // v
+  meter.allocate(rows * p.width);  // mixed
   if (meter.recording()) meter.allocate(rows * p.heads);
   meter.multiply({output_product<T>(p.query(), rows), output_product<T>(p.key(), context_rows),
                   output_product<T>(p.key(), context_rows)});
-  meter.attention(p.shape(of.sequences, of.queries, of.keys, of.mask));
+  of.for_others([&](Index other) {
+    if (of.sees(other, of.spread.members.own)) meter.send(2 * context_rows * p.key_width());
+  });
+  meter.attention(p.shape(of.sequences, of.queries, of.seen_keys(), of.own_mask()));
   meter.multiply({output_product<T>(p.output(), rows)});
-  meter.finish(start, 7 * sizeof(void*) + sizeof(kernels::AttentionShape) + path_size);
+  meter.finish(start, 10 * sizeof(void*) + sizeof(kernels::AttentionShape) + path_size);
 }
 template <class T>
 constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) {
@@ -160,11 +197,18 @@ constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) 
   const Index rows = of.sequences * of.queries, context_rows = of.sequences * of.keys;
   branch_gradient(p.self, rows, p.query_dim, meter);
   if (p.width != p.query_dim) meter.scratch(rows * p.width);  // mixed
-  meter.scratch(rows * p.width);                              // q
-  meter.scratch(context_rows * p.key_width());                // k
-  meter.scratch(context_rows * p.key_width());                // v
+  const Index all_keys = of.sequences * of.seen_keys() * p.key_width();
+  meter.scratch(rows * p.width);  // q
+  meter.scratch(all_keys);        // k
+  meter.scratch(all_keys);        // v
   meter.multiply({input_product<T>(p.output(), rows), weight_product<T>(p.output(), rows)});
-  meter.attention_backward(p.shape(of.sequences, of.queries, of.keys, of.mask));
+  meter.attention_backward(p.shape(of.sequences, of.queries, of.seen_keys(), of.own_mask()));
+  if (of.is_spread()) {
+    meter.in_scope([&] { meter.scratch(2 * context_rows * p.key_width() * of.spread.members.count); });
+    of.for_others([&](Index other) {
+      if (of.sees(of.spread.members.own, other)) meter.send(2 * of.spread.rows_of(other) * p.key_width());
+    });
+  }
   auto to_input = input_product<T>(p.query(), rows);
   const auto to_query = weight_product<T>(p.query(), rows), to_key = weight_product<T>(p.key(), context_rows);
   const auto of_key = input_product<T>(p.key(), context_rows).factors[0];
@@ -243,13 +287,13 @@ struct Pieces {
 /// With `again`, without the MLP, which waits for the way back.
 template <class T>
 constexpr void forward(const Block& p, Index sequences, Index length, const kernels::Mask& mask, bool again,
-                       Meter<T>& meter) {
+                       Meter<T>& meter, const Spread& spread = {}) {
   const Index start = meter.mark(), rows = sequences * length;
   if (p.heads > 0) {
     draw_path(sequences, meter);
     meter.allocate(rows * p.width);  // normed
     forward(p.norm(), rows, meter);
-    forward(p.attention(), {sequences, length, length, mask}, meter);
+    forward(p.attention(), {sequences, length, length, mask, spread}, meter);
   }
   draw_path(sequences, meter);
   if (!again) {
@@ -261,7 +305,7 @@ constexpr void forward(const Block& p, Index sequences, Index length, const kern
 }
 template <class T>
 constexpr void backward(const Block& p, Index sequences, Index length, const kernels::Mask& mask, bool again,
-                        Meter<T>& meter) {
+                        Meter<T>& meter, const Spread& spread = {}) {
   const auto frame = meter.pop();
   const Index rows = sequences * length;
   const Pieces pieces(sequences, length);
@@ -284,7 +328,7 @@ constexpr void backward(const Block& p, Index sequences, Index length, const ker
   back(pieces.whole, pieces.each);
   if (p.heads > 0) {
     meter.scratch(rows * p.width);  // normed
-    backward(p.attention(), {sequences, length, length, mask}, meter);
+    backward(p.attention(), {sequences, length, length, mask, spread}, meter);
     backward(p.norm(), rows, meter);
   }
 }

@@ -61,16 +61,31 @@ struct PartCost {
 
 namespace detail {
 
+/// Members of a team that share the groups of every example, and which of them a meter counts for.
+struct Members {
+  Index count = 1, own = 0;
+};
+
 /// A Tape and kernels that do nothing but count: the layers of layers.hpp take memory from it and compute with it as
 /// those of nn/ do. What many equal pieces do is counted from one of them.
 template <class T>
 class Meter {
  public:
-  constexpr Meter(bool recording, const TrainingOptions& options, int threads)
-      : recording_(recording), options_(options), threads_(threads) {}
+  constexpr Meter(bool recording, const TrainingOptions& options, int threads, const Members& members = {})
+      : recording_(recording), options_(options), threads_(threads), members_(members) {}
 
   constexpr bool recording() const { return recording_; }
   constexpr const TrainingOptions& options() const { return options_; }
+
+  constexpr const Members& members() const { return members_; }
+  /// Elements that this member sends.
+  template <class Element = T>
+  constexpr void send(Index count) {
+    if (!quiet_) sent_ += times_ * count * static_cast<Index>(sizeof(Element));
+  }
+  /// What all members of a team tell each other.
+  constexpr void gather() { send<double>(members_.count - 1); }
+  constexpr Index sent() const { return sent_; }
 
   /// Bytes in use at the worst moment of all together, and at that of each.
   constexpr const TapeBytes& peak() const { return peak_; }
@@ -308,6 +323,8 @@ class Meter {
   bool recording_, backward_ = false, quiet_ = false, brief_ = false;
   TrainingOptions options_;
   int threads_;
+  Members members_;
+  Index sent_ = 0;
   Index records_ = 0, arena_ = 0, outputs_ = 0, above_ = 0, times_ = 1;
   TapeBytes peak_, peaks_;
   std::array<Index, 64> starts_ = {};

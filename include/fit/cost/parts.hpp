@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <fit/cost/trunk.hpp>
 
 namespace fit {
@@ -44,16 +46,15 @@ constexpr void describe_ends(const Sizes& sizes, Index data_dim, Index head_widt
 /// Parameters of trained positions of latents.
 template <class Config>
 constexpr Index latent_positions(const Config& c, const Sizes& sizes) {
-  const Index group = sizes.latents * c.latent_dim;
-  return c.latent_positions == Positions::learned ? sizes.groups * group
-         : nn::is_shared(c.latent_positions)      ? group
-                                                  : 0;
+  const Index group = sizes.latents * c.latent_dim, groups = std::max(sizes.groups, sizes.example_groups);
+  return c.latent_positions == Positions::learned ? groups * group : nn::is_shared(c.latent_positions) ? group : 0;
 }
 
 /// The way back to them.
 template <class T, class Config>
 constexpr void add_latent_positions(const Config& c, const Sizes& sizes, Meter<T>& meter) {
-  const Index size = latent_positions(c, sizes);
+  const bool learned = c.latent_positions == Positions::learned;
+  const Index size = learned ? sizes.groups * sizes.latents * c.latent_dim : latent_positions(c, sizes);
   if (size > 0) meter.add_column_sums({{sizes.latent_rows() * c.latent_dim / size, size}});
 }
 

@@ -35,13 +35,21 @@ struct Trunk {
   }
 };
 
-/// Sequences that go through together: `whole` times `each`, and once the `rest`.
+/// Sequences that go through together, `rows` times: `whole` times `each`, and once the `rest`.
 struct Chunks {
-  Index each, whole, rest;
+  Index rows, each, whole, rest;
 
-  constexpr Chunks(Index sequences, Index length)
-      : each(sequences_together(length)), whole(sequences / each), rest(sequences % each) {}
+  constexpr Chunks(Index times, Index sequences, Index together)
+      : rows(times), each(together), whole(sequences / each), rest(sequences % each) {}
 };
+/// Those of a team do not go on from one example to the next.
+constexpr Chunks groups_of(const Sizes& s) {
+  const Index rows = s.example_groups > 0 ? s.batch : 1;
+  return {rows, s.all_groups() / rows, sequences_together(s.tokens)};
+}
+constexpr Chunks examples_of(const Sizes& s) {
+  return {1, s.batch, s.example_groups > 0 ? 1 : sequences_together(s.groups * s.latents)};
+}
 
 /// Parts of a stage that are computed again by themselves: those of groups and, one by one or together, of examples.
 constexpr bool again_groups(const TrainingOptions& options) { return options.recompute != Recompute::none; }
@@ -142,8 +150,22 @@ struct StagePass {
     enter(Part::condition, stage);
     meter.repeat(1, [&] { forward(p.condition(), conditioning(examples), meter); });
   }
+  constexpr Spread spread() const {
+    if (sizes.example_groups == 0) return {};
+    return {sizes.latents, sizes.example_groups, meter.members()};
+  }
   constexpr void forward_global(Index examples, bool again = false) const {
-    forward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents), again, meter);
+    forward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents), again, meter, spread());
+  }
+  /// What latents_before() and the way back from it give to the member that is `by` further on.
+  constexpr void pass_on(Index by) const {
+    if (sizes.example_groups == 0) return;
+    const Index size = sizes.batch * sizes.latents * p.c.latent_dim, to = meter.members().own + by;
+    meter.in_scope([&] {
+      meter.scratch(size);
+      meter.scratch(size);
+    });
+    if (to >= 0 && to < meter.members().count) meter.send(size);
   }
   constexpr Index examples_size(Index examples) const {
     return examples * sizes.groups * sizes.latents * p.c.latent_dim;
@@ -179,7 +201,7 @@ struct StagePass {
                     again, [&] { forward_global(examples, true); },
                     [&] {
                       backward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents),
-                               again, meter);
+                               again, meter, spread());
                     });
               });
           if (!p.c.conditioned) return;
@@ -199,7 +221,7 @@ struct StagePass {
 template <class T, class Ends>
 constexpr void forward(const Trunk& p, const Ends& ends, Index condition, const Sizes& sizes, Meter<T>& meter) {
   const Index start = meter.mark();
-  const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
+  const Chunks groups = groups_of(sizes), examples = examples_of(sizes);
   meter.enter(Part::stem);
   meter.template allocate<std::array<void*, 3>>(static_cast<Index>(p.plan.count));
   for (std::size_t i = 0; i < p.plan.count; ++i) {
@@ -207,13 +229,16 @@ constexpr void forward(const Trunk& p, const Ends& ends, Index condition, const 
     meter.enter(i > 0 ? Part::write : Part::local, static_cast<Index>(i > 0 ? i - 1 : 0));
     const auto kept = pass.kept();
     meter.allocate(kept[0]);
+    if (kept[0] > 0) pass.pass_on(1);
     if (meter.recording()) {
       meter.allocate(kept[1]);
       meter.allocate(kept[2]);
     }
     meter.record(meter.recording() && !again_groups(meter.options()), [&] {
-      meter.repeat(groups.whole, [&] { pass.forward_groups(groups.each, false); });
-      meter.repeat(groups.rest > 0, [&] { pass.forward_groups(groups.rest, false); });
+      meter.repeat(groups.rows, [&] {
+        meter.repeat(groups.whole, [&] { pass.forward_groups(groups.each, false); });
+        meter.repeat(groups.rest > 0, [&] { pass.forward_groups(groups.rest, false); });
+      });
     });
     if (!p.plan[i].reads) continue;
     meter.repeat(examples.whole, [&] { pass.forward_examples(examples.each); });
@@ -224,7 +249,7 @@ constexpr void forward(const Trunk& p, const Ends& ends, Index condition, const 
 
 template <class T, class Ends>
 constexpr void backward(const Trunk& p, const Ends& ends, Index condition, const Sizes& sizes, Meter<T>& meter) {
-  const Chunks groups(sizes.all_groups(), sizes.tokens), examples(sizes.batch, sizes.groups * sizes.latents);
+  const Chunks groups = groups_of(sizes), examples = examples_of(sizes);
   const auto saved = meter.pop();
   meter.add_above(Meter<T>::entry_bytes(sizeof(void*)));
   for (std::size_t i = p.plan.count; i-- > 0;) {
@@ -256,8 +281,29 @@ constexpr void backward(const Trunk& p, const Ends& ends, Index condition, const
           meter.add_above(above);
         }
       };
-      back_groups(groups.rest > 0, groups.rest);
-      back_groups(groups.whole, groups.each);
+      if (groups.rows == 1) {
+        back_groups(groups.rest > 0, groups.rest);
+        back_groups(groups.whole, groups.each);
+      } else if (again_groups(meter.options())) {
+        const Index above = meter.take_above();
+        meter.times(groups.rows, [&] {
+          back_groups(groups.rest > 0, groups.rest);
+          back_groups(groups.whole, groups.each);
+        });
+        meter.add_above(above);
+      } else {
+        meter.repeat_backward(
+            groups.rows,
+            [&] {
+              meter.repeat(groups.whole, [&] { pass.forward_groups(groups.each, false); });
+              meter.repeat(groups.rest > 0, [&] { pass.forward_groups(groups.rest, false); });
+            },
+            [&] {
+              back_groups(groups.rest > 0, groups.rest);
+              back_groups(groups.whole, groups.each);
+            });
+      }
+      if (kept[0] > 0) pass.pass_on(-1);
     });
     for (const Index size : kept) meter.add_above(Meter<T>::template bytes<T>(size));
   }

@@ -652,3 +652,59 @@ TEST_CASE("numbers of a summary have three digits", "[cost]") {
   CHECK(short_text(9996, "FLOP") == "10.0 kFLOP");
   CHECK(short_text(2.5e13, "FLOP") == "25.0 TFLOP");
 }
+
+TEST_CASE("the step of a team is what its busiest member computes and sends", "[cost]") {
+  constexpr fit::MemberSpeed speed{1e9, 1e10};
+  constexpr fit::EncoderConfig shared{.layers = "(1)2(1)",
+                                      .groups = fit::any,
+                                      .tokens = 16,
+                                      .channels = 8,
+                                      .latents = 2,
+                                      .data_dim = 32,
+                                      .latent_dim = 64,
+                                      .data_heads = 2,
+                                      .latent_heads = 4,
+                                      .latent_positions = fit::Positions::sin_cos};
+  const fit::CostOptions options{.training = true, .groups = 12, .by_groups = true, .members = 5, .member = 4};
+  const fit::Cost cost = fit::cost<shared>(1, options);
+  const fit::StepTime step = fit::shared_step(shared, 1, options, speed);
+  CHECK(step.computing == Approx(static_cast<double>(cost.flops().total()) / 1e9));
+  const double update = 2 * 0.8 * static_cast<double>(cost.weights);
+  CHECK(step.sending == Approx(8 * (static_cast<double>(cost.sent) + update) / 1e10));
+  for (const int members : {1, 2, 3, 4, 6, 12}) {
+    fit::CostOptions of = options;
+    of.members = members;
+    double most = 0;
+    for (of.member = 0; of.member < members; ++of.member) {
+      most = std::max(most, static_cast<double>(fit::cost<shared>(1, of).flops().total()) / 1e9);
+    }
+    CHECK(fit::shared_step(shared, 1, of, speed).computing == Approx(most));
+    if (members == 1) CHECK(fit::shared_step(shared, 1, of, speed).sending == 0);
+  }
+
+  constexpr fit::EncoderConfig plain{.layers = "(3)",
+                                     .groups = 1,
+                                     .tokens = 192,
+                                     .channels = 8,
+                                     .latents = 1,
+                                     .data_dim = 32,
+                                     .latent_dim = 8,
+                                     .data_heads = 4,
+                                     .latent_heads = 1,
+                                     .data_key_heads = 2,
+                                     .data_positions = fit::Positions::sin_cos};
+  const fit::Cost of_plain = fit::cost<plain>(2, {.training = true, .by_groups = true});
+  const double tokens = 4.0 * 2 * 192, weights = 2 * 0.75 * static_cast<double>(of_plain.weights);
+  // Three blocks: keys and values of 16 numbers each, forward, and on the way back with gradients of as many.
+  CHECK(fit::ring_step(plain, 2, 4, speed).sending == Approx(8 * (3 * 3 * tokens * 32 * 0.75 + weights) / 1e10));
+  // Queries, keys, values and outputs: 32 + 16 + 16 + 32, of a fourth of the tokens; and their gradients.
+  CHECK(fit::ulysses_step(plain, 2, 4, speed).sending ==
+        Approx(8 * (2 * 3 * tokens / 4 * 96 * 0.75 + weights) / 1e10));
+  CHECK(fit::ring_step(plain, 2, 4, speed).computing ==
+        Approx(static_cast<double>(of_plain.flops().total()) / 4 / 1e9));
+  CHECK(fit::ring_step(plain, 2, 1, speed).sending == 0);
+  CHECK_THROWS_AS(fit::ring_step(shared, 1, 2, speed), fit::Error);
+  CHECK_THROWS_AS(fit::ulysses_step(plain, 1, 5, speed), fit::Error);
+  CHECK_THROWS_AS(fit::ring_step(plain, 1, 0, speed), fit::Error);
+  CHECK_THROWS_AS(fit::ring_step(plain, 1, 2, {0, 1}), fit::Error);
+}

@@ -83,6 +83,10 @@ TEST_CASE("shares of groups, parts of a batch and both have the same bits on any
       CHECK(losses.back() == losses[0]);
     }
   }
+  // Where each process has one leaf, it counts what it gives MPI against the cost model.
+  for (const int processes : {2, 3, 4}) {
+    test::succeed(on(processes, "groups " + (folder / "").string() + " 1 " + std::to_string(processes)));
+  }
   const auto too_many = test::run_command(on(3, "groups " + (folder / "").string() + " 1 2"));
   CHECK_FALSE(too_many.success);
   CHECK(test::contains(too_many.text, "a team of 3 needs as many leaves, not 1 parts of 2 shares"));

@@ -16,6 +16,19 @@ namespace {
 
 using fit::Index;
 
+Index sent = 0;  // bytes that MPI was given
+
+}  // namespace
+
+/// MPI's own name for this is PMPI_Isend: whoever wants to count puts a function in between.
+extern "C" int MPI_Isend(const void* data, int count, MPI_Datatype type, int to, int tag, MPI_Comm comm,
+                         MPI_Request* request) {
+  sent += count;
+  return PMPI_Isend(data, count, type, to, tag, comm, request);
+}
+
+namespace {
+
 constexpr fit::EncoderConfig config{.layers = "(1)1(1)",
                                     .groups = 4,
                                     .tokens = 6,
@@ -66,14 +79,34 @@ int train(fit::World& world, const std::filesystem::path& folder, Index leaves, 
   return run.finish();
 }
 
-/// Trains an encoder on two groups' tokens that hang on each other, with drop-outs; writes its state and losses.
+using Encoder = fit::Encoder<config>;
+
+/// What the step of a member sends: the cost model's, the mean of the losses, and for the update what is not its own of
+/// its gradient, the squares of its pieces, and its parameters.
+Index bytes_of_step(const fit::World& world, const fit::TrainingOptions& options) {
+  const int members = world.size();
+  const fit::Cost cost = fit::cost<config>(
+      2, {.training = true, .options = options, .by_groups = true, .members = members, .member = world.rank()});
+  const fit::detail::Shards shards(Encoder(), members);
+  const Index own = shards.elements_of(world.rank()).count, others = members - 1;
+  return cost.sent + others * static_cast<Index>(sizeof(double)) +
+         static_cast<Index>(sizeof(float)) * (cost.parameters - own) +
+         others * (static_cast<Index>(sizeof(double)) * shards.pieces_of(world.rank()).count +
+                   static_cast<Index>(sizeof(float)) * own);
+}
+
+/// Trains an encoder by a loss of its groups, with drop-outs; writes its state and losses.
 int train_by_groups(fit::World& world, const std::filesystem::path& folder, const fit::LeafCounts& counts) {
-  using Encoder = fit::Encoder<config>;
   fit::Executor executor(1 + world.rank() % 2);
   fit::ShardedState<Encoder> state(world, Encoder(fit::Random(1)), {.weight_decay = 0.1}, fit::Random(2), true);
   fit::Leaves<Encoder> leaves(world, counts, executor);
   std::string losses;
   for (Index step = 0; step < 20; ++step) {
+    const fit::TrainingOptions options{.drop_path = 0.1f,
+                                       .drop_units = 0.1f,
+                                       .drop_attention = 0.1f,
+                                       .recompute = step % 2 == 0 ? fit::Recompute::none : fit::Recompute::stream};
+    sent = 0;
     const double loss = leaves.pass([&](fit::Tape& tape, Encoder& gradient, Index part) {
       const fit::Random random = fit::Random(11).fork(step, part);
       const fit::GroupSource<float> source{
@@ -92,14 +125,13 @@ int train_by_groups(fit::World& world, const std::filesystem::path& folder, cons
         }
         return sum;
       };
-      return state.model.loss(source, loss_of, gradient, tape,
-                              {.drop_path = 0.1f,
-                               .drop_units = 0.1f,
-                               .drop_attention = 0.1f,
-                               .recompute = step % 2 == 0 ? fit::Recompute::none : fit::Recompute::stream},
-                              random);
+      return state.model.loss(source, loss_of, gradient, tape, options, random);
     });
     losses += std::to_string(loss) + " " + std::to_string(leaves.update(state, {.learning_rate = 1e-2})) + "\n";
+    if (counts.parts == 1 && counts.shares == world.size()) {
+      const Index expected = bytes_of_step(world, options);
+      fit::require(sent == expected, "a step has sent ", sent, " bytes, not ", expected);
+    }
   }
   fit::save(folder / "state.safetensors", state);
   world.lead([&] { std::ofstream(folder / "losses") << losses; });

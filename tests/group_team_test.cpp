@@ -309,6 +309,59 @@ TEST_CASE("a diffusion decoder over a team is the one that is alone", "[group_te
   }
 }
 
+TEST_CASE("a diffusion loss over a team is the one that is alone", "[group_team]") {
+  static constexpr fit::DiffusionConfig config{.layers = "(1)1(1)",
+                                               .groups = groups,
+                                               .tokens = 7,
+                                               .channels = 3,
+                                               .latents = 2,
+                                               .data_dim = 12,
+                                               .latent_dim = 24,
+                                               .data_heads = 2,
+                                               .latent_heads = 4,
+                                               .output_channels = 3,
+                                               .condition_channels = 4,
+                                               .self_conditioning = fit::SelfConditioning::latent};
+  fit::Tensor<double, 1> times(2);
+  times(0) = 0.3;
+  times(1) = 0.8;
+  const auto pass = [&]<class T>(const fit::TrainingOptions& options, T) {
+    using Model = fit::DiffusionDecoder<config, T>;
+    return [&times, options, model = stirred<Model>(), x0 = noise<T>(1, Index{2}, groups, 7, 3),
+            eps = noise<T>(2, Index{2}, groups, 7, 3),
+            condition = noise<T>(3, Index{2}, 4)](fit::Tape& tape, Model& gradient, Result<T>& result) {
+      fit::DiffusionLoss<Model> loss({.self_conditioning_rate = 0.5, .condition_drop = 0.4});
+      result.loss = loss(model, x0, eps, times, condition, tape, fit::Random(4));
+      result.loss += loss(model, x0, eps, times, condition, gradient, tape, options, fit::Random(4));
+    };
+  };
+  check<fit::DiffusionDecoder<config, double>, fit::DiffusionDecoder<config, float>>({2, 3}, pass({}, 1.0),
+                                                                                     pass(drops, 1.0f));
+}
+
+template <fit::Pooling pooling>
+void check_classifier() {
+  static constexpr auto config = with(fit::Positions::learned, fit::LatentMask::none);
+  const auto pass = [&]<class T>(const fit::TrainingOptions& options, T) {
+    using Model = fit::Classifier<config, 4, T, pooling>;
+    return [options, model = stirred<Model>(), input = noise<T>(1, Index{2}, groups, 7, 3),
+            slopes = noise<T>(2, Index{2}, 4)](fit::Tape& tape, Model& gradient, Result<T>& result) {
+      const auto own = share(input, tape.team());
+      tape.record(options, fit::Random(9));
+      const auto logits = model.forward(own, tape);
+      for (Index i = 0; i < logits.size(); ++i) result.loss += static_cast<double>(logits.data()[i] * slopes.data()[i]);
+      model.backward(slopes, gradient, tape);
+    };
+  };
+  check<fit::Classifier<config, 4, double, pooling>, fit::Classifier<config, 4, float, pooling>>(
+      {2, 3, 5}, pass({}, 1.0), pass(drops, 1.0f));
+}
+
+TEST_CASE("a classifier over a team is the one that is alone", "[group_team]") {
+  check_classifier<fit::Pooling::latents>();
+  check_classifier<fit::Pooling::data>();
+}
+
 TEST_CASE("a share of groups that is none is an error on every member", "[group_team]") {
   using Model = fit::Encoder<with(fit::Positions::learned, fit::LatentMask::none)>;
   const Model model;

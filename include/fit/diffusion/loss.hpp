@@ -186,7 +186,8 @@ class DiffusionLoss {
   /// Latents of a first pass for the leading share of the batch, zeros for the rest.
   void find_previous(const Model& model, const typename Model::GroupInputs& inputs, Tape& tape) {
     constexpr DiffusionConfig c = Model::config;
-    const Index batch = inputs.noisy.batch, groups = inputs.noisy.groups;
+    const Index batch = inputs.noisy.batch, all = inputs.noisy.groups;
+    const Index groups = tape.team() ? share_of(all, tape.team()->rank(), tape.team()->size()).count : all;
     if (previous_.dimension(0) != batch || previous_.dimension(1) != groups) {
       previous_ = Tensor<T, 4>(batch, groups, c.latents, c.latent_dim);
     }
@@ -199,7 +200,7 @@ class DiffusionLoss {
       return std::remove_cvref_t<decltype(view)>(view.data(), dimensions);
     };
     const GroupSource<T> noisy{.batch = lead,
-                               .groups = groups,
+                               .groups = all,
                                .fill = [&](Index first, Index count, T* to) { inputs.noisy.fill(first, count, to); },
                                .grid = inputs.noisy.grid};
     typename Model::GroupInputs part{noisy, leading(inputs.gamma)};

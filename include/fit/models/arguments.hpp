@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <functional>
 #include <limits>
+#include <vector>
 
 #include <fit/core/tape.hpp>
 #include <fit/core/tensor.hpp>
@@ -107,6 +108,26 @@ inline double sum_over(Team* team, double value) {
   double sum = 0;
   for (const double of_one : team->gather(value)) sum += of_one;
   return sum;
+}
+
+/// The same of as many values each, which all members then have.
+template <class T>
+void sum_over(Team& team, T* values, Index count, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  T* const all = tape.scratch<T>(count * team.size());
+  std::vector<Team::Message> sends, receives;
+  const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(count);
+  for (int other = 0; other < team.size(); ++other) {
+    if (other == team.rank()) {
+      std::copy_n(values, count, all + other * count);
+      continue;
+    }
+    sends.push_back({other, values, bytes});
+    receives.push_back({other, all + other * count, bytes});
+  }
+  team.exchange(sends, receives);
+  std::copy_n(all, count, values);
+  for (Index i = count; i < count * team.size(); ++i) values[i % count] += all[i];
 }
 
 /// Throws Error unless a grid is there exactly where the latents' positions need one, and has as many groups.

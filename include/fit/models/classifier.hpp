@@ -64,11 +64,17 @@ class Classifier {
   /// The way back from the gradient of the logits [B, classes]: adds to `gradient`.
   /// Throws Error when its shape is not that of the forward pass, or when none was recorded.
   void backward(TensorView<const T, 2> logits_gradient, Classifier& gradient, Tape& tape) const {
-    const auto [batch, groups] = tape.peek<Record>();
+    const auto [batch, groups, share] = tape.peek<Record>();
     detail::require_shape(logits_gradient, {batch, classes}, "the gradient of the logits");
     const auto saved = tape.pop<Record>();
     T* pooled = tape.scratch<T>(batch * width);
-    nn::backward(head, logits_gradient.data(), pooled, gradient.head, batch, tape);
+    if (!tape.team() || tape.team()->leads()) {
+      nn::backward(head, logits_gradient.data(), pooled, gradient.head, batch, tape);
+    } else {  // the first member has the head's gradient
+      const auto frame = tape.pop<nn::detail::LinearRecord<T>>();
+      kernels::multiply({nn::input_product(head.weight, logits_gradient.data(), pooled, batch)}, tape);
+    }
+    for (Index i = 0; tape.team() && i < batch * width; ++i) pooled[i] *= share;
     const TensorView<T, 4> tokens(tape.scratch<T>(batch * groups * length * width), batch, groups, length, width);
     nn::mean_pool_backward(pooled, tokens.data(), batch, groups * length, width, tape.executor());
     if constexpr (pooling == Pooling::latents) {
@@ -83,6 +89,7 @@ class Classifier {
   static constexpr Index length = pooling == Pooling::latents ? config.latents : config.tokens;  // of a group
   struct Record {
     Index batch = 0, groups = 0;
+    T share = 1;  // of the groups of an example
   };
 
   void run(const typename Encoder<config, T>::OutputView& output, T* logits, const Arena::Mark& start,
@@ -91,8 +98,16 @@ class Classifier {
     const Index batch = tokens.dimension(0), groups = tokens.dimension(1);
     T* pooled = tape.allocate<T>(batch * width);
     nn::mean_pool(tokens.data(), pooled, batch, groups * length, width, tape.executor());
+    T share = 1;
+    if (Team* const team = tape.team()) {
+      Index all = 0;
+      for (const Index of_one : team->gather(groups)) all += of_one;
+      share = static_cast<T>(groups) / static_cast<T>(all);
+      for (Index i = 0; i < batch * width; ++i) pooled[i] *= share;
+      detail::sum_over(*team, pooled, batch * width, tape);
+    }
     nn::forward<T>(head, pooled, logits, batch, tape);
-    tape.finish(start, Record{batch, groups});
+    tape.finish(start, Record{batch, groups, share});
   }
 };
 

@@ -36,7 +36,7 @@ constexpr fit::EncoderConfig plain_config{.layers = "(10)",
                                           .data_positions = fit::Positions::sin_cos};
 
 void print(const fit::StepTime& time, double alone, Index members) {
-  std::printf(" %10.4g s %10.4g s %8.0f %% |", time.computing, time.sending,
+  std::printf(" %10.4g s %10.4g s %7.0f %% |", time.computing, time.sending,
               100 * alone / static_cast<double>(members) / time.seconds());
 }
 
@@ -56,7 +56,7 @@ void print_row(Index size, Index members, double gigabits, double gigaflops) {
   if (members <= plain.data_heads) {
     print(fit::ulysses_step(plain, 1, members, speed), plain_alone, members);
   } else {
-    std::printf(" more members than heads");
+    std::printf(" %37s", "more members than heads |");
   }
   std::printf("\n");
 }
@@ -74,12 +74,11 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     std::printf(
-        "One picture of %td x %td pixels, %.0f GFLOP/s a machine; seconds of a step that computing and sending "
-        "take, and the share of %s\n\n",
-        size, size, rate, "ideal speed.");
-    std::printf(
-        "              |               FIT, by groups         |           plain, ring attention      | plain, "
-        "Ulysses\n");
+        "A step on one picture of %td x %td pixels, at %.0f GFLOP/s a machine: seconds that computing and sending "
+        "take,\n"
+        "and the share of the speed that as many machines would have if nothing had to be sent.\n\n",
+        size, size, rate);
+    std::printf("%18s %37s %37s %37s\n", "|", "FIT, by groups |", "plain, ring attention |", "plain, Ulysses |");
     for (const Index members : {8, 64, 512}) {
       for (const double gigabits : {10.0, 100.0, 400.0}) print_row(size, members, gigabits, rate);
     }

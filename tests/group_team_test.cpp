@@ -53,7 +53,7 @@ Result<typename Model::Scalar> run(Index leaves, int outer, Pass&& pass) {
     for (Model& gradient : gradients) tree.add(gradient, workspace);
     const fit::detail::Shards shards(Model(), processes.size());
     Model& sum = fit::detail::add_over(processes, shards, tree, workspace);
-    fit::detail::gather_elements(processes, shards, sum);
+    fit::detail::gather_elements(processes, shards, sum, workspace);
     all.gradient = test::values_of(sum);
   });
   for (const double loss : losses) CHECK(loss == losses[0]);

@@ -168,7 +168,7 @@ class Run {
       ++skipped_;
       leave_out("loss");
     }
-    tree_.clear();
+    tree_.clear(finite);
     const double taken = of_first(std::exchange(update_seconds_, 0) + since(began_));
     seconds_ += taken;
     if (total_ == 0) plan(taken);

@@ -13,19 +13,24 @@ inline void check_largest_norm(double largest) {
   require(largest > 0, "the largest gradient norm must be positive, not ", largest);
 }
 
-/// gradient *= factor
+/// gradient *= factor, of some pieces.
 template <class Model>
-void scale_gradient(Model& gradient, double factor, Workspace& workspace) {
+void scale_pieces(Model& gradient, double factor, const IndexRange& pieces, Workspace& workspace) {
   using T = typename Model::Scalar;
   struct Piece {
     T* slopes;
     Index size, parameter;
   };
-  for_each_piece<Piece>(
+  for_each_piece_in<Piece>(
+      pieces,
       [by = static_cast<T>(factor)](const Piece& piece, Index) {
         for (Index i = 0; i < piece.size; ++i) piece.slopes[i] *= by;
       },
       workspace, gradient);
+}
+template <class Model>
+void scale_gradient(Model& gradient, double factor, Workspace& workspace) {
+  scale_pieces(gradient, factor, {0, count_pieces(gradient)}, workspace);
 }
 
 /// clip_gradient() of a gradient of which this member of a team has the pieces `own`; gather(squares) adds to them, of
@@ -61,7 +66,7 @@ double clip_pieces(Model& gradient, double largest, const IndexRange& own, Gathe
   double norm = norm_of_scaled(1);
   // Squares of doubles overflow where the norm need not.
   if (std::isinf(norm)) norm = norm_of_scaled(0x1p-600) * 0x1p600;
-  if (norm > largest && std::isfinite(norm)) scale_gradient(gradient, largest / norm, workspace);
+  if (norm > largest && std::isfinite(norm)) scale_pieces(gradient, largest / norm, own, workspace);
   return norm;
 }
 

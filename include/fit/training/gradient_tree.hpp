@@ -106,15 +106,16 @@ class GradientTree {
   /// Of a tree that is complete, from left to right; one where all leaves are this member's own.
   std::vector<Fragment>& fragments() { return fragments_; }
 
-  /// Begins again.
-  void clear() {
-    while (!fragments_.empty()) clear(fragments_.back());
+  /// Begins again. An update leaves the first of the fragments at zero.
+  void clear(bool updated = false) {
+    while (fragments_.size() > 1) clear(fragments_.back());
+    if (!fragments_.empty()) clear(fragments_.back(), updated);
     next_ = own_.first;
   }
 
  private:
-  void clear(Fragment& last) {
-    set_zero(last.gradient);
+  void clear(Fragment& last, bool is_zero = false) {
+    if (!is_zero) set_zero(last.gradient);
     spare_.push_back(std::move(last.gradient));
     fragments_.pop_back();
   }

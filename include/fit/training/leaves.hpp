@@ -71,7 +71,7 @@ class Leaves {
     Model& sum = state.sum(tree_, workspace_);
     if (counts_.parts > 1) detail::scale_gradient(sum, 1.0 / static_cast<double>(counts_.parts), workspace_);
     const double norm = state.update(sum, options, workspace_);
-    tree_.clear();
+    tree_.clear(true);
     return norm;
   }
 

@@ -48,8 +48,9 @@ class ShardedState {
     if (!average) return model;
     if (!gathered_) {
       gathered_.emplace();
+      Workspace workspace;
       detail::copy_into(*gathered_, own(), average->data());
-      detail::gather_elements(*team_, shards_, *gathered_);
+      detail::gather_elements(*team_, shards_, *gathered_, workspace);
     }
     return *gathered_;
   }
@@ -73,7 +74,7 @@ class ShardedState {
         gradient, options.clip, pieces, [&](double* squares) { gather_squares(squares); }, workspace);
     if (std::isfinite(norm)) {
       step_own(gradient, options, pieces, workspace);
-      detail::gather_elements(*team_, shards_, model);
+      detail::gather_elements(*team_, shards_, model, workspace);
       gathered_.reset();
     }
     set_zero(gradient);

@@ -113,13 +113,14 @@ Model& add_over(Team& team, const Shards& shards, GradientTree<Model>& tree, Wor
     count += static_cast<Index>(fragments.back().size());
   }
   const Index together = elements_together(members), own_count = static_cast<Index>(own.size());
-  auto out = Buffer<T>::uninitialised((members - 1) * own_count * together);
-  auto in = Buffer<T>::uninitialised(count * together);
+  const Arena::Scope scope(workspace.arena());
+  T* const out = workspace.arena().allocate<T>((members - 1) * own_count * together);
+  T* const in = workspace.arena().allocate<T>(count * together);
   for (Index k = 0; k * together < shards.largest(); ++k) {
     std::vector<Team::Message> sends, receives;
     std::vector<std::pair<IndexRange, T*>> sums;  // of this member's elements
     const IndexRange mine = part_of(shards.elements_of(rank), k, together);
-    T *next_out = out.data(), *next_in = in.data();
+    T *next_out = out, *next_in = in;
     for (int other = 0; other < members; ++other) {
       const auto& theirs = fragments[static_cast<std::size_t>(other)];
       const IndexRange part = part_of(shards.elements_of(other), k, together);
@@ -152,30 +153,31 @@ Model& add_over(Team& team, const Shards& shards, GradientTree<Model>& tree, Wor
         return nullptr;
       });
     });
-    copy_into(own.front().gradient, mine, in.data());
+    copy_into(own.front().gradient, mine, in);
   }
   return own.front().gradient;
 }
 
 /// Gives all members of a team the elements that each has.
 template <class Model>
-void gather_elements(Team& team, const Shards& shards, Model& model) {
+void gather_elements(Team& team, const Shards& shards, Model& model, Workspace& workspace) {
   using T = typename Model::Scalar;
   const int members = team.size(), rank = team.rank();
   if (members == 1) return;
   const Index together = elements_together(members);
-  auto out = Buffer<T>::uninitialised(together);
-  auto in = Buffer<T>::uninitialised((members - 1) * together);
+  const Arena::Scope scope(workspace.arena());
+  T* const out = workspace.arena().allocate<T>(together);
+  T* const in = workspace.arena().allocate<T>((members - 1) * together);
   for (Index k = 0; k * together < shards.largest(); ++k) {
     std::vector<Team::Message> sends, receives;
     std::vector<std::pair<IndexRange, T*>> parts;
     const IndexRange mine = part_of(shards.elements_of(rank), k, together);
-    copy_from(model, mine, out.data());
-    T* next = in.data();
+    copy_from(model, mine, out);
+    T* next = in;
     for (int other = 0; other < members; ++other) {
       const IndexRange part = part_of(shards.elements_of(other), k, together);
       if (other == rank) continue;
-      if (mine.count > 0) sends.push_back({other, out.data(), sizeof(T) * static_cast<std::size_t>(mine.count)});
+      if (mine.count > 0) sends.push_back({other, out, sizeof(T) * static_cast<std::size_t>(mine.count)});
       if (part.count == 0) continue;
       receives.push_back({other, next, sizeof(T) * static_cast<std::size_t>(part.count)});
       parts.emplace_back(part, next);

@@ -29,17 +29,23 @@ class Turns {
   template <class F>
   void run(F&& f) {
     std::vector<std::jthread> threads;
+    const auto live = [&](Task& task) {
+      wait_for(task, Turn::task);
+      try {
+        if (!failed_) f(static_cast<Team&>(task), static_cast<Index>(task.number));
+      } catch (...) {
+        task.failure = std::current_exception();
+      }
+      task.ended = true;
+      pass(task, Turn::others);
+    };
     for (Task& task : tasks_) {
-      threads.emplace_back([&] {
-        wait_for(task, Turn::task);
-        try {
-          f(static_cast<Team&>(task), static_cast<Index>(task.number));
-        } catch (...) {
-          task.failure = std::current_exception();
-        }
-        task.ended = true;
-        pass(task, Turn::others);
-      });
+      try {
+        if (!failed_) threads.emplace_back([&] { live(task); });
+      } catch (...) {
+        fail();
+      }
+      task.ended = failed_;
     }
     for (bool going = true; going;) {
       going = false;
@@ -55,8 +61,7 @@ class Turns {
       try {
         deliver();
       } catch (...) {
-        failure_ = std::current_exception();
-        failed_ = true;
+        fail();
       }
     }
     for (const Task& task : tasks_) {
@@ -89,6 +94,11 @@ class Turns {
     bool ended = false, told = false;
     std::exception_ptr failure;
   };
+
+  void fail() {
+    failure_ = std::current_exception();
+    failed_ = true;
+  }
 
   void pass(Task& task, Turn turn) {
     const std::lock_guard lock(mutex_);

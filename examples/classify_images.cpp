@@ -48,8 +48,10 @@ fit::ParameterTreatment treat_encoder(std::string_view name, std::size_t rank) {
 
 void say_what_comes(const Options& options, Index steps, Index images, int processes, int threads) {
   constexpr const auto& config = examples::classifier_config;
-  std::printf("%td parameters, %td training images in %d groups of %d tokens, %d processes of %d threads: ",
-              fit::count_parameters(Model()), images, config.groups, config.tokens, processes, threads);
+  std::printf("%td parameters, %td training images in %d groups of %d tokens, %d threads",
+              fit::count_parameters(Model()), images, config.groups, config.tokens, threads);
+  if (processes > 1) std::printf(" in each of %d processes", processes);
+  std::printf(": ");
   if (options.epochs > 0) {
     std::printf("%td steps.\n", steps);
   } else {

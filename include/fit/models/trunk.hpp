@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <functional>
-#include <optional>
 #include <vector>
 
 #include <fit/models/arguments.hpp>
-#include <fit/models/config.hpp>
-#include <fit/nn/block.hpp>
-#include <fit/nn/cross.hpp>
+#include <fit/models/chunks.hpp>
+#include <fit/models/latents_before.hpp>
+#include <fit/models/stage_layers.hpp>
 #include <fit/nn/recompute.hpp>
 
 namespace fit {
@@ -20,51 +19,6 @@ template <class T>
 using Trace = std::function<void(std::size_t stage, Part part, Index first, Index count, const T* data)>;
 
 namespace detail {
-
-/// The layers of one stage of the trunk; which of them are there, its StagePlan says.
-template <class T, TrunkConfig c>
-struct Stage {
-  static constexpr nn::CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
-  static constexpr nn::CrossOptions conditioning{c.cross_context_norm, 0};
-  using Local = nn::Block<T, c.data_dim, c.local_attention ? c.data_heads : 0, c.mlp_ratio,
-                          c.local_attention ? c.data_key_heads : 0>;
-  using Condition = nn::Cross<T, c.latent_dim, c.latent_dim, c.latent_dim, c.latent_heads, conditioning>;
-
-  std::vector<Local> local;
-  std::optional<nn::Cross<T, c.latent_dim, c.data_dim, c.cross_dim(), c.cross_heads(), cross>> read;
-  If<c.conditioned, std::optional<Condition>> condition;
-  std::vector<nn::Block<T, c.latent_dim, c.latent_heads, c.mlp_ratio, c.latent_key_heads>> global;
-  std::optional<nn::Cross<T, c.data_dim, c.latent_dim, c.cross_dim(), c.cross_heads(), cross>> write;
-
-  static void visit(auto&& f, auto&... p) {
-    f("local", p.local...);
-    f("read", p.read...);
-    f("condition", p.condition...);
-    f("global", p.global...);
-    f("write", p.write...);
-  }
-};
-
-/// What the latents of an example attend to besides the data: tokens [batch, count, latent_dim], or none, and where to
-/// add their gradient on the way back.
-template <class T>
-struct Conditioning {
-  const T* tokens = nullptr;
-  Index count = 0;
-  T* gradient = nullptr;
-};
-
-/// Sequences that go through together: groups first .. first + count - 1 of batch * groups, or examples of the batch.
-struct Chunk {
-  Index first, count;
-  Index number;  ///< of the first among all groups of a team, or examples
-
-  /// Where they begin in a tensor with `each` elements for a sequence; null stays null.
-  template <class T>
-  T* of(T* data, Index each) const {
-    return data ? data + first * each : nullptr;
-  }
-};
 
 /// The interleaved stages that the three models share. Chen and Li, arXiv 2305.12689, figure 1.
 ///
@@ -156,41 +110,13 @@ class Trunk {
                         latents_of(z_gradient, groups[k], sizes), before_gradient, gradient);
         pass.report(Part::local, groups.sequences - groups[k].first, groups.sequences);
       }
-      if (before_gradient) add_latents_before(before_gradient, z_gradient, sizes, tape);
+      if (before_gradient) add_latents_before(before_gradient, z_gradient, c.latent_dim, sizes, tape);
     }
   }
 
   const std::vector<Stage<T, c>>& stages() const { return stages_; }
 
  private:
-  /// All sequences, some at a time of so many that follow each other.
-  struct Chunks {
-    Index sequences, neighbours, each, first_number, numbers, chunks, count;
-
-    /// `neighbours` have numbers first, first + 1 and so on, and those after them `apart` more.
-    Chunks(Index all, Index in_a_row, Index together, Index first, Index apart)
-        : sequences(all),
-          neighbours(in_a_row),
-          each(together),
-          first_number(first),
-          numbers(apart),
-          chunks((neighbours + each - 1) / each),
-          count(neighbours > 0 ? sequences / neighbours * chunks : 0) {}
-    Chunk operator[](Index k) const {
-      const Index row = k / chunks, at = k % chunks * each;
-      return {row * neighbours + at, std::min(each, neighbours - at), row * numbers + first_number + at};
-    }
-  };
-  /// Groups, two thousand tokens at a time; those of a team are numbered within their example.
-  static Chunks groups_of(const Sizes& s) {
-    if (!s.team) return {s.all_groups(), s.all_groups(), sequences_together(s.tokens), 0, 0};
-    return {s.all_groups(), s.groups, sequences_together(s.tokens), s.first_group, s.example_groups};
-  }
-  /// Examples, two thousand latents at a time; those of a team one by one.
-  static Chunks examples_of(const Sizes& s) {
-    return {s.batch, s.batch, s.team ? 1 : sequences_together(s.groups * s.latents), 0, 0};
-  }
-
   /// What is left of the beginning of a stage, as long as it may be needed again.
   struct Kept {
     const T* before = nullptr;   // see latents_before(); null where groups are written from their own latents
@@ -230,59 +156,13 @@ class Trunk {
 
   static Kept keep(std::size_t i, const T* x, const T* z, const Sizes& sizes, Tape& tape) {
     Kept kept;
-    if (c.autoregressive && i > 0) kept.before = latents_before(z, sizes, tape);
+    if (c.autoregressive && i > 0) kept.before = latents_before(z, c.latent_dim, sizes, tape);
     if (!tape.recording() || tape.options().recompute == Recompute::none) return kept;
     const auto every =
         static_cast<std::size_t>(tape.options().recompute == Recompute::stage ? 1 : tape.options().keep_data_every);
     kept.latents = copy_of(z, sizes.latent_rows() * c.latent_dim, tape);
     if (i > 0 && every > 0 && i % every == 0) kept.data = copy_of(x, sizes.data_rows() * c.data_dim, tape);
     return kept;
-  }
-
-  /// What an autoregressive model's groups are written from, [batch, groups, latents, latent_dim]: the latents of the
-  /// group before, zeros for the first. A copy, as the groups' reads change the latents in place. The last ones of a
-  /// team's member are for the next member's first group.
-  static const T* latents_before(const T* z, const Sizes& sizes, Tape& tape) {
-    const Index group = sizes.latents * c.latent_dim, example = sizes.groups * group;
-    T* before = tape.allocate<T>(sizes.batch * example);
-    for (Index b = 0; b < sizes.batch; ++b) {
-      std::fill_n(before + b * example, group, T(0));
-      std::copy_n(z + b * example, example - group, before + b * example + group);
-    }
-    if (sizes.team) {
-      const Arena::Scope scope(tape.arena());
-      T* const last = tape.scratch<T>(sizes.batch * group);
-      T* const received = zeros<T>(sizes.batch * group, tape);
-      for (Index b = 0; b < sizes.batch; ++b) std::copy_n(z + (b + 1) * example - group, group, last + b * group);
-      pass_on(*sizes.team, last, received, sizes.batch * group, 1);
-      for (Index b = 0; b < sizes.batch; ++b) std::copy_n(received + b * group, group, before + b * example);
-    }
-    return before;
-  }
-  /// Sends to the member `by` further on, and receives from the one as far before, where there are such members.
-  static void pass_on(Team& team, T* sent, T* received, Index size, int by) {
-    const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(size);
-    const auto there = [&](int member) { return member >= 0 && member < team.size() ? 1u : 0u; };
-    const Team::Message to{team.rank() + by, sent, bytes}, from{team.rank() - by, received, bytes};
-    team.exchange({&to, there(to.with)}, {&from, there(from.with)});
-  }
-  static void add_latents_before(const T* before_gradient, T* z_gradient, const Sizes& sizes, Tape& tape) {
-    const Index group = sizes.latents * c.latent_dim, example = sizes.groups * group;
-    if (sizes.team) {
-      const Arena::Scope scope(tape.arena());
-      T* const first = tape.scratch<T>(sizes.batch * group);
-      T* const received = zeros<T>(sizes.batch * group, tape);
-      for (Index b = 0; b < sizes.batch; ++b) std::copy_n(before_gradient + b * example, group, first + b * group);
-      pass_on(*sizes.team, first, received, sizes.batch * group, -1);
-      for (Index i = 0; i < sizes.batch * group; ++i) {
-        z_gradient[(i / group + 1) * example - group + i % group] += received[i];
-      }
-    }
-    for (Index b = 0; b < sizes.batch; ++b) {
-      const T* from = before_gradient + b * example + group;
-      T* to = z_gradient + b * example;
-      for (Index i = 0; i < example - group; ++i) to[i] += from[i];
-    }
   }
 
   template <class U>

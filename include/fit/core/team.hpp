@@ -34,19 +34,28 @@ class Team {
   /// Sends and receives, and returns when all has arrived. Throws Error when that cannot be.
   virtual void exchange(std::span<const Message> sends, std::span<const Message> receives) = 0;
 
-  /// The values of all members, by rank.
-  template <class T>
-  std::vector<T> gather(const T& value) {
-    static_assert(std::is_trivially_copyable_v<T> && !std::is_same_v<T, bool>);
-    std::vector<T> all(static_cast<std::size_t>(size()), value);
-    T own = value;
+  /// Makes whole an array of which every member has a part: range_of(member) of its elements.
+  template <class T, class RangeOf>
+  void gather(T* data, RangeOf&& range_of) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    const auto message = [&](int with, const IndexRange& range) {
+      return Message{with, data + range.first, sizeof(T) * static_cast<std::size_t>(range.count)};
+    };
     std::vector<Message> sends, receives;
     for (int other = 0; other < size(); ++other) {
       if (other == rank()) continue;
-      sends.push_back({other, &own, sizeof(T)});
-      receives.push_back({other, &all[static_cast<std::size_t>(other)], sizeof(T)});
+      sends.push_back(message(other, range_of(rank())));
+      receives.push_back(message(other, range_of(other)));
     }
     exchange(sends, receives);
+  }
+
+  /// The values of all members, by rank.
+  template <class T>
+  std::vector<T> gather(const T& value) {
+    static_assert(!std::is_same_v<T, bool>, "fit: a vector of bool has no elements to send");
+    std::vector<T> all(static_cast<std::size_t>(size()), value);
+    gather(all.data(), [](int member) { return IndexRange{member, 1}; });
     return all;
   }
 

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <functional>
 #include <limits>
-#include <vector>
 
 #include <fit/core/tape.hpp>
 #include <fit/core/tensor.hpp>
@@ -115,17 +114,8 @@ template <class T>
 void sum_over(Team& team, T* values, Index count, Tape& tape) {
   const Arena::Scope scope(tape.arena());
   T* const all = tape.scratch<T>(count * team.size());
-  std::vector<Team::Message> sends, receives;
-  const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(count);
-  for (int other = 0; other < team.size(); ++other) {
-    if (other == team.rank()) {
-      std::copy_n(values, count, all + other * count);
-      continue;
-    }
-    sends.push_back({other, values, bytes});
-    receives.push_back({other, all + other * count, bytes});
-  }
-  team.exchange(sends, receives);
+  std::copy_n(values, count, all + team.rank() * count);
+  team.gather(all, [&](int member) { return IndexRange{member * count, count}; });
   std::copy_n(all, count, values);
   for (Index i = count; i < count * team.size(); ++i) values[i % count] += all[i];
 }

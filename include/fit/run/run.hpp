@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -15,41 +14,16 @@
 #include <vector>
 
 #include <fit/io/sharded_checkpoint.hpp>
+#include <fit/run/batch_values.hpp>
 #include <fit/run/interrupt.hpp>
 #include <fit/run/log.hpp>
 #include <fit/run/prefetch.hpp>
 #include <fit/run/progress.hpp>
+#include <fit/run/run_options.hpp>
 #include <fit/training/gradient_tree.hpp>
-#include <fit/training/learning_rate.hpp>
-#include <fit/training/metrics.hpp>
-#include <fit/training/state.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
-
-/// How a training run goes, and what it leaves: FOLDER/NAME.safetensors, the best weights; NAME_last.safetensors, the
-/// last ones; NAME_state.safetensors, to go on from; and the log, NAME.csv, .svg and .jsonl.
-struct RunOptions {
-  std::filesystem::path folder = "out";
-  std::string name = "model";
-  Index steps = 0;            ///< updates of the model in all; or
-  double minutes = 0;         ///< as many as fit into this time, evaluations aside, by the speed of the first ones
-  LearningRate rate = {};     ///< of an update
-  UpdateOptions update = {};  ///< but for its learning rate, and what to do about a gradient that is not finite
-  Index accumulate = 1;       ///< batches whose gradients are averaged for an update
-  /// Parts of an update's batches that are summed by themselves; their sums are added along a tree, for which up to the
-  /// logarithm of as many gradients are held. With as many leaves, runs of a team have the same bits whatever its size,
-  /// which is at most that.
-  Index leaves = 1;
-  Index batch = 1;           ///< examples of a batch, for the speed that is shown
-  Index evaluate_every = 0;  ///< updates; 0 for at the end only
-  Index save_every = 0;      ///< updates; 0 for with every evaluation, or every 1,000 where there is but the last
-  Index log_every = 10;      ///< updates of which a row of the log is the mean
-  Index patience = 0;        ///< evaluations without a better score after which a run ends early; 0 for any number
-  bool smaller_is_better = false;
-  bool resume = false;           ///< go on from the state, if there is one
-  std::FILE* terminal = stdout;  ///< for progress; null for none
-};
 
 /// A training run around a loop of the caller's own:
 ///
@@ -79,12 +53,16 @@ class Run {
   /// NAME_state_before, and its table NAME_before.csv. Throws Error for options that cannot be, and for files that are
   /// not those of such a run.
   Run(State& state, RunOptions options)
-      : state_(state), options_(std::move(options)), log_(prefix()), tree_(options_.leaves, leaves_of(rank())) {
-    check();
-    own_ = batches_of_member(rank());
+      : state_(state),
+        options_(std::move(options)),
+        team_(team()),
+        log_(prefix()),
+        tree_(options_.leaves, leaves_of(team_.rank())) {
+    detail::check(options_, team_.size());
+    own_ = batches_of_member(team_.rank());
     total_ = options_.steps;
     bool resumes = false;
-    lead([&] {
+    team_.lead([&] {
       std::error_code error;
       std::filesystem::create_directories(options_.folder, error);
       require(!error, options_.folder.string(), ": cannot create this folder: ", error.message());
@@ -93,14 +71,14 @@ class Run {
       put_aside(file("_state"), file("_state_before"));
       put_aside(prefix().string() + ".csv", prefix().string() + "_before.csv");
     });
-    resumes = of_first(resumes);
+    resumes = team_.of_first(resumes);
     if (resumes) {
       resume();
     } else {
       save_state();
     }
     first_step_ = state_.step;
-    if (!options_.terminal || !leads()) return;
+    if (!options_.terminal || !team_.leads()) return;
     progress_ = std::make_unique<Progress>("training", total_, state_.step, options_.terminal);
     if (resumes) note("resumed after " + std::to_string(state_.step) + " steps");
   }
@@ -122,7 +100,7 @@ class Run {
   bool next() {
     if (gathered_ == 0) {
       const bool done = out_of_patience() || (total_ > 0 && state_.step >= total_);
-      interrupted_ = interrupted_ || (!done && any(Interrupt::asked()));
+      interrupted_ = interrupted_ || (!done && asked_to_stop());
       const bool over = done || interrupted_;
       // Not in the middle of what may be a return: the state from before stays good.
       if (skipped_ == 0 && (save_due_ || (over && saved_step_ != state_.step))) save_state();
@@ -134,21 +112,20 @@ class Run {
 
   /// Takes the gradient of a batch's mean loss, which update() leaves at zero, and what else to log of it. Throws Error
   /// for names that a log cannot have, or that the run logs itself.
-  void update(Model& gradient, double loss, Workspace& workspace,
-              const std::vector<std::pair<std::string, double>>& values = {}) {
+  void update(Model& gradient, double loss, Workspace& workspace, const NamedValues& values = {}) {
     require(total_ == 0 || state_.step < total_, "a run is updated after its last step, ", total_);
     for (const auto& [name, value] : values) {
       require(name != "loss" && name != "rate" && name != "examples_per_second" && name != "skipped",
               "a run logs its own ", name);
     }
-    remember(loss, values);
+    values_.keep(loss, values);
     ++gathered_;
     if (options_.leaves > 1 && own_.first + gathered_ == batches_of(tree_.next()).end()) tree_.add(gradient, workspace);
     if (gathered_ < own_.count) {
       update_seconds_ += since(began_);
       return;
     }
-    const bool finite = take_losses();
+    const bool finite = values_.take(team_, [&](int member) { return batches_of_member(member); });
     gathered_ = 0;
     batch_ += options_.accumulate;
     const double rate = options_.rate(state_.step, total_ > 0 ? total_ : std::numeric_limits<Index>::max());
@@ -169,7 +146,7 @@ class Run {
       leave_out("loss");
     }
     tree_.clear(finite);
-    const double taken = of_first(std::exchange(update_seconds_, 0) + since(began_));
+    const double taken = team_.of_first(std::exchange(update_seconds_, 0) + since(began_));
     seconds_ += taken;
     if (total_ == 0) plan(taken);
     if (skipped_ >= most_skipped) go_back();
@@ -187,8 +164,8 @@ class Run {
 
   /// Takes the score of an evaluation, by which the best weights are kept, and what else to log of it. Returns whether
   /// it is the best so far. A score that is NaN never is.
-  bool evaluated(const std::string& name, double score, std::vector<std::pair<std::string, double>> values = {}) {
-    score = of_first(score);
+  bool evaluated(const std::string& name, double score, NamedValues values = {}) {
+    score = team_.of_first(score);
     const bool better =
         !std::isnan(score) && (!best_ || (options_.smaller_is_better ? score < *best_ : score > *best_));
     values.insert(values.begin(), {name, score});
@@ -235,57 +212,13 @@ class Run {
     return options_.folder / (options_.name + what + ".safetensors");
   }
 
-  void check() const {
-    const RunOptions& o = options_;
-    require((o.steps > 0) != (o.minutes > 0) && o.steps >= 0 && o.minutes >= 0 && std::isfinite(o.minutes),
-            "a run needs steps or minutes, not ", o.steps, " and ", o.minutes);
-    require(o.accumulate >= 1 && o.batch >= 1 && o.log_every >= 1,
-            "accumulate, batch and log_every of a run must be at least 1, not ", o.accumulate, ", ", o.batch, " and ",
-            o.log_every);
-    require(o.leaves >= 1 && o.leaves <= o.accumulate, "leaves of a run must be 1 to its ", o.accumulate,
-            " batches of an update, not ", o.leaves);
-    if constexpr (teams) {
-      require(state_.team().size() <= o.leaves, "a team of ", state_.team().size(),
-              " needs a run of as many leaves, not ", o.leaves);
-    }
-    require(o.evaluate_every >= 0 && o.save_every >= 0 && o.patience >= 0,
-            "evaluate_every, save_every and patience of a run must not be negative");
-    require(!o.name.empty() && o.name.find('/') == o.name.npos, "the name of a run must be that of a file, not \"",
-            o.name, "\"");
+  static constexpr bool of_team = requires(State & state) { state.team(); };
+  Team& team() {
+    if constexpr (of_team) return state_.team();
+    return alone_;
   }
 
-  static constexpr bool teams = requires(State & state) { state.team(); };
-
-  bool leads() const {
-    if constexpr (teams) return state_.team().leads();
-    return true;
-  }
-  template <class F>
-  void lead(F&& f) {
-    if constexpr (teams) return state_.team().lead(f);
-    f();
-  }
-  template <class T>
-  T of_first(T value) {
-    if constexpr (teams) return state_.team().of_first(value);
-    return value;
-  }
-  bool any(bool value) {
-    if constexpr (teams) {
-      const auto all = state_.team().gather(value ? 1 : 0);
-      return std::find(all.begin(), all.end(), 1) != all.end();
-    }
-    return value;
-  }
-
-  int rank() const {
-    if constexpr (teams) return state_.team().rank();
-    return 0;
-  }
-  IndexRange leaves_of(int member) const {
-    if constexpr (teams) return share_of(options_.leaves, member, state_.team().size());
-    return {0, options_.leaves};
-  }
+  IndexRange leaves_of(int member) const { return share_of(options_.leaves, member, team_.size()); }
   /// Of an update.
   IndexRange batches_of(Index leaf) const { return share_of(options_.accumulate, leaf, options_.leaves); }
   IndexRange batches_of_member(int member) const {
@@ -294,68 +227,25 @@ class Run {
     return {first, batches_of(leaves.end() - 1).end() - first};
   }
 
+  /// Whether some member is.
+  bool asked_to_stop() {
+    const auto asked = team_.gather(Interrupt::asked() ? 1 : 0);
+    return std::find(asked.begin(), asked.end(), 1) != asked.end();
+  }
+
   /// The sum of all leaves; of a team, what is this member's of it.
   Model& sum_of(Model& gradient, Workspace& workspace) {
     if (options_.leaves == 1) return gradient;
-    if constexpr (teams) return state_.sum(tree_, workspace);
+    if constexpr (of_team) return state_.sum(tree_, workspace);
     return tree_.fragments().front().gradient;
-  }
-
-  /// Keeps the loss of a batch, and what else is logged of it, until the end of its update.
-  void remember(double loss, const std::vector<std::pair<std::string, double>>& values) {
-    numbers_.push_back(loss);
-    names_.emplace_back("loss");
-    for (const auto& [name, value] : values) {
-      numbers_.push_back(value);
-      names_.push_back(name);
-    }
-  }
-
-  /// Adds what was kept to what is logged, batches in order. Whether all losses are finite.
-  bool take_losses() {
-    if constexpr (teams) gather_numbers();
-    bool all_finite = true, finite = true;
-    for (std::size_t i = 0; i < numbers_.size(); ++i) {
-      const std::string& name = names_[i % names_.size()];
-      if (name == "loss") finite = std::isfinite(numbers_[i]);
-      all_finite = all_finite && finite;
-      if (finite) mean_of(name).add(numbers_[i]);
-    }
-    numbers_.clear();
-    names_.clear();
-    return all_finite;
-  }
-
-  /// The numbers of all members' batches; the names of one.
-  void gather_numbers() {
-    Team& team = state_.team();
-    const auto count = static_cast<Index>(numbers_.size()), width = count / own_.count;
-    for (const auto& [numbers, batches] : team.gather(std::array{count, own_.count})) {
-      require(numbers == width * batches, "all batches of a team must have the same values to log");
-    }
-    names_.resize(static_cast<std::size_t>(width));
-    std::vector<double> all(static_cast<std::size_t>(width * options_.accumulate));
-    std::vector<Team::Message> sends, receives;
-    for (int member = 0; member < team.size(); ++member) {
-      const IndexRange batches = batches_of_member(member);
-      double* const place = all.data() + width * batches.first;
-      if (member == rank()) {
-        std::copy(numbers_.begin(), numbers_.end(), place);
-        continue;
-      }
-      sends.push_back({member, numbers_.data(), sizeof(double) * numbers_.size()});
-      receives.push_back({member, place, sizeof(double) * static_cast<std::size_t>(width * batches.count)});
-    }
-    team.exchange(sends, receives);
-    numbers_ = std::move(all);
   }
 
   void save_weights(const char* what) {
     const Model& of_all = weights();
-    lead([&] { save(file(what), of_all); });
+    team_.lead([&] { save(file(what), of_all); });
   }
   void write_log() {
-    lead([&] { log_.write(); });
+    team_.lead([&] { log_.write(); });
   }
 
   /// Renames a file, if there is one.
@@ -374,13 +264,6 @@ class Run {
 
   void note(const std::string& text) {
     if (progress_) progress_->note(text);
-  }
-
-  Mean& mean_of(const std::string& name) {
-    for (auto& [own, mean] : means_) {
-      if (own == name) return mean;
-    }
-    return means_.emplace_back(name, Mean()).second;
   }
 
   void leave_out(const char* what) {
@@ -411,26 +294,22 @@ class Run {
     const double speed = static_cast<double>(state_.step) * examples / seconds_;
     if (progress_) {
       std::vector<Field> fields;
-      for (const auto& [name, mean] : means_) {
-        if (mean.count > 0) fields.emplace_back(name, mean.value());
-      }
+      values_.for_means([&](const std::string& name, double mean) { fields.emplace_back(name, mean); });
       fields.emplace_back("rate", rate, 3);
       fields.emplace_back("examples/s", speed);
       progress_->update(state_.step, fields);
     }
     if (!due(options_.log_every) && state_.step != total_) return;
     RunLog::Row row{state_.step, seconds_};
-    for (auto& [name, mean] : means_) {
-      if (mean.count > 0) row.values.emplace_back(name, mean.value());
-      mean = {};
-    }
+    values_.for_means([&](const std::string& name, double mean) { row.values.emplace_back(name, mean); });
+    values_.clear();
     if (left_out_ > 0) row.values.emplace_back("skipped", std::exchange(left_out_, 0));
     row.values.emplace_back("rate", rate);
     row.values.emplace_back("examples_per_second", speed);
     log_.add(std::move(row));
     const auto now = Clock::now();
     if (now - log_written_ < std::chrono::seconds(2)) return;
-    if (leads()) log_.write();
+    if (team_.leads()) log_.write();
     log_written_ = now;
   }
 
@@ -493,11 +372,11 @@ class Run {
   void resume() {
     load(file("_state"), state_);
     Saved saved{};
-    lead([&] {
+    team_.lead([&] {
       saved = read_saved();
       log_.read(state_.step);
     });
-    saved = of_first(saved);
+    saved = team_.of_first(saved);
     batch_ = saved.batch;
     seconds_ = saved.seconds;
     if (options_.minutes > 0) {
@@ -516,8 +395,11 @@ class Run {
 
   State& state_;
   RunOptions options_;
+  Solo alone_;
+  Team& team_;
   RunLog log_;
   GradientTree<Model> tree_;
+  detail::BatchValues values_;
   IndexRange own_;  // batches of an update
   std::optional<Interrupt> interrupt_{std::in_place};
   std::unique_ptr<Progress> progress_;
@@ -526,9 +408,6 @@ class Run {
   bool interrupted_ = false, save_due_ = false;
   int skipped_ = 0, left_out_ = 0, returns_ = 0;  // in a row; since the last row of the log; in all
   std::optional<double> best_;
-  std::vector<std::pair<std::string, Mean>> means_;
-  std::vector<double> numbers_;  // of the batches of this update, the loss of each first
-  std::vector<std::string> names_;
   Clock::time_point began_, log_written_;
 };
 

@@ -71,7 +71,9 @@ class ShardedState {
     optimizer.zero_frozen(gradient);
     const IndexRange pieces = shards_.pieces_of(team_->rank());
     const double norm = detail::clip_pieces(
-        gradient, options.clip, pieces, [&](double* squares) { gather_squares(squares); }, workspace);
+        gradient, options.clip, pieces,
+        [&](double* squares) { team_->gather(squares, [&](int member) { return shards_.pieces_of(member); }); },
+        workspace);
     if (std::isfinite(norm)) {
       step_own(gradient, options, pieces, workspace);
       detail::gather_elements(*team_, shards_, model, workspace);
@@ -89,8 +91,7 @@ class ShardedState {
 
   void step_own(const Model& gradient, const UpdateOptions& options, const IndexRange& pieces, Workspace& workspace) {
     const detail::AdamWStep<Scalar> step_of(optimizer.options, options.learning_rate, ++optimizer.steps);
-    const auto done = static_cast<double>(step);
-    const auto share = static_cast<Scalar>(1 - std::min(options.average_decay, (1 + done) / (10 + done)));
+    const auto share = static_cast<Scalar>(1 - options.decay_in(step));
     struct Piece {
       Scalar* values;
       const Scalar* slopes;
@@ -105,20 +106,6 @@ class ShardedState {
           if (average) detail::average_elements(average->data() + at, piece.values, share, piece.size);
         },
         workspace, model, gradient);
-  }
-
-  void gather_squares(double* squares) const {
-    std::vector<Team::Message> sends, receives;
-    for (int other = 0; other < team_->size(); ++other) {
-      if (other == team_->rank()) continue;
-      const auto message = [&](int with, int of) {
-        const IndexRange pieces = shards_.pieces_of(of);
-        return Team::Message{with, squares + pieces.first, sizeof(double) * static_cast<std::size_t>(pieces.count)};
-      };
-      sends.push_back(message(other, team_->rank()));
-      receives.push_back(message(other, other));
-    }
-    team_->exchange(sends, receives);
   }
 
   Team* team_;

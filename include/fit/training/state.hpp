@@ -23,6 +23,11 @@ struct UpdateOptions {
   /// step n, the first being 0.
   double average_decay = 0.999;
   NotFinite not_finite = NotFinite::error;
+
+  double decay_in(Index step) const {
+    const auto done = static_cast<double>(step);
+    return std::min(average_decay, (1 + done) / (10 + done));
+  }
 };
 
 /// All that a training run needs to go on where it stopped, to the bit: save it and load it as one would a model.
@@ -61,10 +66,7 @@ struct TrainingState {
     const double norm = clip_gradient(gradient, options.clip, workspace);
     if (std::isfinite(norm)) {
       optimizer.step(model, gradient, options.learning_rate, workspace);
-      const auto done = static_cast<double>(step);
-      if (average) {
-        update_average(*average, model, std::min(options.average_decay, (1 + done) / (10 + done)), workspace);
-      }
+      if (average) update_average(*average, model, options.decay_in(step), workspace);
     }
     set_zero(gradient);
     require(std::isfinite(norm) || options.not_finite == NotFinite::skip, "the norm of the gradient in step ", step,

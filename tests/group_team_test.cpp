@@ -144,6 +144,28 @@ constexpr fit::EncoderConfig with(fit::Positions positions, fit::LatentMask mask
           .mask = mask};
 }
 
+constexpr fit::AutoregressiveConfig causal{.layers = "(1)2(1)1(1)",
+                                           .groups = groups,
+                                           .tokens = 6,
+                                           .latents = 2,
+                                           .data_dim = 12,
+                                           .latent_dim = 24,
+                                           .data_heads = 2,
+                                           .latent_heads = 4,
+                                           .vocabulary = 11};
+constexpr fit::DiffusionConfig denoiser{.layers = "(1)2(1)1(1)",
+                                        .groups = groups,
+                                        .tokens = 7,
+                                        .channels = 3,
+                                        .latents = 2,
+                                        .data_dim = 12,
+                                        .latent_dim = 24,
+                                        .data_heads = 2,
+                                        .latent_heads = 4,
+                                        .output_channels = 3,
+                                        .condition_channels = 4,
+                                        .self_conditioning = fit::SelfConditioning::latent};
+
 template <fit::EncoderConfig config>
 void check_encoder(fit::Recompute recompute) {
   const auto pass = [&]<class T>(const fit::TrainingOptions& options, T) {
@@ -240,20 +262,11 @@ TEST_CASE("an encoder over a team is the one that is alone", "[group_team]") {
 }
 
 TEST_CASE("an autoregressive decoder over a team is the one that is alone", "[group_team]") {
-  static constexpr fit::AutoregressiveConfig config{.layers = "(1)2(1)1(1)",
-                                                    .groups = groups,
-                                                    .tokens = 6,
-                                                    .latents = 2,
-                                                    .data_dim = 12,
-                                                    .latent_dim = 24,
-                                                    .data_heads = 2,
-                                                    .latent_heads = 4,
-                                                    .vocabulary = 11};
   fit::Tensor<std::int32_t, 3> ids(2, groups, 6);
   for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = static_cast<std::int32_t>((i * i + i / 3) % 11);
   for (const fit::Recompute recompute : test::recomputes) {
     const auto pass = [&]<class T>(fit::TrainingOptions options, T) {
-      using Model = fit::AutoregressiveDecoder<config, T>;
+      using Model = fit::AutoregressiveDecoder<causal, T>;
       options.recompute = recompute;
       return [&ids, options, model = stirred<Model>(), slopes = noise<T>(2, Index{2}, groups, 6, 11)](
                  fit::Tape& tape, Model& gradient, Result<T>& result) {
@@ -265,30 +278,18 @@ TEST_CASE("an autoregressive decoder over a team is the one that is alone", "[gr
         result.loss += model.loss(ids, gradient, tape, options, fit::Random(8));
       };
     };
-    check<fit::AutoregressiveDecoder<config, double>, fit::AutoregressiveDecoder<config, float>>(
+    check<fit::AutoregressiveDecoder<causal, double>, fit::AutoregressiveDecoder<causal, float>>(
         {2, 4, 5}, pass({}, 1.0), pass(drops, 1.0f));
   }
 }
 
 TEST_CASE("a diffusion decoder over a team is the one that is alone", "[group_team]") {
-  static constexpr fit::DiffusionConfig config{.layers = "(1)2(1)1(1)",
-                                               .groups = groups,
-                                               .tokens = 7,
-                                               .channels = 3,
-                                               .latents = 2,
-                                               .data_dim = 12,
-                                               .latent_dim = 24,
-                                               .data_heads = 2,
-                                               .latent_heads = 4,
-                                               .output_channels = 3,
-                                               .condition_channels = 4,
-                                               .self_conditioning = fit::SelfConditioning::latent};
   fit::Tensor<double, 1> gamma(2);
   gamma(0) = 0.3;
   gamma(1) = 0.8;
   for (const fit::Recompute recompute : test::recomputes) {
     const auto pass = [&]<class T>(fit::TrainingOptions options, T) {
-      using Model = fit::DiffusionDecoder<config, T>;
+      using Model = fit::DiffusionDecoder<denoiser, T>;
       options.recompute = recompute;
       return [&gamma, options, model = stirred<Model>(), noisy = noise<T>(1, Index{2}, groups, 7, 3),
               condition = noise<T>(2, Index{2}, 4), previous = noise<T>(3, Index{2}, groups, 2, 24),
@@ -304,29 +305,17 @@ TEST_CASE("a diffusion decoder over a team is the one that is alone", "[group_te
         model.backward({.prediction = own_slopes, .latents = own_latents}, gradient, tape);
       };
     };
-    check<fit::DiffusionDecoder<config, double>, fit::DiffusionDecoder<config, float>>({2, 3}, pass({}, 1.0),
-                                                                                       pass(drops, 1.0f));
+    check<fit::DiffusionDecoder<denoiser, double>, fit::DiffusionDecoder<denoiser, float>>({2, 3}, pass({}, 1.0),
+                                                                                           pass(drops, 1.0f));
   }
 }
 
 TEST_CASE("a diffusion loss over a team is the one that is alone", "[group_team]") {
-  static constexpr fit::DiffusionConfig config{.layers = "(1)1(1)",
-                                               .groups = groups,
-                                               .tokens = 7,
-                                               .channels = 3,
-                                               .latents = 2,
-                                               .data_dim = 12,
-                                               .latent_dim = 24,
-                                               .data_heads = 2,
-                                               .latent_heads = 4,
-                                               .output_channels = 3,
-                                               .condition_channels = 4,
-                                               .self_conditioning = fit::SelfConditioning::latent};
   fit::Tensor<double, 1> times(2);
   times(0) = 0.3;
   times(1) = 0.8;
   const auto pass = [&]<class T>(const fit::TrainingOptions& options, T) {
-    using Model = fit::DiffusionDecoder<config, T>;
+    using Model = fit::DiffusionDecoder<denoiser, T>;
     return [&times, options, model = stirred<Model>(), x0 = noise<T>(1, Index{2}, groups, 7, 3),
             eps = noise<T>(2, Index{2}, groups, 7, 3),
             condition = noise<T>(3, Index{2}, 4)](fit::Tape& tape, Model& gradient, Result<T>& result) {
@@ -335,8 +324,8 @@ TEST_CASE("a diffusion loss over a team is the one that is alone", "[group_team]
       result.loss += loss(model, x0, eps, times, condition, gradient, tape, options, fit::Random(4));
     };
   };
-  check<fit::DiffusionDecoder<config, double>, fit::DiffusionDecoder<config, float>>({2, 3}, pass({}, 1.0),
-                                                                                     pass(drops, 1.0f));
+  check<fit::DiffusionDecoder<denoiser, double>, fit::DiffusionDecoder<denoiser, float>>({2, 3}, pass({}, 1.0),
+                                                                                         pass(drops, 1.0f));
 }
 
 template <fit::Pooling pooling>
@@ -381,15 +370,6 @@ TEST_CASE("a share of groups that is none is an error on every member", "[group_
 }
 
 TEST_CASE("what a member of a team holds and sends is what the cost says", "[group_team]") {
-  static constexpr fit::AutoregressiveConfig causal{.layers = "(1)2(1)1(1)",
-                                                    .groups = groups,
-                                                    .tokens = 6,
-                                                    .latents = 2,
-                                                    .data_dim = 12,
-                                                    .latent_dim = 24,
-                                                    .data_heads = 2,
-                                                    .latent_heads = 4,
-                                                    .vocabulary = 11};
   for (const Index batch : {1, 3}) {
     for (const fit::Recompute recompute : test::recomputes) {
       const fit::TrainingOptions training{.drop_path = 0.1f, .recompute = recompute};
@@ -429,4 +409,49 @@ TEST_CASE("what a member of a team holds and sends is what the cost says", "[gro
   }
   CHECK(test::contains(test::error_of([] { fit::cost<causal>(1, {.members = 6}); }), "members must be 1 to the 5"));
   CHECK(test::contains(test::error_of([] { fit::cost<causal>(1, {.members = 2, .member = 2}); }), "not 2 and 2"));
+}
+
+TEST_CASE("members of a team drop units of their own, and whole paths together", "[group_team]") {
+  const fit::Random random(3);
+  fit::nn::Draws first{random, 2, 0, 3}, second{random, 2, 1, 3}, next{random, 3, 0, 3};
+  const auto of_first = fit::nn::draw_dropout(0.5f, first, 100), of_second = fit::nn::draw_dropout(0.5f, second, 100);
+  const auto of_next = fit::nn::draw_dropout(0.5f, next, 100);
+  CHECK(of_first.key == of_second.key);
+  CHECK(of_second.offset == of_first.offset + 100);
+  CHECK(of_next.offset == of_first.offset + 300);
+  fit::Tape tape;
+  tape.record({.drop_path = 0.5f});
+  const auto one = fit::nn::draw_path<float>(40, 1, first, tape),
+             other = fit::nn::draw_path<float>(40, 1, second, tape);
+  CHECK(std::equal(one.scale, one.scale + 40, other.scale));
+}
+
+TEST_CASE("a step over leaves is that of the mean of its parts", "[group_team]") {
+  using Model = fit::AutoregressiveDecoder<causal, double>;
+  const auto ids_of = [](Index part) {
+    fit::Tensor<std::int32_t, 3> ids(2, groups, 6);
+    for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = static_cast<std::int32_t>((i * i + i / 3 + part) % 11);
+    return ids;
+  };
+  fit::TrainingState<Model> alone{.model = stirred<Model>()};
+  Model gradient;
+  fit::Tape tape;
+  double loss = 0;
+  for (Index part = 0; part < 3; ++part) loss += alone.model.loss(ids_of(part), gradient, tape) / 3;
+  fit::detail::scale_gradient(gradient, 1.0 / 3, tape);
+  const double norm = alone.update(gradient, {}, tape);
+  fit::Solo solo;
+  for (const int members : {1, 2}) {
+    fit::take_turns(solo, members, [&](Team& team, Index) {
+      fit::Executor executor(1);
+      fit::ShardedState<Model> state(team, stirred<Model>());
+      fit::Leaves<Model> leaves(team, {.parts = 3, .shares = 2}, executor);
+      const double mean = leaves.pass(
+          [&](fit::Tape& of_leaf, Model& to, Index part) { return state.model.loss(ids_of(part), to, of_leaf); });
+      CHECK(mean == Approx(loss).epsilon(1e-12));
+      CHECK(leaves.update(state, {}) == Approx(norm).epsilon(1e-10));
+      const auto found = test::values_of(state.model), expected = test::values_of(alone.model);
+      CHECK(test::max_error(found.data(), expected.data(), static_cast<Index>(found.size())) < 1e-7);
+    });
+  }
 }

@@ -99,6 +99,23 @@ TEST_CASE("a process that fails says why, and ends the others", "[distributed]")
   CHECK(test::contains(result.text, "process 2 of 3 fails, and ends the others: the last one cannot go on"));
 }
 
+TEST_CASE("a disk that is full ends all processes, and the last state stays whole", "[distributed]") {
+  if (!found()) return;
+  const test::TemporaryFolder folder;
+  const std::string alone = (folder / "alone").string(), together = (folder / "together").string();
+  test::succeed(on(3, "train " + together + " 4 8"));
+  const std::string state = text_of(folder / "together/state.safetensors");
+  const auto full = test::run_command(on(3, "full " + together + " 4 20"));
+  CHECK_FALSE(full.success);
+  CHECK(test::contains(full.text, "process 0 of 3 fails, and ends the others"));
+  CHECK(test::contains(full.text, "state.safetensors"));
+  CHECK((text_of(folder / "together/state.safetensors") == state));
+  test::succeed(on(3, "resume " + together + " 4 20"));
+  test::succeed(on(1, "train " + alone + " 4 8"));
+  test::succeed(on(1, "resume " + alone + " 4 20"));
+  CHECK((text_of(folder / "together/model.safetensors") == text_of(folder / "alone/model.safetensors")));
+}
+
 TEST_CASE("processes that die cost no more than what was not saved", "[distributed]") {
   if (!found()) return;
   const test::TemporaryFolder folder;

@@ -4,6 +4,8 @@
 #include <fit/fit.hpp>
 #include <fit/run/run.hpp>
 
+#include <sys/resource.h>
+
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -138,6 +140,13 @@ int train_by_groups(fit::World& world, const std::filesystem::path& folder, cons
   return 0;
 }
 
+/// From now on this process cannot write a file of more than so many bytes, as on a disk that is full.
+void limit_files(rlim_t bytes) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit limit{bytes, bytes};
+  fit::require(setrlimit(RLIMIT_FSIZE, &limit) == 0, "a process cannot limit its files");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -156,6 +165,7 @@ int main(int argc, char** argv) {
         std::raise(SIGKILL);
       }).detach();
     }
-    return train(world, argv[2], number(3), number(4), what == "resume");
+    if (what == "full" && world.leads()) limit_files(100'000);
+    return train(world, argv[2], number(3), number(4), what != "train");
   });
 }

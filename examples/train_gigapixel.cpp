@@ -83,6 +83,7 @@ struct Options {
   double rate = 1e-3, memory_limit = 0;
   std::uint64_t seed = 7;
 
+  Index leaves_of(const fit::Team& team) const { return std::max<Index>(team.size(), leaves); }
   std::filesystem::path state() const { return save.empty() ? out / "state.safetensors" : save; }
 };
 
@@ -90,18 +91,30 @@ struct Options {
 /// over the whole picture, so that a loss of 1 is that of guessing the mean colour.
 class MaskedPicture {
  public:
-  explicit MaskedPicture(const Picture& picture)
+  /// `counted` are rows that the picture has; every row is that of one member of the team.
+  MaskedPicture(const Picture& picture, const fit::IndexRange& counted, fit::Team& team)
       : picture_(picture), rows_(picture.size.height / group_pixels), columns_(picture.size.width / group_pixels) {
-    std::array<double, 3> sums{}, squares{};
-    const auto& pixels = picture.pixels;
-    for (std::size_t i = 0; i < pixels.size(); ++i) {
-      const double value = pixels[i];
-      sums[i % 3] += value;
-      squares[i % 3] += value * value;
+    struct Moments {
+      std::array<double, 3> sums{}, squares{};  // of whole numbers, exact in any order
+    } all;
+    const Index width = 3 * picture.size.width;
+    for (Index y = counted.first; y < counted.end(); ++y) {
+      const std::uint8_t* const row = picture.row(y);
+      for (Index i = 0; i < width; ++i) {
+        const double value = row[i];
+        all.sums[static_cast<std::size_t>(i % 3)] += value;
+        all.squares[static_cast<std::size_t>(i % 3)] += value * value;
+      }
     }
-    const double count = static_cast<double>(pixels.size()) / 3;
+    const auto members = team.gather(all);
+    const double count = static_cast<double>(picture.size.width * picture.size.height);
     for (std::size_t c = 0; c < 3; ++c) {
-      const double mean = sums[c] / count, variance = squares[c] / count - mean * mean;
+      double sum = 0, squares = 0;
+      for (const Moments& member : members) {
+        sum += member.sums[c];
+        squares += member.squares[c];
+      }
+      const double mean = sum / count, variance = squares / count - mean * mean;
       mean_[c] = static_cast<float>(mean);
       deviation_[c] = static_cast<float>(std::sqrt(std::max(1.0, variance)));
     }
@@ -206,7 +219,7 @@ class MaskedPicture {
 
   void values_of(Index group, Index token, float* to) const {
     const Index row = 3 * picture_.size.width;
-    const std::uint8_t* from = picture_.pixels.data() + top_of(group, token) * row + 3 * left_of(group, token);
+    const std::uint8_t* from = picture_.row(top_of(group, token)) + 3 * left_of(group, token);
     for (Index y = 0; y < patch; ++y, from += row) {
       for (std::size_t i = 0; i < 3 * patch; ++i) {
         *to++ = (static_cast<float>(from[i]) - mean_[i % 3]) / deviation_[i % 3];
@@ -316,9 +329,20 @@ std::string gigabytes(double bytes) {
   return text;
 }
 
-/// What a step needs of a process, from the cost model, the pixels and what is made of them.
+/// The rows of a picture that a member of a team sees: of its leaves' groups, and of its share where there are none.
+fit::IndexRange rows_of(int member, const fit::Team& team, Index leaves, const PictureSize& size) {
+  const Index columns = size.width / group_pixels, groups = columns * (size.height / group_pixels);
+  const fit::IndexRange own = fit::share_of(leaves, member, team.size());
+  const fit::IndexRange share = fit::share_of(groups, member, team.size());
+  const Index first = std::min(fit::share_of(groups, own.first, leaves).first, share.first) / columns;
+  const Index last = (std::max(fit::share_of(groups, own.end() - 1, leaves).end(), share.end()) - 1) / columns;
+  return {first * group_pixels, (last + 1 - first) * group_pixels};
+}
+
+/// What a step needs of a process, from the cost model, its pixels and what is made of them.
 template <fit::EncoderConfig config>
-fit::Summary check_memory(const Options& options, const PictureSize& size, int threads, const fit::Team& team) {
+fit::Summary check_memory(const Options& options, const PictureSize& size, Index rows, int threads,
+                          const fit::Team& team) {
   const Index groups = size.width / group_pixels * (size.height / group_pixels);
   const fit::Summary summary = fit::summary<config>(1, {.training = true,
                                                         .options = {.recompute = options.recompute},
@@ -328,7 +352,7 @@ fit::Summary check_memory(const Options& options, const PictureSize& size, int t
                                                         .members = team.size(),
                                                         .member = team.rank()});
   constexpr double head = sizeof(float) * channels * (4.0 * (config.data_dim + 2) + 2.0 * 2048);
-  const double pixels = static_cast<double>(3 * size.width * size.height);
+  const double pixels = static_cast<double>(3 * size.width * rows);
   const fit::Cost& cost = summary.cost;
   const double needed = static_cast<double>(cost.peak - cost.tape + cost.arenas.total()) + head + pixels;
   if (team.leads()) {
@@ -354,7 +378,7 @@ class Training {
         picture_(picture),
         team_(team),
         executor_(executor),
-        leaves_(std::in_place, team, fit::LeafCounts{.shares = std::max<Index>(team.size(), options.leaves)}, executor),
+        leaves_(std::in_place, team, fit::LeafCounts{.shares = options.leaves_of(team)}, executor),
         work_(work),
         state_(team, Model(), {.beta2 = 0.95, .weight_decay = 0.05}, fit::Random(options.seed)),
         log_(options.out / "loss") {
@@ -623,12 +647,15 @@ template <fit::EncoderConfig config>
 int run(const Options& options, fit::Team& team) {
   const PictureSize size = size_of(options);
   fit::Executor executor(options.threads);
-  const fit::Summary summary = check_memory<config>(options, size, executor.lanes(), team);
+  const auto rows_of_member = [&](int member) { return rows_of(member, team, options.leaves_of(team), size); };
+  const fit::IndexRange rows = rows_of_member(team.rank());
+  const fit::Summary summary = check_memory<config>(options, size, rows.count, executor.lanes(), team);
   team.lead([&] { std::filesystem::create_directories(options.out); });
   const Picture picture =
-      options.image.empty() ? examples::formula_picture(size) : examples::read_picture(options.image, size);
+      options.image.empty() ? examples::formula_picture(size, rows) : examples::read_picture(options.image, size, rows);
   if (team.leads()) std::printf("%s.\n", picture.about.c_str());
-  MaskedPicture masked(picture);
+  const Index counted = team.leads() ? 0 : std::max(rows.first, rows_of_member(team.rank() - 1).end());
+  MaskedPicture masked(picture, {counted, rows.end() - counted}, team);
   const Work work(summary);
   return Training<config>(options, masked, team, executor, summary.cost.arenas, work).run();
 }

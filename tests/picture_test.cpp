@@ -152,6 +152,9 @@ TEST_CASE("a picture of another size is cropped to its middle, or reflected", "[
     const examples::Picture picture = examples::read_picture(path, size);
     CHECK(picture.size == size);
     CHECK(picture.about == fit::concatenate("a.png, 5 x 4", about));
+    const fit::IndexRange rows{size.height / 3, size.height - size.height / 2};
+    const auto begin = picture.pixels.begin() + 3 * size.width * rows.first;
+    CHECK(examples::read_picture(path, size, rows).pixels == Bytes(begin, begin + 3 * size.width * rows.count));
     for (Index y = 0; y < size.height; ++y) {
       for (Index x = 0; x < size.width; ++x) {
         const auto from = picture.pixels.begin() + 3 * (size.width * y + x);
@@ -173,6 +176,9 @@ TEST_CASE("a picture of another size is cropped to its middle, or reflected", "[
 
   write_png(path, {1, 1, PNG_COLOR_TYPE_RGB}, {9, 8, 7});
   CHECK(read(path, {2, 2}) == Bytes{9, 8, 7, 9, 8, 7, 9, 8, 7, 9, 8, 7});
+  CHECK(test::error_of([&] {
+          examples::read_picture(path, {2, 2}, {1, 2});
+        }) == "a picture of 2 rows has no rows from 1 to 3");
 }
 
 TEST_CASE("what is no picture, or only part of one, is an error with its name", "[picture]") {
@@ -220,7 +226,9 @@ TEST_CASE("what is no picture, or only part of one, is an error with its name", 
 }
 
 TEST_CASE("the picture made by a formula has all sizes, colours and no flat parts", "[picture]") {
-  const examples::Picture picture = examples::formula_picture({70, 50});
+  const examples::Picture picture = examples::formula_picture({70, 50}, {0, 50});
+  const auto begin = picture.pixels.begin() + 3 * 70 * 20;
+  CHECK(examples::formula_picture({70, 50}, {20, 7}).pixels == Bytes(begin, begin + 3 * 70 * 7));
   CHECK(picture.about == "a picture made by a formula, 70 x 50");
   REQUIRE(picture.pixels.size() == 3 * 70 * 50);
   std::array<int, 3> darkest{255, 255, 255}, lightest{};

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <fit/core/error.hpp>
-#include <fit/core/memory.hpp>
+#include <fit/core/index_range.hpp>
 #include <fit/core/random.hpp>
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 #include <memory>
 #include <numbers>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <jpeglib.h>
@@ -31,10 +32,22 @@ struct PictureSize {
 
 inline std::string text_of(const PictureSize& size) { return fit::concatenate(size.width, " x ", size.height); }
 
-/// Red, green and blue of 8 bits, and how they came about.
+/// Red, green and blue of 8 bits, of all rows or some, and how they came about.
 struct Picture {
+  /// Throws fit::Error for rows that it does not have.
+  Picture(const PictureSize& its_size, const fit::IndexRange& its_rows, std::string text)
+      : size(its_size), rows(its_rows), about(std::move(text)) {
+    fit::require(rows.first >= 0 && rows.count >= 0 && rows.end() <= size.height, "a picture of ", size.height,
+                 " rows has no rows from ", rows.first, " to ", rows.end());
+    pixels.resize(static_cast<std::size_t>(3 * size.width * rows.count));
+  }
+
+  const std::uint8_t* row(Index y) const { return pixels.data() + 3 * size.width * (y - rows.first); }
+  std::uint8_t* row(Index y) { return pixels.data() + 3 * size.width * (y - rows.first); }
+
   PictureSize size;
-  std::vector<std::uint8_t> pixels;  // [height, width, 3]
+  fit::IndexRange rows;
+  std::vector<std::uint8_t> pixels;  // [rows.count, width, 3]
   std::string about;
 };
 
@@ -45,42 +58,41 @@ struct CloseFile {
 };
 using File = std::unique_ptr<std::FILE, CloseFile>;
 
-/// Takes a file's rows, one after the other, into the middle of a picture of another size. What is not wanted of them
-/// is dropped, and finish() fills what they do not reach with their reflections.
+/// Takes a file's rows, one after the other, into the middle of a picture of another size: what is not wanted of them
+/// is dropped, and what they do not reach gets their reflections.
 class Fitting {
  public:
   Fitting(Picture& picture, const PictureSize& from)
       : picture_(picture),
-        from_(from),
         kept_{std::min(picture.size.width, from.width), std::min(picture.size.height, from.height)},
         left_((from.width - kept_.width) / 2),
-        top_((from.height - kept_.height) / 2) {}
-
-  void row(Index y, const std::uint8_t* rgb) {
-    if (y >= top_ && y < top_ + kept_.height) std::copy_n(rgb + 3 * left_, 3 * kept_.width, at(y - top_));
+        top_((from.height - kept_.height) / 2) {
+    if (kept_ != from) picture.about += ", cropped to " + text_of(kept_);
+    if (kept_ != picture.size) picture.about += ", tiled by reflection to " + text_of(picture.size);
   }
 
-  void finish() {
-    const PictureSize& size = picture_.size;
-    for (Index y = 0; y < kept_.height; ++y) {
-      for (Index x = kept_.width; x < size.width; ++x)
-        std::copy_n(at(y) + 3 * mirrored(x, kept_.width), 3, at(y) + 3 * x);
+  void row(Index y, const std::uint8_t* rgb) {
+    const Index place = y - top_;
+    if (place < 0 || place >= kept_.height) return;
+    for (Index turn = 0; turn < picture_.size.height; turn += 2 * kept_.height) {
+      fill(turn + place, rgb + 3 * left_);
+      fill(turn + 2 * kept_.height - 1 - place, rgb + 3 * left_);
     }
-    for (Index y = kept_.height; y < size.height; ++y)
-      std::copy_n(at(mirrored(y, kept_.height)), 3 * size.width, at(y));
-    if (kept_ != from_) picture_.about += ", cropped to " + text_of(kept_);
-    if (kept_ != size) picture_.about += ", tiled by reflection to " + text_of(size);
   }
 
  private:
-  std::uint8_t* at(Index y) { return picture_.pixels.data() + 3 * y * picture_.size.width; }
-  static Index mirrored(Index i, Index size) {
-    const Index place = i % (2 * size);
-    return place < size ? place : 2 * size - 1 - place;
+  void fill(Index y, const std::uint8_t* rgb) {
+    if (y < picture_.rows.first || y >= picture_.rows.end()) return;
+    std::uint8_t* const row = picture_.row(y);
+    std::copy_n(rgb, 3 * kept_.width, row);
+    for (Index x = kept_.width; x < picture_.size.width; ++x) {
+      const Index place = x % (2 * kept_.width);
+      std::copy_n(rgb + 3 * std::min(place, 2 * kept_.width - 1 - place), 3, row + 3 * x);
+    }
   }
 
   Picture& picture_;
-  PictureSize from_, kept_;
+  PictureSize kept_;
   Index left_, top_;
 };
 
@@ -238,27 +250,28 @@ inline PictureSize picture_size(const std::filesystem::path& path) {
 }
 
 /// Reads a PNG or JPEG file row by row: its middle where it is larger than the size wanted, repeated by reflection
-/// where it is smaller. Greys become colours, 16 bits 8, and what is transparent lies on white. Throws fit::Error for
-/// files that are damaged or cut off, and for a JPEG of CMYK.
-inline Picture read_picture(const std::filesystem::path& path, const PictureSize& wanted) {
-  Picture picture{wanted, {}, path.filename().string()};
+/// where it is smaller; of that the rows wanted. Greys become colours, 16 bits 8, and what is transparent lies on
+/// white. Throws fit::Error for files that are damaged or cut off, for a JPEG of CMYK, and for rows that are not there.
+inline Picture read_picture(const std::filesystem::path& path, const PictureSize& wanted,
+                            const fit::IndexRange& wanted_rows) {
+  Picture picture(wanted, wanted_rows, path.filename().string());
   detail::with_picture_file(path, [&](auto& reader) {
     const PictureSize size = reader.size();
     picture.about += ", " + text_of(size);
-    picture.pixels.resize(static_cast<std::size_t>(3 * wanted.width * wanted.height));
     std::vector<std::uint8_t> rows(static_cast<std::size_t>(3 * size.width * (reader.interlaced() ? size.height : 1)));
     detail::Fitting to(picture, size);
     fit::require(reader.read_rows(rows.data(), to), path.string(), ": ", reader.reason());
-    to.finish();
   });
   return picture;
 }
+inline Picture read_picture(const std::filesystem::path& path, const PictureSize& wanted) {
+  return read_picture(path, wanted, {0, wanted.height});
+}
 
-/// Waves of many lengths and directions over each other, a few of each colour.
-inline Picture formula_picture(const PictureSize& size) {
+/// Some rows of waves of many lengths and directions over each other, a few of each colour.
+inline Picture formula_picture(const PictureSize& size, const fit::IndexRange& rows) {
   constexpr int waves = 12;
-  Picture picture{size, std::vector<std::uint8_t>(static_cast<std::size_t>(3 * size.width * size.height)),
-                  "a picture made by a formula, " + text_of(size)};
+  Picture picture(size, rows, "a picture made by a formula, " + text_of(size));
   // sin(a + b) = sin(a) cos(b) + cos(a) sin(b), so that a pixel takes no sine.
   struct Wave {
     std::array<float, waves> sine, cosine;
@@ -281,7 +294,7 @@ inline Picture formula_picture(const PictureSize& size) {
   std::vector<Wave> columns;
   for (Index x = 0; x < size.width; ++x) columns.push_back(along(across, x));
   std::uint8_t* to = picture.pixels.data();
-  for (Index y = 0; y < size.height; ++y) {
+  for (Index y = rows.first; y < rows.end(); ++y) {
     const Wave row = along(down, y);
     for (const Wave& column : columns) {
       std::array<float, 3> sums{};

@@ -339,29 +339,37 @@ fit::IndexRange rows_of(int member, const fit::Team& team, Index leaves, const P
   return {first * group_pixels, (last + 1 - first) * group_pixels};
 }
 
-/// What a step needs of a process, from the cost model, its pixels and what is made of them.
+/// What a step does, and what it needs of the process that needs most, from the cost model, its pixels and what is made
+/// of them.
 template <fit::EncoderConfig config>
-fit::Summary check_memory(const Options& options, const PictureSize& size, Index rows, int threads,
-                          const fit::Team& team) {
-  const Index groups = size.width / group_pixels * (size.height / group_pixels);
-  const fit::Summary summary = fit::summary<config>(1, {.training = true,
-                                                        .options = {.recompute = options.recompute},
-                                                        .threads = threads,
-                                                        .groups = static_cast<int>(groups),
-                                                        .by_groups = true,
-                                                        .members = team.size(),
-                                                        .member = team.rank()});
-  constexpr double head = sizeof(float) * channels * (4.0 * (config.data_dim + 2) + 2.0 * 2048);
-  const double pixels = static_cast<double>(3 * size.width * rows);
-  const fit::Cost& cost = summary.cost;
-  const double needed = static_cast<double>(cost.peak - cost.tape + cost.arenas.total()) + head + pixels;
+fit::Summary check_memory(const Options& options, const PictureSize& size, Index rows, int threads, fit::Team& team) {
+  const Index groups = size.width / group_pixels * (size.height / group_pixels), leaves = options.leaves_of(team);
+  fit::CostOptions of{.training = true,
+                      .options = {.recompute = options.recompute},
+                      .threads = threads,
+                      .groups = static_cast<int>(groups),
+                      .by_groups = true,
+                      .members = team.size(),
+                      .member = team.rank()};
+  const fit::Summary summary = fit::summary<config>(1, of);
+  const fit::ProcessCost cost = fit::process_cost_of(config, 1, {.shares = leaves}, team.size(), team.rank(), of);
+  const auto own_leaves = static_cast<double>(fit::share_of(leaves, team.rank(), team.size()).count);
+  constexpr double head = sizeof(float) * channels * (config.data_dim + 2.0), through_head = 2.0 * 2048 * channels;
+  struct Needs {
+    double all, pixels;
+  } most{0, static_cast<double>(3 * size.width * rows)};
+  most.all = static_cast<double>(cost.peak()) + head * (1 + own_leaves + 2.0 / team.size()) +
+             sizeof(float) * through_head + most.pixels;
+  for (const Needs& needs : team.gather(most)) {
+    if (needs.all > most.all) most = needs;
+  }
   if (team.leads()) {
-    std::printf("%s: %td parameters, %.1f TFLOP a step, %s of memory, %s of them pixels%s.\n", summary.title.c_str(),
-                cost.parameters, static_cast<double>(cost.flops().total()) / 1e12, gigabytes(needed).c_str(),
-                gigabytes(pixels).c_str(), team.size() > 1 ? ", for the first process's share" : "");
+    std::printf("%s: %td parameters, %.1f TFLOP a step, %s of memory%s, %s of them pixels.\n", summary.title.c_str(),
+                summary.cost.parameters, static_cast<double>(summary.cost.flops().total()) / 1e12,
+                gigabytes(most.all).c_str(), team.size() > 1 ? " in a process" : "", gigabytes(most.pixels).c_str());
   }
   const double limit = options.memory_limit > 0 ? 1e9 * options.memory_limit : examples::physical_memory();
-  fit::require(needed <= limit, "a step on ", examples::text_of(size), " pixels needs ", gigabytes(needed),
+  fit::require(most.all <= limit, "a step on ", examples::text_of(size), " pixels needs ", gigabytes(most.all),
                options.memory_limit > 0 ? ", and --memory-limit allows " : ", and this machine has ", gigabytes(limit));
   return summary;
 }

@@ -455,3 +455,88 @@ TEST_CASE("a step over leaves is that of the mean of its parts", "[group_team]")
     });
   }
 }
+
+namespace {
+
+/// A decoder that counts how many of them have been made from nothing, as gradients are.
+struct Counted : fit::AutoregressiveDecoder<causal> {
+  Counted() { ++made; }
+  explicit Counted(const fit::Random& random) : fit::AutoregressiveDecoder<causal>(random) {}
+
+  static inline Index made = 0;
+};
+
+}  // namespace
+
+TEST_CASE("what a process holds in a step over leaves is what the cost says", "[group_team]") {
+  const fit::TrainingOptions training{.recompute = fit::Recompute::stage};
+  fit::Solo solo;
+  for (const fit::LeafCounts counts : {fit::LeafCounts{1, 3}, fit::LeafCounts{3, 2}}) {
+    for (const int processes : {1, 2, 3}) {
+      fit::take_turns(solo, processes, [&](Team& team, Index process) {
+        const fit::ProcessCost cost =
+            fit::process_cost_of(causal, 2, counts, processes, team.rank(), {.options = training, .average = true});
+        fit::Executor executor(1);
+        fit::ShardedState<Counted> state(team, Counted(fit::Random(1)), {}, fit::Random(2), true);
+        Counted::made = 0;
+        fit::Leaves<Counted> leaves(team, counts, executor);
+        const IndexRange own = fit::share_of(counts.parts * counts.shares, process, processes);
+        for (Index leaf = own.first; leaf < own.end(); ++leaf) {
+          const fit::CostOptions options{.training = true,
+                                         .options = training,
+                                         .members = static_cast<int>(counts.shares),
+                                         .member = static_cast<int>(leaf % counts.shares)};
+          leaves.tapes()[static_cast<std::size_t>(leaf - own.first)].reserve(fit::cost<causal>(2, options).arenas);
+        }
+        for (int step = 0; step < 2; ++step) {
+          leaves.pass([&](fit::Tape& tape, Counted& gradient, Index) {
+            return state.model.loss(fit::Tensor<std::int32_t, 3>(2, groups, 6), gradient, tape, training);
+          });
+          leaves.update(state, {});
+        }
+        CAPTURE(counts.parts, counts.shares, processes, process);
+        constexpr Index size = sizeof(float), piece = size * fit::detail::piece_size;
+        const auto within_a_piece = [&](Index found, Index said) { return std::abs(found - said) <= piece; };
+        CHECK(cost.weights == size * fit::count_parameters(state.model));
+        CHECK(within_a_piece(size * state.average->size(), cost.optimiser / 3));
+        CHECK(within_a_piece(size * state.optimizer.first_moment.size(), cost.optimiser / 3));
+        Index tapes = 0;
+        for (fit::Tape& tape : leaves.tapes()) tapes += static_cast<Index>(tape.capacity());
+        CHECK(tapes == cost.tapes);
+        CHECK(cost.gradients == own.count * cost.weights);
+        if (processes == 1) CHECK(Counted::made == own.count);
+        // What changes hands, by itself.
+        fit::Workspace workspace(executor);
+        fit::GradientTree<Counted> tree(counts.parts * counts.shares, own);
+        while (!tree.complete()) tree.add(Counted(), workspace);
+        state.update(state.sum(tree, workspace), {}, workspace);
+        const Index found = static_cast<Index>(workspace.arena().peak());
+        const Index share = cost.weights / processes;
+        CHECK(found <= cost.exchange + (1 << 13));  // and lists
+        CHECK(found >= cost.exchange / (share + piece) * share);
+        if (processes == 1) CHECK(cost.exchange == 0);
+      });
+    }
+  }
+  CHECK(test::error_of([] { fit::process_cost_of(causal, 1, {2, 2}, 5, 0); }) == "process 0 of 5 has none of 4 leaves");
+}
+
+TEST_CASE("what a process holds in a run with leaves is what the cost says", "[group_team]") {
+  fit::Workspace workspace;
+  Counted gradient;
+  for (Index leaves = 2; leaves <= 17; ++leaves) {
+    for (int processes = 1; processes <= std::min<Index>(leaves, 4); ++processes) {
+      for (int process = 0; process < processes; ++process) {
+        const fit::ProcessCost cost = fit::run_cost_of(causal, 2, leaves, processes, process);
+        Counted::made = 0;
+        fit::GradientTree<Counted> tree(leaves, fit::share_of(leaves, process, processes));
+        while (!tree.complete()) tree.add(gradient, workspace);
+        CAPTURE(leaves, processes, process);
+        CHECK(cost.gradients == (1 + Counted::made) * cost.weights);
+        CHECK(cost.tapes == fit::cost<causal>(2, {.training = true}).arenas.total());
+      }
+    }
+  }
+  const fit::ProcessCost alone = fit::run_cost_of(causal, 2, 1, 1, 0);
+  CHECK(alone.peak() == 4 * alone.weights + alone.tapes);
+}

@@ -4,6 +4,7 @@
 
 #include <fit/core/turns.hpp>
 #include <fit/cost/cost.hpp>
+#include <fit/cost/process.hpp>
 #include <fit/cost/scaling.hpp>
 #include <fit/cost/summary.hpp>
 #include <fit/diffusion/loss.hpp>

@@ -37,7 +37,7 @@ auto parts_of(State& state) {
 /// a time.
 template <class F>
 void for_parts_of_others(const Team& team, const Shards& shards, F&& f) {
-  const Index together = elements_together(1);
+  const Index together = elements_together(1, shards.largest());
   for (int member = 1; member < team.size(); ++member) {
     const IndexRange elements = shards.elements_of(member);
     for (Index at = 0; at < elements.count; at += together) {
@@ -50,7 +50,7 @@ void for_parts_of_others(const Team& team, const Shards& shards, F&& f) {
 /// other members send it.
 template <class T, class Look>
 void send_to_first(Team& team, const Shards& shards, const T* own, Look&& look) {
-  auto received = Buffer<T>::uninitialised(team.leads() ? elements_together(1) : 0);
+  auto received = Buffer<T>::uninitialised(team.leads() ? elements_together(1, shards.largest()) : 0);
   if (team.leads()) look(own, shards.elements_of(0).count);
   for_parts_of_others(team, shards, [&](int member, const IndexRange& part, Index at) {
     const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(part.count);
@@ -63,7 +63,7 @@ void send_to_first(Team& team, const Shards& shards, const T* own, Look&& look) 
 /// The way back: every member gets its elements of a model that the first one has.
 template <class Model, class T>
 void send_from_first(Team& team, const Shards& shards, const Model* whole, T* own) {
-  auto sent = Buffer<T>::uninitialised(team.leads() ? elements_together(1) : 0);
+  auto sent = Buffer<T>::uninitialised(team.leads() ? elements_together(1, shards.largest()) : 0);
   if (team.leads()) copy_from(*whole, shards.elements_of(0), own);
   for_parts_of_others(team, shards, [&](int member, const IndexRange& part, Index at) {
     const std::size_t bytes = sizeof(T) * static_cast<std::size_t>(part.count);

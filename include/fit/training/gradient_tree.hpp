@@ -41,6 +41,19 @@ inline bool are_halves(IndexRange node, const IndexRange& left, const IndexRange
   return false;
 }
 
+/// How many sums there are at once, at most, while leaves are added up in order: of all leaves under a node, or of the
+/// `own` ones of some.
+constexpr Index most_sums(const IndexRange& node) {
+  if (node.count == 1) return 1;
+  const auto [left, right] = halves(node);
+  return std::max(most_sums(left), 1 + most_sums(right));
+}
+inline Index most_sums(Index leaves, const IndexRange& own) {
+  Index most = 0, before = 0;
+  for (const IndexRange& fragment : fragments_of(leaves, own)) most = std::max(most, before++ + most_sums(fragment));
+  return most;
+}
+
 template <class Model>
 void add_gradient(Model& sum, const Model& other, Workspace& workspace) {
   using T = typename Model::Scalar;

@@ -75,8 +75,10 @@ void copy_into(Model& model, const IndexRange& range, const T* from) {
   for_elements(model, range, [&](T* to, Index count, Index at) { std::copy_n(from + at, count, to); });
 }
 
-/// Elements that a member sends at a time to, or receives from, each of the others.
-inline Index elements_together(int members) { return std::max<Index>(piece_size, (Index{1} << 20) / members); }
+/// Elements that a member sends at a time to, or receives from, each of the others, of no more than `largest`.
+inline Index elements_together(int members, Index largest) {
+  return std::min(largest, std::max<Index>(piece_size, (Index{1} << 20) / members));
+}
 
 /// Part number k of what a member has, `together` elements at a time.
 inline IndexRange part_of(const IndexRange& elements, Index k, Index together) {
@@ -112,7 +114,7 @@ Model& add_over(Team& team, const Shards& shards, GradientTree<Model>& tree, Wor
     fragments.push_back(fragments_of(tree.leaves(), leaves_of(member)));
     count += static_cast<Index>(fragments.back().size());
   }
-  const Index together = elements_together(members), own_count = static_cast<Index>(own.size());
+  const Index together = elements_together(members, shards.largest()), own_count = static_cast<Index>(own.size());
   const Arena::Scope scope(workspace.arena());
   T* const out = workspace.arena().allocate<T>((members - 1) * own_count * together);
   T* const in = workspace.arena().allocate<T>(count * together);
@@ -164,7 +166,7 @@ void gather_elements(Team& team, const Shards& shards, Model& model, Workspace& 
   using T = typename Model::Scalar;
   const int members = team.size(), rank = team.rank();
   if (members == 1) return;
-  const Index together = elements_together(members);
+  const Index together = elements_together(members, shards.largest());
   const Arena::Scope scope(workspace.arena());
   T* const out = workspace.arena().allocate<T>(together);
   T* const in = workspace.arena().allocate<T>((members - 1) * together);

@@ -85,6 +85,33 @@ void check_loop(fit::Executor& executor, Index count) {
 
 }  // namespace
 
+TEST_CASE("shares of items are as even in number or work as whole items can be", "[core]") {
+  for (const fit::Index count : {1, 2, 5, 12, 1000}) {
+    for (const fit::Index of : {1, 2, 3, 5, 12}) {
+      for (const double growth : {0.0, 0.01, 1.0, 50.0}) {
+        CAPTURE(count, of, growth);
+        const auto work = [&](fit::Index items) {
+          const auto n = static_cast<double>(items);
+          return n + growth * n * (n - 1) / 2;
+        };
+        fit::Index next = 0;
+        for (fit::Index part = 0; part < of; ++part) {
+          const fit::IndexRange share = fit::share_of(count, part, of, growth);
+          CHECK(share.first == next);
+          next = share.end();
+          if (growth == 0) CHECK(share == fit::share_of(count, part, of));
+          if (count < of) continue;
+          CHECK(share.count >= 1);
+          // No more than its part and what one item, the last it could have, is more.
+          const double own = work(share.end()) - work(share.first);
+          CHECK((share.count == 1 || own <= work(count) / static_cast<double>(of) + work(count) - work(count - 1)));
+        }
+        CHECK(next == count);
+      }
+    }
+  }
+}
+
 TEST_CASE("buffers are aligned, zero and deep", "[core]") {
   for (Index count : {1, 3, 16, 17, 1000}) {
     fit::Buffer<char> bytes(count);

@@ -86,12 +86,12 @@ void check(std::initializer_list<Index> teams, InDouble&& in_double, InFloat&& i
 }
 
 /// This member's groups of a tensor [batch, groups, ...], and back among zeros.
-template <class T, int rank>
+template <auto config, class T, int rank>
 fit::Tensor<T, rank> share(const fit::Tensor<T, rank>& whole, const Team* team) {
   if (!team) return whole;
   auto shape = whole.dimensions();
   const Index all = shape[1], size = whole.size() / std::max<Index>(1, shape[0] * all);
-  const IndexRange own = fit::share_of(all, team->rank(), team->size());
+  const IndexRange own = fit::share_of_groups(config, all, team->rank(), team->size());
   shape[1] = own.count;
   fit::Tensor<T, rank> part(shape);
   for (Index b = 0; b < shape[0]; ++b) {
@@ -99,10 +99,10 @@ fit::Tensor<T, rank> share(const fit::Tensor<T, rank>& whole, const Team* team) 
   }
   return part;
 }
-template <class T>
+template <auto config, class T>
 void put(const fit::TensorView<const T, 4>& part, Index all, const Team* team, std::vector<T>& output) {
   const Index batch = part.dimension(0), groups = part.dimension(1), size = part.dimension(2) * part.dimension(3);
-  const IndexRange own = team ? fit::share_of(all, team->rank(), team->size()) : IndexRange{0, all};
+  const IndexRange own = team ? fit::share_of_groups(config, all, team->rank(), team->size()) : IndexRange{0, all};
   const auto before = output.size();
   output.resize(before + static_cast<std::size_t>(batch * all * size));
   for (Index b = 0; b < batch; ++b) {
@@ -147,7 +147,7 @@ constexpr fit::EncoderConfig with(fit::Positions positions, fit::LatentMask mask
 constexpr fit::AutoregressiveConfig causal{.layers = "(1)2(1)1(1)",
                                            .groups = groups,
                                            .tokens = 6,
-                                           .latents = 2,
+                                           .latents = 64,  // so many that later groups are much more work
                                            .data_dim = 12,
                                            .latent_dim = 24,
                                            .data_heads = 2,
@@ -173,15 +173,15 @@ void check_encoder(fit::Recompute recompute) {
     return [options, model = stirred<Model>(), input = noise<T>(1, Index{2}, groups, 7, 3),
             data_slopes = noise<T>(2, Index{2}, groups, 7, 12),
             slopes = noise<T>(3, Index{2}, groups, 2, 24)](fit::Tape& tape, Model& gradient, Result<T>& result) {
-      const auto own = share(input, tape.team());
+      const auto own = share<config>(input, tape.team());
       tape.record(options, fit::Random(9));
       const auto output = model.forward(own, tape);
-      put(output.data, groups, tape.team(), result.output);
-      put(output.latents, groups, tape.team(), result.output);
-      const auto own_data = share(data_slopes, tape.team()), own_latents = share(slopes, tape.team());
+      put<config>(output.data, groups, tape.team(), result.output);
+      put<config>(output.latents, groups, tape.team(), result.output);
+      const auto own_data = share<config>(data_slopes, tape.team()), own_latents = share<config>(slopes, tape.team());
       fit::Tensor<T, 4> input_gradient(own.dimensions());
       model.backward({.data = own_data, .latents = own_latents}, gradient, tape, {.input = input_gradient});
-      put(fit::TensorView<const T, 4>(input_gradient), groups, tape.team(), result.output);
+      put<config>(fit::TensorView<const T, 4>(input_gradient), groups, tape.team(), result.output);
       // And a loss by groups, at inference and in training.
       const fit::GroupSource<T> source{.batch = 2, .groups = groups, .fill = [&](Index first, Index count, T* to) {
                                          std::copy_n(input.data() + first * 21, count * 21, to);
@@ -261,6 +261,24 @@ TEST_CASE("an encoder over a team is the one that is alone", "[group_team]") {
   check_encoder<with(Positions::shared_sin_cos, LatentMask::none, fit::any)>(fit::Recompute::none);
 }
 
+TEST_CASE("under a mask members have groups of equal work, not of equal number", "[group_team]") {
+  CHECK(fit::share_of_groups(causal, groups, 0, 2) == IndexRange{0, 3});
+  CHECK(fit::share_of_groups(denoiser, groups, 0, 2) == IndexRange{0, 2});
+  // By what the cost model counts: far from even in equal numbers, near to it as they are.
+  auto long_one = causal;
+  long_one.groups = 200;
+  double least = 1e30, most = 0;
+  for (int member = 0; member < 4; ++member) {
+    const auto flops = static_cast<double>(
+        fit::cost_of(long_one, 1, {.training = true, .members = 4, .member = member}).flops().total());
+    least = std::min(least, flops);
+    most = std::max(most, flops);
+  }
+  CHECK(most < 1.1 * least);
+  const IndexRange last = fit::share_of_groups(long_one, 200, 3, 4);
+  CHECK(last.count < 35);
+}
+
 TEST_CASE("an autoregressive decoder over a team is the one that is alone", "[group_team]") {
   fit::Tensor<std::int32_t, 3> ids(2, groups, 6);
   for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = static_cast<std::int32_t>((i * i + i / 3) % 11);
@@ -270,10 +288,10 @@ TEST_CASE("an autoregressive decoder over a team is the one that is alone", "[gr
       options.recompute = recompute;
       return [&ids, options, model = stirred<Model>(), slopes = noise<T>(2, Index{2}, groups, 6, 11)](
                  fit::Tape& tape, Model& gradient, Result<T>& result) {
-        const auto own = share(ids, tape.team());
+        const auto own = share<causal>(ids, tape.team());
         tape.record(options, fit::Random(9));
-        put(model.forward(own, tape), groups, tape.team(), result.output);
-        model.backward(share(slopes, tape.team()), gradient, tape);
+        put<causal>(model.forward(own, tape), groups, tape.team(), result.output);
+        model.backward(share<causal>(slopes, tape.team()), gradient, tape);
         result.loss = model.loss(ids, tape);
         result.loss += model.loss(ids, gradient, tape, options, fit::Random(8));
       };
@@ -295,13 +313,14 @@ TEST_CASE("a diffusion decoder over a team is the one that is alone", "[group_te
               condition = noise<T>(2, Index{2}, 4), previous = noise<T>(3, Index{2}, groups, 2, 24),
               slopes = noise<T>(4, Index{2}, groups, 7, 3), latent_slopes = noise<T>(5, Index{2}, groups, 2, 24)](
                  fit::Tape& tape, Model& gradient, Result<T>& result) {
-        const auto own = share(noisy, tape.team()), own_previous = share(previous, tape.team());
+        const auto own = share<denoiser>(noisy, tape.team()), own_previous = share<denoiser>(previous, tape.team());
         tape.record(options, fit::Random(9));
         const auto output = model.forward(
             {.noisy = own, .gamma = gamma, .condition = condition, .previous_latents = own_previous}, tape);
-        put(output.prediction, groups, tape.team(), result.output);
-        put(output.latents, groups, tape.team(), result.output);
-        const auto own_slopes = share(slopes, tape.team()), own_latents = share(latent_slopes, tape.team());
+        put<denoiser>(output.prediction, groups, tape.team(), result.output);
+        put<denoiser>(output.latents, groups, tape.team(), result.output);
+        const auto own_slopes = share<denoiser>(slopes, tape.team()),
+                   own_latents = share<denoiser>(latent_slopes, tape.team());
         model.backward({.prediction = own_slopes, .latents = own_latents}, gradient, tape);
       };
     };
@@ -335,7 +354,7 @@ void check_classifier() {
     using Model = fit::Classifier<config, 4, T, pooling>;
     return [options, model = stirred<Model>(), input = noise<T>(1, Index{2}, groups, 7, 3),
             slopes = noise<T>(2, Index{2}, 4)](fit::Tape& tape, Model& gradient, Result<T>& result) {
-      const auto own = share(input, tape.team());
+      const auto own = share<config>(input, tape.team());
       tape.record(options, fit::Random(9));
       const auto logits = model.forward(own, tape);
       for (Index i = 0; i < logits.size(); ++i) result.loss += static_cast<double>(logits.data()[i] * slopes.data()[i]);

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <fit/core/memory.hpp>
 
 namespace fit {
@@ -17,6 +19,29 @@ struct IndexRange {
 constexpr IndexRange share_of(Index count, Index part, Index of) {
   const Index first = count * part / of;
   return {first, count * (part + 1) / of - first};
+}
+
+/// The same where work grows: item i takes 1 + growth * i, and parts are as even in their work as whole items can be,
+/// with one item at least where there are as many.
+constexpr IndexRange share_of(Index count, Index part, Index of, double growth) {
+  const auto work = [&](Index items) {
+    const auto n = static_cast<double>(items);
+    return n + growth * n * (n - 1) / 2;
+  };
+  const auto cut = [&](Index before) {
+    Index least = 0, most = count;
+    while (least < most) {
+      const Index middle = most - (most - least) / 2;
+      if (work(middle) * static_cast<double>(of) <= work(count) * static_cast<double>(before)) {
+        least = middle;
+      } else {
+        most = middle - 1;
+      }
+    }
+    return count < of ? least : std::clamp(least, before, count - of + before);
+  };
+  const Index first = cut(part);
+  return {first, cut(part + 1) - first};
 }
 
 }  // namespace FIT_ABI

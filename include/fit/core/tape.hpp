@@ -35,8 +35,8 @@ class Tape {
   }
 
   /// From here on, until another team or none is joined, the members of this one make passes together: inputs and
-  /// outputs are this member's share of every example's groups, share_of(groups, team.rank(), team.size()), and sources
-  /// and losses by groups are asked for these; parameters get the part of their gradient that comes from them. All make
+  /// outputs are this member's share of every example's groups, share_of_groups(), and sources and losses by groups are
+  /// asked for these; parameters get the part of their gradient that comes from them. All make
   /// the same passes, in the same order. Gradients by other inputs, as a condition, are parts as well.
   void join(Team* team) { team_ = team; }
 

@@ -123,10 +123,11 @@ constexpr auto model_of(const Config& config, Index batch, const CostOptions& op
           options.members, " and ", options.member);
   auto model = metered::meter_model(config, batch, options.by_groups);
   if (options.members > 1) {
-    const IndexRange own = share_of(config.groups, options.member, options.members);
+    const IndexRange own = share_of_groups(config, config.groups, options.member, options.members);
     model.sizes.groups = own.count;
     model.sizes.first_group = own.first;
     model.sizes.example_groups = config.groups;
+    model.sizes.growth = growth_of(trunk_of(config), config.tokens, config.latents);
   }
   return model;
 }

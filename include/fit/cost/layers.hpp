@@ -140,9 +140,10 @@ struct Attention {
 struct Spread {
   Index unit = 0, units = 0;
   Members members = {};
+  double growth = 0;
 
-  constexpr Index rows_of(Index member) const { return unit * share_of(units, member, members.count).count; }
-  constexpr Index first() const { return unit * share_of(units, members.own, members.count).first; }
+  constexpr Index rows_of(Index member) const { return unit * share_of(units, member, members.count, growth).count; }
+  constexpr Index first() const { return unit * share_of(units, members.own, members.count, growth).first; }
 };
 
 struct Lengths {

@@ -54,10 +54,16 @@ constexpr double bytes_of_tokens(const EncoderConfig& config, Index batch, Index
 template <class T = float, class Config>
 constexpr StepTime shared_step(const Config& config, Index batch, CostOptions options, const MemberSpeed& speed) {
   options.training = true;
-  options.member = options.members - 1;  // who has no fewer groups than others, and under a mask sees most
-  const Cost cost = cost_of<T>(config, batch, options);
-  const double bytes = static_cast<double>(cost.sent) + detail::bytes_of_update(cost, options.members);
-  return detail::time_of(static_cast<double>(cost.flops().total()), bytes, speed);
+  StepTime longest;
+  // The last one has no fewer groups than others, but under a mask.
+  options.member = detail::trunk_of(config).mask == LatentMask::none ? options.members - 1 : 0;
+  do {
+    const Cost cost = cost_of<T>(config, batch, options);
+    const double bytes = static_cast<double>(cost.sent) + detail::bytes_of_update(cost, options.members);
+    const StepTime time = detail::time_of(static_cast<double>(cost.flops().total()), bytes, speed);
+    if (time.seconds() > longest.seconds()) longest = time;
+  } while (++options.member < options.members);
+  return longest;
 }
 
 /// Of a plain transformer by ring attention (Liu, Zaharia and Abbeel, arXiv 2310.01889): each member has a part of the

@@ -152,7 +152,7 @@ struct StagePass {
   }
   constexpr Spread spread() const {
     if (sizes.example_groups == 0) return {};
-    return {sizes.latents, sizes.example_groups, meter.members()};
+    return {sizes.latents, sizes.example_groups, meter.members(), sizes.growth};
   }
   constexpr void forward_global(Index examples, bool again = false) const {
     forward(p.global(), examples, sizes.groups * sizes.latents, p.c.latent_mask(sizes.latents), again, meter, spread());

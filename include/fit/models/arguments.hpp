@@ -77,19 +77,20 @@ Sizes sizes_of(Index batch, Index groups, Index tokens, Team* team) {
     for (const Index of_one : team->gather(groups)) all += of_one;
   }
   require_share(all, *team);
-  const IndexRange own = share_of(all, team->rank(), team->size());
+  const IndexRange own = share_of_groups(config, all, team->rank(), team->size());
   require(own.count == groups, "member ", team->rank(), " of a team of ", team->size(), " needs its share of ", all,
           " groups, ", own.count, ", not ", groups);
   sizes.team = team;
   sizes.first_group = own.first;
   sizes.example_groups = all;
+  sizes.growth = growth_of(trunk_of(config), config.tokens, config.latents);
   return sizes;
 }
 
 /// The same of a source, which has the groups of all members.
 template <auto config, class U>
 Sizes sizes_of(const GroupSource<U>& source, Index tokens, Team* team) {
-  const Index own = team ? share_of(source.groups, team->rank(), team->size()).count : source.groups;
+  const Index own = team ? share_of_groups(config, source.groups, team->rank(), team->size()).count : source.groups;
   return sizes_of<config>(source.batch, own, tokens, team);
 }
 
@@ -98,7 +99,7 @@ template <auto config>
 Index groups_wanted(Team* team) {
   if (config.groups == any || !team) return config.groups;
   require_share(config.groups, *team);
-  return share_of(config.groups, team->rank(), team->size()).count;
+  return share_of_groups(config, config.groups, team->rank(), team->size()).count;
 }
 
 /// The sum over a team, in the order of its members.

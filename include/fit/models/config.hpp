@@ -180,6 +180,7 @@ struct Sizes {
   Team* team = nullptr;
   Index first_group = 0;     ///< of the member's
   Index example_groups = 0;  ///< those of all members
+  double growth = 0;         ///< of a group's work, by which they were dealt; see share_of_groups()
 
   /// The number of one of this member's batch * groups among all groups.
   constexpr Index number_of(Index group) const {
@@ -245,6 +246,25 @@ constexpr TrunkConfig trunk_of(const Config& c) {
     trunk.conditioned = true;
   }
   return trunk;
+}
+
+/// How much more work a group is than the one before it, for it sees one group more in the global blocks: by the first
+/// group's work in all blocks, in multiplications of its own rows.
+constexpr double growth_of(const TrunkConfig& c, Index tokens, Index latents) {
+  if (c.mask == LatentMask::none) return 0;
+  const auto block = [&](Index rows, Index width, Index key_width, bool attention) {
+    const Index of_attention = attention ? 2 * width + 2 * key_width + 2 * rows : 0;
+    return static_cast<double>(rows * width * (of_attention + 2 * c.mlp_ratio * width));
+  };
+  const Plan plan = plan_of(c.layers);
+  double first = 0, more = 0;
+  for (std::size_t i = 0; i < plan.count; ++i) {
+    const double locals = plan[i].local_blocks, globals = plan[i].global_blocks;
+    first += locals * block(tokens, c.data_dim, c.data_key_dim(), c.local_attention) +
+             globals * block(latents, c.latent_dim, c.latent_key_dim(), true);
+    more += globals * static_cast<double>(2 * latents * latents * c.latent_dim);
+  }
+  return first > 0 ? more / first : 0;
 }
 
 /// Rules that the three models share.
@@ -331,6 +351,13 @@ constexpr bool check_autoregressive() {
 }
 
 }  // namespace detail
+
+/// The groups of an example that a member of a team has, of all: a contiguous range, in the members' order, by
+/// share_of(). Under a causal mask, where later latents see more, ranges are of equal work rather than of equal number.
+template <class Config>
+constexpr IndexRange share_of_groups(const Config& config, Index groups, Index member, Index members) {
+  return share_of(groups, member, members, detail::growth_of(detail::trunk_of(config), config.tokens, config.latents));
+}
 
 }  // namespace FIT_ABI
 }  // namespace fit

@@ -335,7 +335,7 @@ class Trunk {
     if (sizes.team) {
       random.part = sizes.team->rank();
       random.parts = sizes.team->size();
-      spread = {sizes.team, sizes.latents, sizes.example_groups};
+      spread = {sizes.team, sizes.latents, sizes.example_groups, sizes.growth};
     }
     nn::forward(stages_[pass.stage].global[block], z, examples.count, sizes.groups * sizes.latents,
                 c.latent_mask(sizes.latents), random, pass.tape, again, spread);

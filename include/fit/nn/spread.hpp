@@ -9,14 +9,15 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace nn {
 
-/// How the rows of a sequence are spread over a team: in units, which are dealt to its members in order.
+/// How the rows of a sequence are spread over a team: in units, which are dealt to its members by share_of().
 struct Spread {
   Team* team = nullptr;  ///< none: all rows are here
   Index unit = 0, units = 0;
+  double growth = 0;  ///< of the work of a unit
 
   Index rows() const { return unit * units; }
   IndexRange rows_of(int member) const {
-    const IndexRange own = share_of(units, member, team->size());
+    const IndexRange own = share_of(units, member, team->size(), growth);
     return {own.first * unit, own.count * unit};
   }
 };

@@ -347,6 +347,25 @@ TEST_CASE("a diffusion loss over a team is the one that is alone", "[group_team]
                                                                                          pass(drops, 1.0f));
 }
 
+TEST_CASE("a team samples what one that is alone does", "[group_team]") {
+  for (const fit::Sampler method : {fit::Sampler::ddim, fit::Sampler::ddpm_small}) {
+    const auto pass = [&]<class T>(T) {
+      using Model = fit::DiffusionDecoder<denoiser, T>;
+      return [method, model = stirred<Model>(), condition = noise<T>(2, Index{3}, 4)](fit::Tape& tape, Model&,
+                                                                                      Result<T>& result) {
+        const Team* const team = tape.team();
+        const Index first = team ? fit::share_of_groups(denoiser, groups, team->rank(), team->size()).first : 0;
+        const auto samples = fit::sample(
+            model, {.steps = 4, .method = method, .guidance = 1, .latent_decay = 0.3, .batch = 2}, 3,
+            std::optional(typename Model::ConditionView(condition)), fit::sample_noise<T>(fit::Random(6), first), tape);
+        put<denoiser>(fit::TensorView<const T, 4>(samples), groups, team, result.output);
+      };
+    };
+    check<fit::DiffusionDecoder<denoiser, double>, fit::DiffusionDecoder<denoiser, float>>({2, 3, 5}, pass(1.0),
+                                                                                           pass(1.0f));
+  }
+}
+
 template <fit::Pooling pooling>
 void check_classifier() {
   static constexpr auto config = with(fit::Positions::learned, fit::LatentMask::none);

@@ -187,7 +187,7 @@ class DiffusionLoss {
   void find_previous(const Model& model, const typename Model::GroupInputs& inputs, Tape& tape) {
     constexpr DiffusionConfig c = Model::config;
     const Index batch = inputs.noisy.batch, all = inputs.noisy.groups;
-    const Index groups = tape.team() ? share_of_groups(c, all, tape.team()->rank(), tape.team()->size()).count : all;
+    const Index groups = detail::own_groups<c>(all, tape.team());
     if (previous_.dimension(0) != batch || previous_.dimension(1) != groups) {
       previous_ = Tensor<T, 4>(batch, groups, c.latents, c.latent_dim);
     }

@@ -50,13 +50,16 @@ using SampleCallback = std::function<bool(const SampleStep<T>&)>;
 template <class T>
 using SampleNoise = std::function<void(Index step, Index first, TensorView<T, 4> noise)>;
 
-/// Normal noise that depends on the example, the step and the element alone, so that parts of any size see the same.
+/// Normal noise that depends on the example, the step and the element alone, so that parts of any size see the same: of
+/// the groups from `first_group` on, for a member of a team.
 template <class T>
-SampleNoise<T> sample_noise(Random random) {
-  return [random](Index step, Index first, TensorView<T, 4> noise) {
+SampleNoise<T> sample_noise(Random random, Index first_group = 0) {
+  return [=](Index step, Index first, TensorView<T, 4> noise) {
     const Index count = noise.dimension(0), size = count > 0 ? noise.size() / count : 0;
+    const Index before = first_group * noise.dimension(2) * noise.dimension(3);
     for (Index i = 0; i < count; ++i) {
       Random own = random.fork(first + i, step + 1);
+      for (Index j = 0; j < before; ++j) own.normal();
       for (Index j = 0; j < size; ++j) noise.data()[i * size + j] = static_cast<T>(own.normal());
     }
   };
@@ -115,8 +118,9 @@ void step_back(Sampler method, const NoiseShares& now, const NoiseShares& then, 
 
 /// Samples `count` examples with a trained denoiser, in parts of options.batch: returns the last estimates of x0,
 /// [count, groups, tokens, channels]. `condition` [count, ...] as the denoiser takes it, none where it has none; it is
-/// multiplied by zero for the pass without condition that guidance needs. The tape is cleared in every step. Throws
-/// Error for wrong options or shapes.
+/// multiplied by zero for the pass without condition that guidance needs. The tape is cleared in every step. Of a tape
+/// that has joined a team its members sample their shares of every example's groups together: noise is asked for these,
+/// and callbacks must answer alike. Throws Error for wrong options or shapes.
 template <class Model>
 Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOptions& options, Index count,
                                          const std::optional<typename Model::ConditionView>& condition,
@@ -133,11 +137,12 @@ Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOpti
           Model::has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
   require(!condition || condition->dimension(0) == count, "sampling ", count,
           " examples needs as many conditions, not ", condition ? condition->dimension(0) : 0);
-  const Index groups = c.groups == any ? options.groups : c.groups;
-  require(groups >= 1, "a denoiser of any number of groups samples options.groups of them, at least 1, not ", groups);
-  require(options.groups == 0 || options.groups == groups, "this denoiser samples ", groups,
+  const Index all = c.groups == any ? options.groups : c.groups;
+  require(all >= 1, "a denoiser of any number of groups samples options.groups of them, at least 1, not ", all);
+  require(options.groups == 0 || options.groups == all, "this denoiser samples ", all,
           " groups, and not options.groups, ", options.groups);
-  detail::require_grid<c>(options.grid, groups);
+  detail::require_grid<c>(options.grid, all);
+  const Index groups = detail::own_groups<c>(all, tape.team());
   const bool ddpm = options.method == Sampler::ddpm_large || options.method == Sampler::ddpm_small;
   const bool heun = options.method == Sampler::heun;
   const Index size = groups * c.tokens * c.channels;

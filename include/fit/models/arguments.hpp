@@ -65,6 +65,14 @@ inline void require_share(Index groups, const Team& team) {
   require(groups >= team.size(), "a team of ", team.size(), " cannot share the ", groups, " groups of an example");
 }
 
+/// How many of an example's groups are a member's, or all without a team. Throws Error where one would have none.
+template <auto config>
+Index own_groups(Index all, Team* team) {
+  if (!team) return all;
+  require_share(all, *team);
+  return share_of_groups(config, all, team->rank(), team->size()).count;
+}
+
 /// What a pass is over: examples of so many groups, or of those that this member of a team has, of a model with
 /// config.groups. Throws Error where they are not a member's share.
 template <auto config>
@@ -90,16 +98,13 @@ Sizes sizes_of(Index batch, Index groups, Index tokens, Team* team) {
 /// The same of a source, which has the groups of all members.
 template <auto config, class U>
 Sizes sizes_of(const GroupSource<U>& source, Index tokens, Team* team) {
-  const Index own = team ? share_of_groups(config, source.groups, team->rank(), team->size()).count : source.groups;
-  return sizes_of<config>(source.batch, own, tokens, team);
+  return sizes_of<config>(source.batch, own_groups<config>(source.groups, team), tokens, team);
 }
 
 /// The number of groups that an input must have, or -1 for any.
 template <auto config>
 Index groups_wanted(Team* team) {
-  if (config.groups == any || !team) return config.groups;
-  require_share(config.groups, *team);
-  return share_of_groups(config, config.groups, team->rank(), team->size()).count;
+  return config.groups == any ? any : own_groups<config>(config.groups, team);
 }
 
 /// The sum over a team, in the order of its members.

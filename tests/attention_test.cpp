@@ -92,9 +92,11 @@ struct Results {
   }
 };
 
-/// Both ways, with nothing but NaN in what the kernels take from the arena.
+/// Both ways, with nothing but NaN in what the kernels take from the arena, for the heads of all keys or for parts of
+/// them, one after the other.
 template <class T>
-Results<T> run(const AttentionShape& shape, const Inputs<T>& in, Index offset, fit::Executor& executor) {
+Results<T> run(const AttentionShape& shape, const Inputs<T>& in, Index offset, fit::Executor& executor,
+               Index parts = 0) {
   fit::Workspace workspace(executor);
   fit::Arena& arena = workspace.arena();
   constexpr Index room = 1 << 18;
@@ -103,9 +105,16 @@ Results<T> run(const AttentionShape& shape, const Inputs<T>& in, Index offset, f
   arena.rewind(mark);
   Results<T> r(shape, offset);
   const fit::kernels::AttentionTensors<T> tensors{in.q.data(), in.k.data(), in.v.data(), r.o.data(), r.log_sum.data()};
-  fit::kernels::attention(shape, tensors, workspace);
-  fit::kernels::attention_backward<T>(shape, tensors, {in.o_gradient.data(), r.q.data(), r.k.data(), r.v.data()},
-                                      workspace);
+  const fit::kernels::AttentionGradients<T> gradients{in.o_gradient.data(), r.q.data(), r.k.data(), r.v.data()};
+  if (parts == 0) {
+    fit::kernels::attention(shape, tensors, workspace);
+    fit::kernels::attention_backward(shape, tensors, gradients, workspace);
+  }
+  for (Index part = 0; part < parts; ++part) {
+    const fit::IndexRange heads = fit::share_of(shape.sequences * shape.key_heads(), part, parts);
+    fit::kernels::attention(shape, tensors, workspace, {heads.first * shape.sharing, heads.count * shape.sharing});
+    fit::kernels::attention_backward(shape, tensors, gradients, workspace, heads);
+  }
   CHECK(arena.mark().total == mark.total);
   return r;
 }
@@ -399,7 +408,9 @@ void check_threads() {
       fit::Executor several(threads);
       INFO(threads);
       CHECK(run(shape, in, 1, several).same(alone));
+      CHECK(run(shape, in, 0, several, 2).same(alone));
     }
+    CHECK(run(shape, in, 0, one, shape.sequences * shape.key_heads()).same(alone));
   }
 }
 
@@ -464,6 +475,7 @@ TEMPLATE_TEST_CASE("NaN in a key reaches those who see it", "[attention]", float
   check_nan_in_a_key<TestType>();
 }
 
-TEMPLATE_TEST_CASE("attention does not depend on the threads", "[attention]", float, double) {
+TEMPLATE_TEST_CASE("attention does not depend on the threads, nor on what is computed at a time", "[attention]", float,
+                   double) {
   check_threads<TestType>();
 }

@@ -495,6 +495,36 @@ TEST_CASE("a loop calls every index once", "[core]") {
   CHECK_THROWS_AS(fit::Executor(-1), fit::Error);
 }
 
+TEST_CASE("who runs a loop looks after something else between its pieces", "[core]") {
+  for (const int threads : {1, 3}) {
+    fit::Executor executor(threads);
+    std::atomic<Index> own{0};
+    Index looked = 0;
+    const auto caller = std::this_thread::get_id();
+    const auto loop = [&] {
+      own = looked = 0;
+      executor.parallel_for(1000, [&](Index, int) { own += std::this_thread::get_id() == caller; });
+    };
+    {
+      const fit::BetweenPieces outer([&] {
+        REQUIRE(std::this_thread::get_id() == caller);
+        ++looked;
+      });
+      loop();
+      CHECK(looked == own);
+      {
+        const fit::BetweenPieces inner([] { fit::require(false, "the network is down"); });
+        CHECK(test::error_of(loop) == "the network is down");
+        CHECK(looked == 0);
+      }
+      loop();
+      CHECK(looked == own);
+    }
+    loop();
+    CHECK(looked == 0);
+  }
+}
+
 TEST_CASE("two executors share a pool", "[core]") {
   Eigen::ThreadPool pool(2);
   fit::Executor a(pool), b(pool);

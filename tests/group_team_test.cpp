@@ -214,7 +214,7 @@ class Counting final : public Team {
   int rank() const override { return team_.rank(); }
   int size() const override { return team_.size(); }
   void exchange(std::span<const Message> sends, std::span<const Message> receives) override {
-    for (const Message& message : sends) sent += static_cast<Index>(message.bytes);
+    for (const Message& message : sends) sent += static_cast<Index>(message.size());
     team_.exchange(sends, receives);
   }
 

@@ -88,6 +88,29 @@ TEST_CASE("members of a team exchange what they have, and lead by the first", "[
   }
 }
 
+TEST_CASE("some columns of some rows change hands, and what is begun is ended", "[team]") {
+  for (const int count : {2, 3}) {
+    with_team(count, [&](Team& team) {
+      fit::take_turns(team, 4, [&](Team& task, Index number) {
+        // Columns 1 and 2 of every other row go to the task before this one, into rows that lie closer together.
+        std::vector<Index> all(40), got(15, -1);
+        for (Index i = 0; i < 40; ++i) all[static_cast<std::size_t>(i)] = 100 * number + i;
+        constexpr std::size_t size = sizeof(Index);
+        const int before = (task.rank() + 3) % 4, after = (task.rank() + 1) % 4;
+        const Team::Message to{before, all.data() + 1, 2 * size, 5, 8 * size},
+            from{after, got.data(), 2 * size, 5, 3 * size};
+        const int started = task.start({&to, 1}, {&from, 1});
+        task.poll();
+        task.finish(started);
+        for (Index i = 0; i < 15; ++i) {
+          const Index expected = i % 3 == 2 ? -1 : 100 * after + i / 3 * 8 + 1 + i % 3;
+          CHECK(got[static_cast<std::size_t>(i)] == expected);
+        }
+      });
+    });
+  }
+}
+
 TEST_CASE("tasks compute the same wherever they are", "[team]") {
   // Seven tasks on one to four members, of which each sends every other one numbers.
   const auto numbers = [](int members) {

@@ -25,7 +25,9 @@ Index sent = 0;  // bytes that MPI was given
 /// MPI's own name for this is PMPI_Isend: whoever wants to count puts a function in between.
 extern "C" int MPI_Isend(const void* data, int count, MPI_Datatype type, int to, int tag, MPI_Comm comm,
                          MPI_Request* request) {
-  sent += count;
+  int bytes = 0;
+  MPI_Type_size(type, &bytes);
+  sent += Index{count} * bytes;
   return PMPI_Isend(data, count, type, to, tag, comm, request);
 }
 

@@ -21,6 +21,26 @@
 namespace fit {
 inline namespace FIT_ABI {
 
+/// While it lives, the thread that made it calls f() before every index of a loop that it runs: to look after something
+/// that goes on meanwhile. One inside another takes its place.
+class BetweenPieces {
+ public:
+  explicit BetweenPieces(std::function<void()> f) : f_(std::move(f)), outer_(std::exchange(now_, this)) {}
+  BetweenPieces(const BetweenPieces&) = delete;
+  BetweenPieces& operator=(const BetweenPieces&) = delete;
+  ~BetweenPieces() { now_ = outer_; }
+
+ private:
+  friend class Executor;
+  static void call() {
+    if (now_) now_->f_();
+  }
+
+  std::function<void()> f_;
+  BetweenPieces* outer_;
+  static inline constinit thread_local BetweenPieces* now_ = nullptr;
+};
+
 /// Runs loops on the calling thread and the threads of an Eigen thread pool, its own or the user's.
 ///
 /// Every thread begins with a share of its own of the indices, with two threads the same part of every loop, as what it
@@ -77,7 +97,10 @@ class Executor {
     const Call call = hidden;
     const int helpers = static_cast<int>(std::min<Index>(count, lanes()) - 1);
     if (helpers <= 0 || busy_.exchange(true, std::memory_order_acquire)) {
-      for (Index i = 0; i < count; ++i) call(body, i, 0);
+      for (Index i = 0; i < count; ++i) {
+        BetweenPieces::call();
+        call(body, i, 0);
+      }
       return;
     }
     next_lane_.store(1, std::memory_order_relaxed);
@@ -223,7 +246,10 @@ class Executor {
     try {
       for (int turn = 0; turn < shares_in_use_; ++turn) {
         Share& share = shares_[static_cast<std::size_t>((lane + turn) % shares_in_use_)];
-        for (Index i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) call_(body_, i, lane);
+        for (Index i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+          BetweenPieces::call();
+          call_(body_, i, lane);
+        }
       }
     } catch (...) {
       for (Share& share : shares_) share.next.store(share.end, std::memory_order_relaxed);

@@ -17,12 +17,17 @@ inline namespace FIT_ABI {
 /// team in the same order, from one thread each: exchange() also where a member has nothing to send or receive.
 class Team {
  public:
-  /// Bytes to or from a member, never to oneself. What one member sends another is received in the order in which it
-  /// is sent, by messages of the same sizes.
+  /// Bytes to or from a member, never to oneself: rows of them, `apart` bytes from one to the next. What one member
+  /// sends another is received in the order in which it is sent, by messages of as many rows and bytes.
   struct Message {
     int with;
     void* data;
-    std::size_t bytes;
+    std::size_t bytes;  // of a row
+    Index rows = 1;
+    std::size_t apart = 0;
+
+    std::size_t size() const { return static_cast<std::size_t>(rows) * bytes; }
+    std::byte* row(Index i) const { return static_cast<std::byte*>(data) + static_cast<std::size_t>(i) * apart; }
   };
 
   virtual ~Team() = default;
@@ -33,6 +38,15 @@ class Team {
 
   /// Sends and receives, and returns when all has arrived. Throws Error when that cannot be.
   virtual void exchange(std::span<const Message> sends, std::span<const Message> receives) = 0;
+
+  /// The same in two parts, between which the caller computes: start() returns what finish() wants to be told, and
+  /// until then the data are let alone. Messages go on when poll() is called now and then. Here start() does it all.
+  virtual int start(std::span<const Message> sends, std::span<const Message> receives) {
+    exchange(sends, receives);
+    return 0;
+  }
+  virtual void finish([[maybe_unused]] int started) {}
+  virtual void poll() {}
 
   /// Makes whole an array of which every member has a part: range_of(member) of its elements.
   template <class T, class RangeOf>
@@ -125,15 +139,21 @@ class Subteam final : public Team {
   int rank() const override { return (team_.rank() - first_) / stride_; }
   int size() const override { return count_; }
   void exchange(std::span<const Message> sends, std::span<const Message> receives) override {
-    const auto renamed = [&](std::span<const Message> messages) {
-      std::vector<Message> all(messages.begin(), messages.end());
-      for (Message& message : all) message.with = first_ + stride_ * message.with;
-      return all;
-    };
     team_.exchange(renamed(sends), renamed(receives));
   }
+  int start(std::span<const Message> sends, std::span<const Message> receives) override {
+    return team_.start(renamed(sends), renamed(receives));
+  }
+  void finish(int started) override { team_.finish(started); }
+  void poll() override { team_.poll(); }
 
  private:
+  std::vector<Message> renamed(std::span<const Message> messages) const {
+    std::vector<Message> all(messages.begin(), messages.end());
+    for (Message& message : all) message.with = first_ + stride_ * message.with;
+    return all;
+  }
+
   Team& team_;
   int first_, count_, stride_;
 };

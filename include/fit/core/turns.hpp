@@ -110,6 +110,10 @@ class Turns {
     changed_.wait(lock, [&] { return task.turn == turn; });
   }
 
+  static Team::Message with(int member, Team::Message message) {
+    message.with = member;
+    return message;
+  }
   bool is_own(int task) const { return task >= own_.first && task < own_.end(); }
   int home_of(int task) const {
     int rank = 0;
@@ -133,20 +137,21 @@ class Turns {
     for (const auto& [key, send] : sends) {
       const int to = std::get<1>(key);
       if (!is_own(to)) {
-        away.push_back({home_of(to), send.data, send.bytes});
+        away.push_back(with(home_of(to), send));
         continue;
       }
       const auto receive = receives.find(key);
-      require(receive != receives.end() && receive->second.bytes == send.bytes, "member ", to,
-              " of a team does not expect the ", send.bytes, " bytes that member ", std::get<0>(key), " sends");
-      std::memcpy(receive->second.data, send.data, send.bytes);
+      require(receive != receives.end() && receive->second.bytes == send.bytes && receive->second.rows == send.rows,
+              "member ", to, " of a team does not expect the ", send.size(), " bytes that member ", std::get<0>(key),
+              " sends");
+      for (Index i = 0; i < send.rows; ++i) std::memcpy(receive->second.row(i), send.row(i), send.bytes);
       receives.erase(receive);
     }
     for (const auto& [key, receive] : receives) {
       const int from = std::get<0>(key);
-      require(!is_own(from), "member ", from, " of a team does not send the ", receive.bytes, " bytes that member ",
+      require(!is_own(from), "member ", from, " of a team does not send the ", receive.size(), " bytes that member ",
               std::get<1>(key), " expects");
-      home.push_back({home_of(from), receive.data, receive.bytes});
+      home.push_back(with(home_of(from), receive));
     }
     if (team_.size() > 1) team_.exchange(away, home);
   }

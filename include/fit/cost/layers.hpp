@@ -203,13 +203,13 @@ constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) 
   meter.scratch(all_keys);        // k
   meter.scratch(all_keys);        // v
   meter.multiply({input_product<T>(p.output(), rows), weight_product<T>(p.output(), rows)});
-  meter.attention_backward(p.shape(of.sequences, of.queries, of.seen_keys(), of.own_mask()));
-  if (of.is_spread()) {
-    meter.in_scope([&] { meter.scratch(2 * context_rows * p.key_width() * of.spread.members.count); });
-    of.for_others([&](Index other) {
-      if (of.sees(of.spread.members.own, other)) meter.send(2 * of.spread.rows_of(other) * p.key_width());
-    });
-  }
+  meter.in_scope([&] {
+    if (of.is_spread()) meter.scratch(2 * context_rows * p.key_width() * of.spread.members.count);
+    meter.attention_backward(p.shape(of.sequences, of.queries, of.seen_keys(), of.own_mask()));
+  });
+  of.for_others([&](Index other) {
+    if (of.sees(of.spread.members.own, other)) meter.send(2 * of.spread.rows_of(other) * p.key_width());
+  });
   auto to_input = input_product<T>(p.query(), rows);
   const auto to_query = weight_product<T>(p.query(), rows), to_key = weight_product<T>(p.key(), context_rows);
   const auto of_key = input_product<T>(p.key(), context_rows).factors[0];

@@ -10,10 +10,11 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdio>
 #include <exception>
-#include <limits>
+#include <list>
 #include <span>
 #include <string>
 #include <thread>
@@ -68,35 +69,78 @@ class World final : public Team {
   }
 
   void exchange(std::span<const Message> sends, std::span<const Message> receives) override {
-    requests_.clear();
+    finish(start(sends, receives));
+  }
+
+  int start(std::span<const Message> sends, std::span<const Message> receives) override {
+    Exchange& now = exchanges_.emplace_back();
+    now.number = ++started_;
     for (const Message& message : receives) {
-      for_parts(message, [&](std::byte* data, int bytes) {
-        check(MPI_Irecv(data, bytes, MPI_BYTE, message.with, tag, comm_, &requests_.emplace_back()), "MPI_Irecv");
+      for_parts(message, [&](std::byte* data, int count, MPI_Datatype type) {
+        now.expected.push_back({message.with, count, type});
+        check(MPI_Irecv(data, count, type, message.with, tag, comm_, &now.requests.emplace_back()), "MPI_Irecv");
       });
     }
     for (const Message& message : sends) {
-      for_parts(message, [&](std::byte* data, int bytes) {
-        check(MPI_Isend(data, bytes, MPI_BYTE, message.with, tag, comm_, &requests_.emplace_back()), "MPI_Isend");
+      for_parts(message, [&](std::byte* data, int count, MPI_Datatype type) {
+        check(MPI_Isend(data, count, type, message.with, tag, comm_, &now.requests.emplace_back()), "MPI_Isend");
+        if (type != MPI_BYTE) MPI_Type_free(&type);
       });
     }
-    statuses_.resize(requests_.size());
-    int done = 0;
-    const auto count = static_cast<int>(requests_.size());
+    now.statuses.resize(now.requests.size());
+    return now.number;
+  }
+
+  void finish(int started) override {
+    const auto found = std::find_if(exchanges_.begin(), exchanges_.end(),
+                                    [&](const Exchange& exchange) { return exchange.number == started; });
+    require(found != exchanges_.end(), "no exchange of number ", started, " is under way");
     // MPI_Waitall may keep a processor that another process of this machine could use.
-    for (int polls = 0; count > 0 && !done; ++polls) {
-      check(MPI_Testall(count, requests_.data(), &done, statuses_.data()), "MPI_Testall");
-      if (!done && polls > 100) std::this_thread::yield();
+    for (int polls = 0; !test(*found); ++polls) {
+      if (polls > 100) std::this_thread::yield();
     }
-    for (std::size_t i = 0, k = 0; i < receives.size(); ++i) {
-      for_parts(receives[i], [&](std::byte*, int bytes) {
-        int came = 0;
-        check(MPI_Get_count(&statuses_[k++], MPI_BYTE, &came), "MPI_Get_count");
-        require(came == bytes, "process ", receives[i].with, " sent ", came, " bytes where ", bytes, " were expected");
-      });
+    for (std::size_t i = 0; i < found->expected.size(); ++i) {
+      auto& [with, count, type] = found->expected[i];
+      int came = 0, bytes = 0;
+      check(MPI_Type_size(type, &bytes), "MPI_Type_size");
+      check(MPI_Get_elements(&found->statuses[i], type, &came), "MPI_Get_elements");
+      if (type != MPI_BYTE) MPI_Type_free(&type);
+      require(came == count * bytes, "process ", with, " sent ", came, " bytes where ", count * bytes,
+              " were expected");
     }
+    exchanges_.erase(found);
+  }
+
+  void poll() override {
+    const auto now = std::chrono::steady_clock::now();
+    if (exchanges_.empty() || now - polled_ < std::chrono::microseconds(50)) return;
+    polled_ = now;
+    for (Exchange& exchange : exchanges_) test(exchange);
   }
 
  private:
+  struct Expected {
+    int with, count;
+    MPI_Datatype type;
+  };
+  struct Exchange {
+    int number = 0;
+    std::vector<MPI_Request> requests;
+    std::vector<MPI_Status> statuses;
+    std::vector<Expected> expected;
+    bool done = false;
+  };
+
+  /// Whether all of it has arrived; MPI goes on with it while it looks.
+  static bool test(Exchange& exchange) {
+    int done = exchange.done || exchange.requests.empty();
+    if (!done) {
+      const auto count = static_cast<int>(exchange.requests.size());
+      check(MPI_Testall(count, exchange.requests.data(), &done, exchange.statuses.data()), "MPI_Testall");
+    }
+    return exchange.done = done != 0;
+  }
+
   static constexpr int tag = 0x666974 & 0x7fff;  // MPI grants tags up to 32,767
 
   void begin(int* argc, char*** argv) {
@@ -131,23 +175,38 @@ class World final : public Team {
     std::terminate();  // MPI_Abort does not return
   }
 
-  /// MPI counts bytes in an int.
+  /// f(data, count, type): MPI counts in an int. Types but MPI_BYTE are whoever gets them's to free.
   template <class F>
   static void for_parts(const Message& message, F&& f) {
     constexpr std::size_t most = std::size_t{1} << 30;
-    std::size_t at = 0;
-    do {
-      const std::size_t bytes = std::min(most, message.bytes - at);
-      f(static_cast<std::byte*>(message.data) + at, static_cast<int>(bytes));
-      at += bytes;
-    } while (at < message.bytes);
+    if (message.rows == 1) {
+      std::size_t at = 0;
+      do {
+        const std::size_t bytes = std::min(most, message.bytes - at);
+        f(message.row(0) + at, static_cast<int>(bytes), MPI_BYTE);
+        at += bytes;
+      } while (at < message.bytes);
+      return;
+    }
+    require(message.bytes <= most, "a row of ", message.bytes, " bytes is more than MPI counts");
+    const auto together = static_cast<Index>(most / std::max<std::size_t>(1, message.bytes));
+    for (Index at = 0; at < message.rows; at += together) {
+      MPI_Datatype type = MPI_DATATYPE_NULL;
+      check(MPI_Type_create_hvector(static_cast<int>(std::min(together, message.rows - at)),
+                                    static_cast<int>(message.bytes), static_cast<MPI_Aint>(message.apart), MPI_BYTE,
+                                    &type),
+            "MPI_Type_create_hvector");
+      check(MPI_Type_commit(&type), "MPI_Type_commit");
+      f(message.row(at), 1, type);
+    }
   }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1, neighbours_ = 1;  // processes on this machine
   int exceptions_ = std::uncaught_exceptions();
-  std::vector<MPI_Request> requests_;
-  std::vector<MPI_Status> statuses_;
+  int started_ = 0;
+  std::list<Exchange> exchanges_;  // under way
+  std::chrono::steady_clock::time_point polled_{};
 };
 
 }  // namespace FIT_ABI

@@ -8,6 +8,7 @@
 #include <numbers>
 
 #include <fit/core/assert.hpp>
+#include <fit/core/index_range.hpp>
 #include <fit/core/work_count.hpp>
 #include <fit/core/workspace.hpp>
 #include <fit/kernels/micro_kernel.hpp>
@@ -321,9 +322,11 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
 
 /// o = softmax(q k^T / sqrt(head_width), masked) v for every sequence and head, the scores staying in the cache.
 /// log_sum, where it is given, receives log2(sum over keys of 2^(score / ln 2)), [sequences, heads, queries]: all that
-/// the way back needs of the softmax. After Dao et al., arXiv 2205.14135. Without keys, o is zero.
+/// the way back needs of the softmax. After Dao et al., arXiv 2205.14135. Without keys, o is zero. Of some heads alone,
+/// of all [sequences, heads], reads and writes nothing of others.
 template <class T>
-void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, Workspace& workspace) {
+void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, Workspace& workspace,
+               const IndexRange& heads) {
   detail::check(shape, tensors);
   if (shape.keys == 0) {
     std::fill_n(tensors.o, shape.sequences * shape.queries * shape.width(), T(0));
@@ -332,14 +335,17 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
   const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionScratch<T>::size(shape), group = detail::AttentionScratch<T>::group(shape);
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
-  const Index heads = shape.sequences * shape.heads, pieces = attention_pieces<T>(shape);
-  const Index groups = pieces / std::max<Index>(1, heads);
-  detail::for_heads(pieces, 1, shape, workspace.executor(), [&](Index index, int lane) {
-    const Index head = index / groups, first = index % groups * group;
+  const Index groups = (shape.queries + group - 1) / group;
+  detail::for_heads(heads.count * groups, 1, shape, workspace.executor(), [&](Index index, int lane) {
+    const Index head = heads.first + index / groups, first = index % groups * group;
     const detail::AttentionTask<T> task{shape, head, detail::head_of(tensors, shape, head),
-                                        detail::head_of(tensors, shape, std::min(head + 1, heads - 1))};
+                                        detail::head_of(tensors, shape, std::min(head + 1, heads.end() - 1))};
     detail::attend<T>(task, {memory + lane * scratch, shape}, first, std::min(first + group, shape.queries));
   });
+}
+template <class T>
+void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, Workspace& workspace) {
+  attention(shape, tensors, workspace, {0, shape.sequences * shape.heads});
 }
 
 }  // namespace kernels

@@ -210,10 +210,11 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
 }  // namespace detail
 
 /// The way back through `attention`, from its arguments, the results o and log_sum among them. Weights are made again
-/// block by block (Dao et al., arXiv 2205.14135).
+/// block by block (Dao et al., arXiv 2205.14135). Of some heads of keys alone, of all [sequences, key heads], and those
+/// of queries that share them, reads and writes nothing of others.
 template <class T>
 void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& tensors,
-                        const AttentionGradients<T>& gradients, Workspace& workspace) {
+                        const AttentionGradients<T>& gradients, Workspace& workspace, const IndexRange& key_heads) {
   detail::check(shape, tensors);
   const Index heads = shape.sequences * shape.heads;
   FIT_ASSERT(heads * shape.queries == 0 || (tensors.log_sum && gradients.o && gradients.q));
@@ -226,13 +227,14 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
   const Arena::Scope scope(workspace.arena());
   const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
   T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
-  const AttentionBackwardPieces<T> pieces(shape, workspace.executor().lanes());
+  const AttentionBackwardPieces<T> pieces(shape, key_heads.count, workspace.executor().lanes());
   const Index block = detail::AttentionBackwardScratch<T>::key_block;
   const Index group = detail::AttentionBackwardScratch<T>::group(shape);
   const Index each = pieces.count() / std::max<Index>(1, pieces.heads), of_head = pieces.groups / shape.sharing;
   detail::for_heads(
       pieces.count(), pieces.whole ? shape.sharing : 1, shape, workspace.executor(), [&](Index piece, int lane) {
-        const Index first = piece / each * shape.sharing, part = piece % each, by_queries = part - pieces.blocks;
+        const Index first = (key_heads.first + piece / each) * shape.sharing, part = piece % each;
+        const Index by_queries = part - pieces.blocks;
         detail::GradientPart wanted{first, first + shape.sharing, 0, shape.keys, 0, shape.queries, true, true};
         if (!pieces.whole && by_queries < 0) {
           wanted.key = part * block;
@@ -247,6 +249,11 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
         }
         detail::attend_backward<T>(shape, {memory + lane * scratch, shape}, tensors, gradients, wanted);
       });
+}
+template <class T>
+void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& tensors,
+                        const AttentionGradients<T>& gradients, Workspace& workspace) {
+  attention_backward(shape, tensors, gradients, workspace, {0, shape.sequences * shape.key_heads()});
 }
 
 }  // namespace kernels

@@ -194,10 +194,13 @@ struct AttentionBackwardPieces {
   Index heads, blocks, groups;  ///< blocks of keys, and groups of queries that share them, that a head is cut in
   bool whole;                   ///< heads by themselves
 
-  constexpr AttentionBackwardPieces(const AttentionShape& shape, int threads) {
+  constexpr AttentionBackwardPieces(const AttentionShape& shape, int threads)
+      : AttentionBackwardPieces(shape, shape.sequences * shape.key_heads(), threads) {}
+  /// Of some heads of keys alone.
+  constexpr AttentionBackwardPieces(const AttentionShape& shape, Index key_heads, int threads) {
     using Scratch = detail::AttentionBackwardScratch<T>;
     const Index group = Scratch::group(shape);
-    heads = shape.sequences * shape.key_heads();
+    heads = key_heads;
     blocks = (shape.keys + Scratch::key_block - 1) / Scratch::key_block;
     groups = (shape.queries + group - 1) / group * shape.sharing;
     const Index lanes = std::max(1, threads), rounds = (heads + lanes - 1) / lanes;

@@ -56,6 +56,46 @@ struct AttentionRecord {
   Spread spread;
 };
 
+inline SpreadKeys spread_keys(const Spread& spread, const kernels::AttentionShape& shape) {
+  return {spread, shape.mask.chunk != kernels::Mask::none().chunk, shape.key_heads(), shape.head_width};
+}
+
+/// Attention whose keys and values [seen, width] come from other members, some heads at a time.
+template <class T>
+void attend_spread(SpreadKeys& spread, const kernels::AttentionShape& shape, T* keys, T* values,
+                   const kernels::AttentionTensors<T>& tensors, Tape& tape) {
+  spread.start_gather(keys, values);
+  const BetweenPieces polls([&team = spread.team()] { team.poll(); });
+  for (Index part = 0; part < spread.parts(); ++part) {
+    const IndexRange heads = spread.heads_of(part);
+    spread.finish(part);
+    kernels::attention(shape, tensors, tape, {heads.first * shape.sharing, heads.count * shape.sharing});
+  }
+}
+
+/// The way back. Heads of all parts go together where that is less work.
+template <class T>
+void attend_spread_backward(SpreadKeys& spread, const kernels::AttentionShape& shape,
+                            const kernels::AttentionTensors<T>& tensors,
+                            const kernels::AttentionGradients<T>& gradients, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  T* const received = tape.scratch<T>(spread.received_size());
+  const int lanes = tape.executor().lanes();
+  bool together = false;
+  for (Index part = 0; part < spread.parts(); ++part) {
+    const Index heads = spread.heads_of(part).count;
+    together = together || kernels::AttentionBackwardPieces<T>(shape, heads, lanes).products() >
+                               kernels::AttentionBackwardPieces<T>(shape, lanes).products();
+  }
+  const BetweenPieces polls([&team = spread.team()] { team.poll(); });
+  if (together) kernels::attention_backward(shape, tensors, gradients, tape);
+  for (Index part = 0; part < spread.parts(); ++part) {
+    if (!together) kernels::attention_backward(shape, tensors, gradients, tape, spread.heads_of(part));
+    spread.start_sum(part, gradients.k, gradients.v, received);
+  }
+  spread.add_up(gradients.k, gradients.v, received);
+}
+
 }  // namespace detail
 
 /// residual [sequences, queries, QueryDim] += path * Attention(input, context), input shaped as the residual, context
@@ -68,7 +108,7 @@ void forward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& p
   const auto start = tape.mark();
   kernels::AttentionShape shape{lengths.sequences, lengths.queries, lengths.keys, Heads,
                                 Width / Heads,     lengths.mask,    dropout,      Heads / KeyHeads};
-  const detail::SpreadKeys spread(lengths.spread, lengths.mask.chunk != kernels::Mask::none().chunk);
+  detail::SpreadKeys spread = detail::spread_keys(lengths.spread, shape);
   const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
   Index own_keys = 0;
   if (lengths.spread.team) {
@@ -87,8 +127,11 @@ void forward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& p
       {output_product(p.query, input, q, rows), output_product(p.key, context, k + own_keys, context_rows),
        output_product(p.value, context, v + own_keys, context_rows)},
       tape);
-  if (lengths.spread.team) spread.gather(k, v, p.key_width);
-  kernels::attention(shape, tensors, tape);
+  if (lengths.spread.team) {
+    detail::attend_spread(spread, shape, k, v, tensors, tape);
+  } else {
+    kernels::attention(shape, tensors, tape);
+  }
   kernels::multiply({residual_product<T>(p.output, mixed, residual, rows, path)}, tape);
   tape.finish(start, detail::AttentionRecord<T>{input, context, tensors, shape, path, lengths.spread});
 }
@@ -112,12 +155,14 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& 
   kernels::multiply({input_product(p.output.weight, branch, mixed, rows),
                      weight_product<T>(gradient.output.weight, saved->tensors.o, branch, rows)},
                     tape);
-  kernels::attention_backward<T>(saved->shape, saved->tensors, {mixed, q, k, v}, tape);
+  const kernels::AttentionGradients<T> gradients{mixed, q, k, v};
   if (saved->spread.team) {
-    const detail::SpreadKeys spread(saved->spread, saved->shape.mask.chunk != kernels::Mask::none().chunk);
-    spread.add_up(k, v, Index{p.key_width}, tape);
+    detail::SpreadKeys spread = detail::spread_keys(saved->spread, saved->shape);
+    detail::attend_spread_backward(spread, saved->shape, saved->tensors, gradients, tape);
     k += spread.own().first * p.key_width;
     v += spread.own().first * p.key_width;
+  } else {
+    kernels::attention_backward<T>(saved->shape, saved->tensors, gradients, tape);
   }
   auto to_input = input_product<T>(p.query.weight, q, input_gradient, rows);
   const auto to_query = weight_product<T>(gradient.query.weight, saved->input, q, rows);

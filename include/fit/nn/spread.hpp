@@ -24,74 +24,104 @@ struct Spread {
 
 namespace detail {
 
-/// The keys and values of a sequence, of which each member of a team has some.
+/// The keys and values of a sequence, [rows, heads, head_width] each, of which each member of a team has some rows.
+/// They change hands by parts of their heads: one is on its way while another one is computed.
 class SpreadKeys {
  public:
-  SpreadKeys(const Spread& spread, bool causal) : spread_(spread), causal_(causal) {}
+  SpreadKeys(const Spread& spread, bool causal, Index heads, Index head_width)
+      : spread_(spread), causal_(causal), heads_(heads), head_width_(head_width) {}
 
-  IndexRange own() const { return spread_.rows_of(spread_.team->rank()); }
+  Team& team() const { return *spread_.team; }
+  IndexRange own() const { return spread_.rows_of(rank()); }
   /// Rows from the beginning of the sequence on that this member's queries see: under a mask none of later members.
   Index seen() const { return causal_ ? own().end() : spread_.rows(); }
+  Index width() const { return heads_ * head_width_; }
 
-  /// Gets what others have of keys and values [seen, width].
+  Index parts() const { return std::min<Index>(4, heads_); }
+  IndexRange heads_of(Index part) const { return share_of(heads_, part, parts()); }
+
+  /// Begins to get what others have of keys and values [seen, width].
   template <class T>
-  void gather(T* keys, T* values, Index width) const {
-    std::vector<Team::Message> sends, receives;
-    for (T* rows : {keys, values}) {
-      for (int other = 0; other < spread_.team->size(); ++other) {
-        if (other == spread_.team->rank()) continue;
-        if (sees(other, spread_.team->rank())) sends.push_back(message(rows, other, own(), width));
-        if (sees(spread_.team->rank(), other)) {
-          receives.push_back(message(rows, other, spread_.rows_of(other), width));
+  void start_gather(T* keys, T* values) {
+    for (Index part = 0; part < parts(); ++part) {
+      start([&](int other, auto& sends, auto& receives) {
+        for (T* rows : {keys, values}) {
+          if (sees(other, rank())) sends.push_back(message(part, rows, other, own()));
+          if (sees(rank(), other)) receives.push_back(message(part, rows, other, spread_.rows_of(other)));
         }
-      }
+      });
     }
-    spread_.team->exchange(sends, receives);
   }
+  /// When it returns a part is there.
+  void finish(Index part) const { spread_.team->finish(started_[static_cast<std::size_t>(part)]); }
 
-  /// The way back, from the gradients [seen, width] of this member's queries: gives the others theirs, and makes its
-  /// own rows of both [own rows, width] the sums over all queries, in the order of the members.
+  /// Elements that add_up() wants for what it gets.
+  Index received_size() const { return 2 * own().count * width() * spread_.team->size(); }
+
+  /// The way back, a part after the other: begins to give others their gradients [seen, width] by this member's
+  /// queries.
   template <class T>
-  void add_up(T* keys, T* values, Index width, Tape& tape) const {
-    const Arena::Scope scope(tape.arena());
-    const int rank = spread_.team->rank(), members = spread_.team->size();
-    const Index size = own().count * width;
-    T* const received = tape.scratch<T>(2 * size * members);
-    std::vector<Team::Message> sends, receives;
-    for (const bool of_keys : {true, false}) {
-      T* const rows = of_keys ? keys : values;
-      for (int other = 0; other < members; ++other) {
-        T* const place = received + (2 * other + (of_keys ? 0 : 1)) * size;
-        if (other == rank) {
-          std::copy_n(rows + own().first * width, size, place);
-          continue;
+  void start_sum(Index part, T* keys, T* values, T* received) {
+    start([&](int other, auto& sends, auto& receives) {
+      for (const bool of_keys : {true, false}) {
+        if (sees(rank(), other)) {
+          sends.push_back(message(part, of_keys ? keys : values, other, spread_.rows_of(other)));
         }
-        if (sees(rank, other)) sends.push_back(message(rows, other, spread_.rows_of(other), width));
-        if (sees(other, rank)) receives.push_back({other, place, sizeof(T) * static_cast<std::size_t>(size)});
+        if (sees(other, rank())) {
+          receives.push_back(message(part, place(received, other, of_keys), other, {0, own().count}));
+        }
       }
-    }
-    spread_.team->exchange(sends, receives);
+    });
+  }
+  /// Makes this member's own rows of both the sums over all queries, in the order of the members.
+  template <class T>
+  void add_up(T* keys, T* values, T* received) const {
+    for (Index part = 0; part < parts(); ++part) finish(part);
+    const Index size = own().count * width();
     for (const bool of_keys : {true, false}) {
-      T* const sum = (of_keys ? keys : values) + own().first * width;
+      T* const sum = (of_keys ? keys : values) + own().first * width();
+      std::copy_n(sum, size, place(received, rank(), of_keys));
       std::fill_n(sum, size, T(0));
-      for (int other = 0; other < members; ++other) {
-        if (!sees(other, rank)) continue;
-        const T* const from = received + (2 * other + (of_keys ? 0 : 1)) * size;
+      for (int other = 0; other < spread_.team->size(); ++other) {
+        if (!sees(other, rank())) continue;
+        const T* const from = place(received, other, of_keys);
         for (Index i = 0; i < size; ++i) sum[i] += from[i];
       }
     }
   }
 
  private:
+  int rank() const { return spread_.team->rank(); }
   bool sees(int member, int other) const { return !causal_ || other <= member; }
 
+  /// add(other, sends, receives) for all others.
+  template <class Add>
+  void start(Add&& add) {
+    std::vector<Team::Message> sends, receives;
+    for (int other = 0; other < spread_.team->size(); ++other) {
+      if (other != rank()) add(other, sends, receives);
+    }
+    started_.push_back(spread_.team->start(sends, receives));
+  }
+
+  /// Some heads of some rows.
   template <class T>
-  static Team::Message message(T* rows, int with, const IndexRange& range, Index width) {
-    return {with, rows + range.first * width, sizeof(T) * static_cast<std::size_t>(range.count * width)};
+  Team::Message message(Index part, T* rows, int with, const IndexRange& range) const {
+    const IndexRange heads = heads_of(part);
+    return {with, rows + range.first * width() + heads.first * head_width_,
+            sizeof(T) * static_cast<std::size_t>(heads.count * head_width_), range.count,
+            sizeof(T) * static_cast<std::size_t>(width())};
+  }
+
+  template <class T>
+  T* place(T* received, int other, bool of_keys) const {
+    return received + (2 * other + (of_keys ? 0 : 1)) * own().count * width();
   }
 
   Spread spread_;
   bool causal_;
+  Index heads_, head_width_;
+  std::vector<int> started_;
 };
 
 }  // namespace detail

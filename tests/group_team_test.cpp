@@ -479,19 +479,54 @@ TEST_CASE("a step over leaves is that of the mean of its parts", "[group_team]")
   fit::detail::scale_gradient(gradient, 1.0 / 3, tape);
   const double norm = alone.update(gradient, {}, tape);
   fit::Solo solo;
-  for (const int members : {1, 2}) {
-    fit::take_turns(solo, members, [&](Team& team, Index) {
-      fit::Executor executor(1);
-      fit::ShardedState<Model> state(team, stirred<Model>());
-      fit::Leaves<Model> leaves(team, {.parts = 3, .shares = 2}, executor);
-      const double mean = leaves.pass(
-          [&](fit::Tape& of_leaf, Model& to, Index part) { return state.model.loss(ids_of(part), to, of_leaf); });
-      CHECK(mean == Approx(loss).epsilon(1e-12));
-      CHECK(leaves.update(state, {}) == Approx(norm).epsilon(1e-10));
-      const auto found = test::values_of(state.model), expected = test::values_of(alone.model);
-      CHECK(test::max_error(found.data(), expected.data(), static_cast<Index>(found.size())) < 1e-7);
-    });
+  std::vector<std::vector<double>> models;
+  for (const int members : {1, 2, 6}) {
+    for (const auto goes_back : {fit::GoesBack::often, fit::GoesBack::once}) {
+      fit::take_turns(solo, members, [&](Team& team, Index) {
+        fit::Executor executor(1);
+        fit::ShardedState<Model> state(team, stirred<Model>());
+        fit::Leaves<Model> leaves(team, {.parts = 3, .shares = 2}, executor);
+        const double mean = leaves.pass(
+            [&](fit::Tape& of_leaf, Model& to, Index part) { return state.model.loss(ids_of(part), to, of_leaf); },
+            goes_back);
+        CHECK(mean == Approx(loss).epsilon(1e-12));
+        CHECK(leaves.update(state, {}) == Approx(norm).epsilon(1e-10));
+        models.push_back(test::values_of(state.model));
+        const auto expected = test::values_of(alone.model);
+        CHECK(test::max_error(models.back().data(), expected.data(), static_cast<Index>(expected.size())) < 1e-7);
+        CHECK(test::same_bits(models.back(), models.front()));
+      });
+    }
   }
+}
+
+TEST_CASE("a pass that goes back more often than it says is an error", "[group_team]") {
+  using Model = fit::AutoregressiveDecoder<causal>;
+  const fit::Tensor<std::int32_t, 3> ids(1, groups, 6);
+  fit::Solo solo;
+  fit::take_turns(solo, 2, [&](Team& team, Index) {
+    fit::Executor executor(1);
+    fit::ShardedState<Model> state(team, stirred<Model>());
+    fit::Leaves<Model> leaves(team, {.shares = 2}, executor);
+    Model other;
+    const auto error_of = [&](Model* second) {
+      return test::error_of([&] {
+        leaves.pass(
+            [&](fit::Tape& tape, Model& gradient, Index) {
+              if (second) return state.model.loss(ids, *second, tape);
+              return state.model.loss(ids, gradient, tape) + state.model.loss(ids, gradient, tape);
+            },
+            fit::GoesBack::once);
+      });
+    };
+    CHECK(error_of(nullptr) == "a pass that goes back once has gone back through a trunk again");
+    CHECK(error_of(&other) == "a pass adds to another gradient than the one that it was given");
+    // Afterwards all is as it was: a pass may go back twice.
+    leaves.pass([&](fit::Tape& tape, Model& gradient, Index) {
+      return state.model.loss(ids, gradient, tape) + state.model.loss(ids, gradient, tape);
+    });
+    leaves.update(state, {});
+  });
 }
 
 namespace {

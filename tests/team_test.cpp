@@ -215,6 +215,42 @@ TEST_CASE("a sum over leaves has the same bits on any number of members", "[team
   }
 }
 
+TEST_CASE("a sum over members is the same when its parts go on their way one by one", "[team]") {
+  fit::Workspace workspace;
+  for (const int members : {2, 3, 5}) {
+    std::vector<Model> sums(static_cast<std::size_t>(members));
+    for (const bool early : {false, true}) {
+      with_team(members, [&](Team& team) {
+        Model gradient = noise(team.rank());
+        const fit::detail::Shards shards(gradient, members);
+        const IndexRange own = shards.elements_of(team.rank());
+        Model& sum = sums[static_cast<std::size_t>(team.rank())];
+        if (!early) {
+          fit::GradientTree<Model> tree(members, {team.rank(), 1});
+          tree.add(gradient, workspace);
+          sum = fit::detail::add_over(team, shards, tree, workspace);
+          return;
+        }
+        fit::Workspace memory;
+        fit::detail::GradientExchange<Model> exchange(team, shards, gradient, memory);
+        Index number = 0;
+        fit::for_each_parameter(
+            [&](const fit::ParameterName&, auto p) {
+              if (number++ % 3 != 0) exchange.add(p.data, p.size);  // the others come last
+              if (number % 2 == 0) exchange.add(nullptr, 0);
+            },
+            gradient);
+        exchange.finish();
+        const auto found = test::values_of(gradient), expected = test::values_of(sum);
+        CHECK(std::equal(found.begin() + own.first, found.begin() + own.end(), expected.begin() + own.first));
+        const Index most = members * own.count * static_cast<Index>(sizeof(float));
+        CHECK(static_cast<Index>(memory.arena().peak()) <= most + 4096);
+        CHECK(memory.arena().mark().total == 0);
+      });
+    }
+  }
+}
+
 TEST_CASE("a sharded state takes the steps of one that is not, and its files are the same", "[team]") {
   fit::Workspace workspace;
   const test::TemporaryFolder folder;

@@ -111,26 +111,28 @@ int train_by_groups(fit::World& world, const std::filesystem::path& folder, cons
                                        .drop_attention = 0.1f,
                                        .recompute = step % 2 == 0 ? fit::Recompute::none : fit::Recompute::stream};
     sent = 0;
-    const double loss = leaves.pass([&](fit::Tape& tape, Encoder& gradient, Index part) {
-      const fit::Random random = fit::Random(11).fork(step, part);
-      const fit::GroupSource<float> source{
-          .batch = 2, .groups = config.groups, .fill = [&](Index first, Index count, float* to) {
-            for (Index i = 0; i < count * 18; ++i) {
-              fit::Random own = random.fork(first * 18 + i);
-              to[i] = static_cast<float>(own.normal());
+    const double loss = leaves.pass(
+        [&](fit::Tape& tape, Encoder& gradient, Index part) {
+          const fit::Random random = fit::Random(11).fork(step, part);
+          const fit::GroupSource<float> source{
+              .batch = 2, .groups = config.groups, .fill = [&](Index first, Index count, float* to) {
+                for (Index i = 0; i < count * 18; ++i) {
+                  fit::Random own = random.fork(first * 18 + i);
+                  to[i] = static_cast<float>(own.normal());
+                }
+              }};
+          const fit::GroupLoss<float> loss_of = [&](Index first, Index count, const float* data, float* slopes) {
+            double sum = 0;
+            for (Index i = 0; i < count * 6 * 24; ++i) {
+              const float off = data[i] - static_cast<float>((first + i) % 3 - 1);
+              sum += off * off;
+              if (slopes) slopes[i] = 2 * off;
             }
-          }};
-      const fit::GroupLoss<float> loss_of = [&](Index first, Index count, const float* data, float* slopes) {
-        double sum = 0;
-        for (Index i = 0; i < count * 6 * 24; ++i) {
-          const float off = data[i] - static_cast<float>((first + i) % 3 - 1);
-          sum += off * off;
-          if (slopes) slopes[i] = 2 * off;
-        }
-        return sum;
-      };
-      return state.model.loss(source, loss_of, gradient, tape, options, random);
-    });
+            return sum;
+          };
+          return state.model.loss(source, loss_of, gradient, tape, options, random);
+        },
+        fit::GoesBack::once);
     losses += std::to_string(loss) + " " + std::to_string(leaves.update(state, {.learning_rate = 1e-2})) + "\n";
     if (counts.parts == 1 && counts.shares == world.size()) {
       const Index expected = bytes_of_step(world, options);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <type_traits>
 #include <utility>
 
@@ -30,6 +31,7 @@ class Tape {
     outputs_ = std::move(other.outputs_);
     usage_.peak = std::exchange(other.usage_.peak, 0);
     team_ = other.team_;
+    finished_ = std::move(other.finished_);
     state_ = std::exchange(other.state_, {});
     return *this;
   }
@@ -39,6 +41,12 @@ class Tape {
   /// asked for these; parameters get the part of their gradient that comes from them. All make
   /// the same passes, in the same order. Gradients by other inputs, as a condition, are parts as well.
   void join(Team* team) { team_ = team; }
+
+  /// Told, until another or none is, of gradients to which the way back adds no more: f(elements, count) for each
+  /// parameter of a stage of the trunk when the way back has passed it, then f(null, 0).
+  using Finished = std::function<void(const void* elements, Index count)>;
+  void when_finished(Finished f) { finished_ = std::move(f); }
+  const Finished& finished() const { return finished_; }
 
   /// Takes the memory of a pass at once, where nothing is in use yet. A first pass without it grows step by step and
   /// holds more than it needs. Cost::arenas says how much a pass takes. Throws std::bad_alloc when memory runs out.
@@ -206,6 +214,7 @@ class Tape {
   Workspace workspace_;
   Arena records_, outputs_;
   Team* team_ = nullptr;
+  Finished finished_;
   struct State {
     const Header* last = nullptr;
     TrainingOptions options = {};

@@ -15,7 +15,7 @@ struct ProcessCost {
   Index gradients = 0;
   Index optimiser = 0;  ///< moments and, where one is kept, the average, of its part of the parameters
   Index tapes = 0;      ///< reserved
-  Index exchange = 0;   ///< gradients and parameters on their way
+  Index exchange = 0;   ///< gradients and parameters on their way, at most
 
   constexpr Index peak() const { return weights + gradients + optimiser + tapes + exchange; }
 };
@@ -49,7 +49,7 @@ void add_sharded(ProcessCost& cost, const Cost& of_leaf, Index leaves, int proce
 /// options.training, .members and .member do not matter. Throws Error as cost_of(), and for a process without leaves.
 template <class T = float, class Config>
 ProcessCost process_cost_of(const Config& config, Index batch, const LeafCounts& counts, int processes, int process,
-                            CostOptions options = {}) {
+                            CostOptions options = {}, GoesBack goes_back = GoesBack::often) {
   const Index leaves = counts.parts * counts.shares;
   const IndexRange own = detail::leaves_of(leaves, processes, process);
   options.training = true;
@@ -61,6 +61,10 @@ ProcessCost process_cost_of(const Config& config, Index batch, const LeafCounts&
     cost.gradients += of_leaf.gradients;
     cost.tapes += of_leaf.arenas.total();
     if (leaf == own.first) detail::add_sharded<T>(cost, of_leaf, leaves, processes, process);
+  }
+  // Its part of the largest stage of all processes' gradients, which may have all of its part.
+  if (goes_back == GoesBack::once && processes > 1 && leaves == processes) {
+    cost.exchange = std::max(cost.exchange, cost.weights + processes * detail::piece_size * Index{sizeof(T)});
   }
   return cost;
 }

@@ -111,6 +111,9 @@ class Trunk {
         pass.report(Part::local, groups.sequences - groups[k].first, groups.sequences);
       }
       if (before_gradient) add_latents_before(before_gradient, z_gradient, c.latent_dim, sizes, tape);
+      if (!tape.finished()) continue;
+      for_each_parameter([&](const ParameterName&, auto p) { tape.finished()(p.data, p.size); }, gradient.stages_[i]);
+      tape.finished()(nullptr, 0);
     }
   }
 

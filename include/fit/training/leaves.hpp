@@ -6,6 +6,7 @@
 
 #include <fit/core/tape.hpp>
 #include <fit/core/turns.hpp>
+#include <fit/training/gradient_exchange.hpp>
 #include <fit/training/gradient_tree.hpp>
 #include <fit/training/sharded_state.hpp>
 
@@ -16,6 +17,10 @@ inline namespace FIT_ABI {
 struct LeafCounts {
   Index parts = 1, shares = 1;
 };
+
+/// How often a pass over a leaf goes back through a trunk. Once, its gradients change hands stage by stage while those
+/// of earlier stages are computed, where a member has one leaf.
+enum class GoesBack { often, once };
 
 /// A training step over leaves: the shares of all parts, dealt to the members of a team, at least one to each. What a
 /// step computes follows from these two numbers, not from the team.
@@ -42,10 +47,12 @@ class Leaves {
   std::vector<Tape>& tapes() { return tapes_; }
 
   /// Calls pass(tape, gradient, part) for this member's leaves; it returns the loss of its part, which is the same for
-  /// all of its shares, and adds the loss's gradient. Returns the mean over the parts, the same for all members.
+  /// all of its shares, and adds the loss's gradient. Returns the mean over the parts, the same for all members. Throws
+  /// Error for a pass that goes back more often than it is said to.
   template <class Pass>
-  double pass(Pass&& pass) {
+  double pass(Pass&& pass, GoesBack goes_back = GoesBack::often) {
     tree_.clear();
+    summed_ = goes_back == GoesBack::once && team_.size() > 1 && tree_.leaves() == team_.size();
     const Index first = tree_.next();
     std::vector<Model> gradients;
     for (std::size_t i = 0; i < tapes_.size(); ++i) gradients.push_back(tree_.zero());
@@ -55,7 +62,8 @@ class Leaves {
       Subteam sharing(task, static_cast<int>(part * counts_.shares), static_cast<int>(counts_.shares));
       const auto own = static_cast<std::size_t>(leaf - first);
       tapes_[own].join(&sharing);
-      const double loss = pass(tapes_[own], gradients[own], part);
+      const double loss =
+          summed_ ? exchanging(pass, tapes_[own], gradients[own], part) : pass(tapes_[own], gradients[own], part);
       tapes_[own].join(nullptr);
       const auto losses = task.gather(loss);
       mean = 0;
@@ -68,7 +76,7 @@ class Leaves {
 
   /// What follows a pass: State::update() with the mean of the parts' gradients. Returns its norm.
   double update(ShardedState<Model>& state, const UpdateOptions& options) {
-    Model& sum = state.sum(tree_, workspace_);
+    Model& sum = summed_ ? tree_.fragments().front().gradient : state.sum(tree_, workspace_);
     if (counts_.parts > 1) detail::scale_gradient(sum, 1.0 / static_cast<double>(counts_.parts), workspace_);
     const double norm = state.update(sum, options, workspace_);
     tree_.clear(true);
@@ -76,6 +84,22 @@ class Leaves {
   }
 
  private:
+  /// A pass whose gradient is summed over the team as it comes.
+  template <class Pass>
+  double exchanging(Pass& pass, Tape& tape, Model& gradient, Index part) {
+    const detail::Shards shards(gradient, team_.size());
+    detail::GradientExchange<Model> sum(team_, shards, gradient, workspace_);
+    const BetweenPieces polls([this] { team_.poll(); });
+    struct Ended {
+      Tape& tape;
+      ~Ended() { tape.when_finished(nullptr); }
+    } ended{tape};
+    tape.when_finished([&](const void* elements, Index count) { sum.add(elements, count); });
+    const double loss = pass(tape, gradient, part);
+    sum.finish();
+    return loss;
+  }
+
   static IndexRange own(const Team& team, const LeafCounts& counts) {
     return share_of(counts.parts * counts.shares, team.rank(), team.size());
   }
@@ -85,6 +109,7 @@ class Leaves {
   Workspace workspace_;
   GradientTree<Model> tree_;
   std::vector<Tape> tapes_;
+  bool summed_ = false;  // by the pass itself
 };
 
 }  // namespace FIT_ABI

@@ -457,6 +457,20 @@ TEST_CASE("each position of each sequence draws with a number of its own", "[gen
   CHECK(!std::ranges::equal(generator.ids(0), generator.ids(1)));
 }
 
+TEST_CASE("generators that share a batch draw what one does", "[generation]") {
+  const auto decoder = lively<small>(3);
+  const fit::Random random(5);
+  fit::Generator all(decoder, 5), first(decoder, 2), rest(decoder, 3);
+  rest.count_from(2);
+  while (!all.finished_all()) {
+    all.next({}, random);
+    first.next({}, random);
+    rest.next({}, random);
+  }
+  for (Index i = 0; i < 5; ++i) CHECK(std::ranges::equal(all.ids(i), i < 2 ? first.ids(i) : rest.ids(i - 2)));
+  CHECK(test::error_of([&] { rest.count_from(-1); }) == "sequences are counted from 0 or more, not from -1");
+}
+
 TEST_CASE("a prompt of all sequences goes after what each has", "[generation]") {
   const auto decoder = lively<small>(3);
   const auto first = random_ids(5, small.vocabulary, 1), second = random_ids(5, small.vocabulary, 2),

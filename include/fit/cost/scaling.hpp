@@ -13,7 +13,7 @@ struct MemberSpeed {
   double bits_per_second = 0;
 };
 
-/// Seconds of a training step of a team, of the member that has most to do, on paper: nothing is sent while it
+/// Seconds of a training step of a team, of the member that has most to do, on paper: as if nothing were sent while it
 /// computes, and messages take no time but that of their bytes.
 struct StepTime {
   double computing = 0, sending = 0;

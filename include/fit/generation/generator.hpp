@@ -121,6 +121,13 @@ class Generator {
     if (alike) std::fill(sequences_.begin() + 1, sequences_.end(), sequences_[0]);
   }
 
+  /// The number of the first sequence, for what is random: of generators that share a batch, as processes may. Throws
+  /// Error for one below zero.
+  void count_from(Index first) {
+    require(first >= 0, "sequences are counted from 0 or more, not from ", first);
+    first_ = first;
+  }
+
   /// Makes one sequence of the batch a copy of another.
   void fork(Index from, Index to) { at(to) = at(from); }
 
@@ -147,7 +154,7 @@ class Generator {
       std::transform(sequence.logits.data(), sequence.logits.data() + logits.size(), logits.begin(),
                      [](T value) { return static_cast<float>(value); });
       if (sampling.adjust) sampling.adjust(sequence.ids, logits);
-      Random own = random.fork(static_cast<Index>(i), sequence.ids.size());
+      Random own = random.fork(first_ + static_cast<Index>(i), sequence.ids.size());
       tokens_[i] = draw_token(logits, sampling, own);
     }
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
@@ -250,7 +257,7 @@ class Generator {
   }
 
   detail::CachedDecoder<Decoder> decoder_;
-  Index groups_;
+  Index groups_, first_ = 0;
   std::vector<Sequence> sequences_;
   std::vector<std::int32_t> tokens_;
 };

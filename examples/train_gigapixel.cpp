@@ -339,18 +339,25 @@ fit::IndexRange rows_of(int member, const fit::Team& team, Index leaves, const P
   return {first * group_pixels, (last + 1 - first) * group_pixels};
 }
 
+/// Memory of a tape for a step on each of this process's leaves.
+template <fit::EncoderConfig config>
+std::vector<fit::TapeBytes> arenas_of(fit::CostOptions options, Index leaves, const fit::Team& team) {
+  const fit::IndexRange own = fit::share_of(leaves, team.rank(), team.size());
+  options.members = static_cast<int>(leaves);
+  std::vector<fit::TapeBytes> arenas;
+  for (Index leaf = own.first; leaf < own.end(); ++leaf) {
+    options.member = static_cast<int>(leaf);
+    arenas.push_back(fit::cost_of(config, 1, options).arenas);
+  }
+  return arenas;
+}
+
 /// What a step does, and what it needs of the process that needs most, from the cost model, its pixels and what is made
 /// of them.
 template <fit::EncoderConfig config>
-fit::Summary check_memory(const Options& options, const PictureSize& size, Index rows, int threads, fit::Team& team) {
-  const Index groups = size.width / group_pixels * (size.height / group_pixels), leaves = options.leaves_of(team);
-  fit::CostOptions of{.training = true,
-                      .options = {.recompute = options.recompute},
-                      .threads = threads,
-                      .groups = static_cast<int>(groups),
-                      .by_groups = true,
-                      .members = team.size(),
-                      .member = team.rank()};
+fit::Summary check_memory(const Options& options, const PictureSize& size, Index rows, const fit::CostOptions& of,
+                          fit::Team& team) {
+  const Index leaves = options.leaves_of(team);
   const fit::Summary summary = fit::summary<config>(1, of);
   const fit::ProcessCost cost = fit::process_cost_of(config, 1, {.shares = leaves}, team.size(), team.rank(), of);
   const auto own_leaves = static_cast<double>(fit::share_of(leaves, team.rank(), team.size()).count);
@@ -359,14 +366,14 @@ fit::Summary check_memory(const Options& options, const PictureSize& size, Index
     double all, pixels;
   } most{0, static_cast<double>(3 * size.width * rows)};
   most.all = static_cast<double>(cost.peak()) + head * (1 + own_leaves + 2.0 / team.size()) +
-             sizeof(float) * through_head + most.pixels;
+             sizeof(float) * own_leaves * through_head + most.pixels;
   for (const Needs& needs : team.gather(most)) {
     if (needs.all > most.all) most = needs;
   }
   if (team.leads()) {
-    std::printf("%s: %td parameters, %.1f TFLOP a step, %s of memory%s, %s of them pixels.\n", summary.title.c_str(),
+    std::printf("%s: %td parameters; %.1f TFLOP a step and %s of memory%s, %s of them pixels.\n", summary.title.c_str(),
                 summary.cost.parameters, static_cast<double>(summary.cost.flops().total()) / 1e12,
-                gigabytes(most.all).c_str(), team.size() > 1 ? " in a process" : "", gigabytes(most.pixels).c_str());
+                gigabytes(most.all).c_str(), team.size() > 1 ? " in each process" : "", gigabytes(most.pixels).c_str());
   }
   const double limit = options.memory_limit > 0 ? 1e9 * options.memory_limit : examples::physical_memory();
   fit::require(most.all <= limit, "a step on ", examples::text_of(size), " pixels needs ", gigabytes(most.all),
@@ -381,7 +388,7 @@ class Training {
   using Model = Autoencoder<config>;
 
   Training(const Options& options, MaskedPicture& picture, fit::Team& team, fit::Executor& executor,
-           const fit::TapeBytes& arenas, const Work& work)
+           const std::vector<fit::TapeBytes>& arenas, const Work& work)
       : options_(options),
         picture_(picture),
         team_(team),
@@ -396,7 +403,7 @@ class Training {
       fit::load(options.resume, state_);
     }
     first_step_ = state_.step;
-    for (fit::Tape& tape : leaves_->tapes()) tape.reserve(arenas);
+    for (std::size_t i = 0; i < arenas.size(); ++i) leaves_->tapes()[i].reserve(arenas[i]);
     team.lead([&] { prepare_files(); });
   }
 
@@ -657,7 +664,14 @@ int run(const Options& options, fit::Team& team) {
   fit::Executor executor(options.threads);
   const auto rows_of_member = [&](int member) { return rows_of(member, team, options.leaves_of(team), size); };
   const fit::IndexRange rows = rows_of_member(team.rank());
-  const fit::Summary summary = check_memory<config>(options, size, rows.count, executor.lanes(), team);
+  const fit::CostOptions of{.training = true,
+                            .options = {.recompute = options.recompute},
+                            .threads = executor.lanes(),
+                            .groups = static_cast<int>(size.width / group_pixels * (size.height / group_pixels)),
+                            .by_groups = true,
+                            .members = team.size(),
+                            .member = team.rank()};
+  const fit::Summary summary = check_memory<config>(options, size, rows.count, of, team);
   team.lead([&] { std::filesystem::create_directories(options.out); });
   const Picture picture =
       options.image.empty() ? examples::formula_picture(size, rows) : examples::read_picture(options.image, size, rows);
@@ -665,7 +679,8 @@ int run(const Options& options, fit::Team& team) {
   const Index counted = team.leads() ? 0 : std::max(rows.first, rows_of_member(team.rank() - 1).end());
   MaskedPicture masked(picture, {counted, rows.end() - counted}, team);
   const Work work(summary);
-  return Training<config>(options, masked, team, executor, summary.cost.arenas, work).run();
+  const auto arenas = arenas_of<config>(of, options.leaves_of(team), team);
+  return Training<config>(options, masked, team, executor, arenas, work).run();
 }
 
 int run_configured(const Options& options, fit::Team& team) {

@@ -92,6 +92,16 @@ struct Results {
   }
 };
 
+/// [sequences, rows, heads, width] becomes not-a-number where it is of other heads than these, of [sequences, heads].
+template <class T>
+void hide_others(Input<T>& values, Index sequences, Index rows, Index heads, Index width, const fit::IndexRange& kept) {
+  for (Index i = 0; i < sequences * rows * heads; ++i) {
+    const Index head = i / (rows * heads) * heads + i % heads;
+    if (head >= kept.first && head < kept.end()) continue;
+    std::fill_n(values.data() + i * width, width, std::numeric_limits<T>::quiet_NaN());
+  }
+}
+
 /// Both ways, with nothing but NaN in what the kernels take from the arena, for the heads of all keys or for parts of
 /// them, one after the other.
 template <class T>
@@ -111,9 +121,18 @@ Results<T> run(const AttentionShape& shape, const Inputs<T>& in, Index offset, f
     fit::kernels::attention_backward(shape, tensors, gradients, workspace);
   }
   for (Index part = 0; part < parts; ++part) {
-    const fit::IndexRange heads = fit::share_of(shape.sequences * shape.key_heads(), part, parts);
-    fit::kernels::attention(shape, tensors, workspace, {heads.first * shape.sharing, heads.count * shape.sharing});
-    fit::kernels::attention_backward(shape, tensors, gradients, workspace, heads);
+    const fit::IndexRange keys = fit::share_of(shape.sequences * shape.key_heads(), part, parts);
+    const fit::IndexRange heads{keys.first * shape.sharing, keys.count * shape.sharing};
+    Inputs<T> own = in;
+    hide_others(own.q, shape.sequences, shape.queries, shape.heads, shape.head_width, heads);
+    hide_others(own.o_gradient, shape.sequences, shape.queries, shape.heads, shape.head_width, heads);
+    hide_others(own.k, shape.sequences, shape.keys, shape.key_heads(), shape.head_width, keys);
+    hide_others(own.v, shape.sequences, shape.keys, shape.key_heads(), shape.head_width, keys);
+    const fit::kernels::AttentionTensors<T> of_part{own.q.data(), own.k.data(), own.v.data(), r.o.data(),
+                                                    r.log_sum.data()};
+    fit::kernels::attention(shape, of_part, workspace, heads);
+    fit::kernels::attention_backward<T>(shape, of_part, {own.o_gradient.data(), r.q.data(), r.k.data(), r.v.data()},
+                                        workspace, keys);
   }
   CHECK(arena.mark().total == mark.total);
   return r;

@@ -3,6 +3,7 @@
 #include <fit/core/turns.hpp>
 #include <fit/fit.hpp>
 
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,41 @@
 namespace {
 
 using fit::Index, fit::IndexRange, fit::Team;
+
+/// A team whose messages arrive when they are waited for, and not before.
+class Late final : public Team {
+ public:
+  explicit Late(Team& team) : team_(team) {}
+
+  int rank() const override { return team_.rank(); }
+  int size() const override { return team_.size(); }
+  void exchange(std::span<const Message> sends, std::span<const Message> receives) override {
+    finish(start(sends, receives));
+  }
+  Index start(std::span<const Message> sends, std::span<const Message> receives) override {
+    for (const Message& message : receives) {
+      for (Index i = 0; i < message.rows; ++i) std::memset(message.row(i), 0xff, message.bytes);  // not-a-number
+    }
+    started_.push_back({{sends.begin(), sends.end()}, {receives.begin(), receives.end()}});
+    return std::ssize(started_);
+  }
+  /// What was started before goes first, as the others expect it first.
+  void finish(Index started) override {
+    for (; finished_ < started; ++finished_) {
+      const auto& [sends, receives] = started_[static_cast<std::size_t>(finished_)];
+      team_.exchange(sends, receives);
+    }
+  }
+
+ private:
+  struct Started {
+    std::vector<Message> sends, receives;
+  };
+
+  Team& team_;
+  std::vector<Started> started_;
+  Index finished_ = 0;
+};
 
 /// What a pass comes to: its output, zero where other members have it, its loss, and the gradient of all parameters.
 template <class T>
@@ -39,7 +75,8 @@ Result<typename Model::Scalar> run(Index leaves, int outer, Pass&& pass) {
   fit::take_turns(solo, outer, [&](Team& processes, Index) {
     const IndexRange own = fit::share_of(leaves, processes.rank(), processes.size());
     std::vector<Model> gradients(static_cast<std::size_t>(own.count));
-    fit::take_turns(processes, leaves, [&](Team& team, Index number) {
+    fit::take_turns(processes, leaves, [&](Team& member, Index number) {
+      Late team(member);
       fit::Executor executor(1 + static_cast<int>(number + outer) % 2);
       fit::Tape tape(executor, team);
       Result<T> result;
@@ -241,7 +278,7 @@ void check_cost(Index batch, fit::CostOptions options, Pass&& pass) {
       const fit::Cost cost = fit::cost_of<typename Model::Scalar>(Model::config, batch, options);
       tape.reserve(cost.arenas);
       const std::size_t reserved = tape.capacity();
-      pass(model, fit::share_of(groups, number, members).count, tape, gradient);
+      pass(model, fit::share_of_groups(Model::config, groups, number, members).count, tape, gradient);
       CAPTURE(members, number, batch, static_cast<int>(options.options.recompute), options.training);
       CHECK(static_cast<Index>(tape.peak()) == cost.tape);
       CHECK(tape.capacity() == reserved);
@@ -277,6 +314,53 @@ TEST_CASE("under a mask members have groups of equal work, not of equal number",
   CHECK(most < 1.1 * least);
   const IndexRange last = fit::share_of_groups(long_one, 200, 3, 4);
   CHECK(last.count < 35);
+  // Where most of the work is that of the logits, in equal numbers after all.
+  long_one.vocabulary = 1'000'000'000;
+  CHECK(fit::share_of_groups(long_one, 200, 3, 4).count == 50);
+}
+
+TEST_CASE("keys and values come by parts of their heads", "[group_team]") {
+  constexpr Index rows = 192, width = 1024, dim = 16;
+  struct Layer : fit::nn::Attention<float, dim, dim, width, 8, 4> {
+    using Scalar = float;
+  };
+  Layer layer;
+  fit::nn::initialise(layer, fit::Random(1));
+  const auto input = noise<float>(2, rows, dim), slopes = noise<float>(3, rows, dim);
+  const auto mask = fit::kernels::Mask::chunk_causal(3);
+  fit::Tensor<float, 2> alone(rows, dim), alone_gradient(rows, dim);
+  Layer expected;
+  fit::Tape tape;
+  tape.record();
+  fit::nn::forward(layer, input.data(), input.data(), alone.data(), {1, rows, rows, mask}, {}, {}, tape);
+  fit::nn::backward(layer, slopes.data(), alone_gradient.data(), static_cast<float*>(nullptr), expected,
+                    {1, rows, rows, mask}, tape);
+  for (const int threads : {1, 2, 3, 8}) {
+    fit::Tensor<float, 2> together(rows, dim), gradient(rows, dim);
+    Layer sum;
+    fit::Solo solo;
+    fit::take_turns(solo, 2, [&](Team& member, Index) {
+      Late team(member);
+      fit::Executor executor(threads);
+      fit::Tape own_tape(executor);
+      own_tape.record();
+      const fit::nn::Spread spread{&team, 3, rows / 3};
+      CHECK(fit::nn::detail::SpreadKeys(spread, true, 4, 128).parts() > 1);
+      const IndexRange own = spread.rows_of(team.rank());
+      const Index at = own.first * dim;
+      const fit::nn::AttentionLengths lengths{1, own.count, own.count, mask, spread};
+      fit::nn::forward(layer, input.data() + at, input.data() + at, together.data() + at, lengths, {}, {}, own_tape);
+      Layer part;
+      fit::nn::backward(layer, slopes.data() + at, gradient.data() + at, static_cast<float*>(nullptr), part, lengths,
+                        own_tape);
+      fit::detail::add_gradient(sum, part, own_tape);
+    });
+    INFO(threads << " threads");
+    CHECK(test::relative_error(together.data(), alone.data(), rows * dim) < 1e-5);
+    CHECK(test::relative_error(gradient.data(), alone_gradient.data(), rows * dim) < 1e-5);
+    const auto found = test::values_of(sum), wanted = test::values_of(expected);
+    CHECK(test::relative_error(found.data(), wanted.data(), static_cast<Index>(found.size())) < 1e-5);
+  }
 }
 
 TEST_CASE("an autoregressive decoder over a team is the one that is alone", "[group_team]") {
@@ -482,7 +566,8 @@ TEST_CASE("a step over leaves is that of the mean of its parts", "[group_team]")
   std::vector<std::vector<double>> models;
   for (const int members : {1, 2, 6}) {
     for (const auto goes_back : {fit::GoesBack::often, fit::GoesBack::once}) {
-      fit::take_turns(solo, members, [&](Team& team, Index) {
+      fit::take_turns(solo, members, [&](Team& member, Index) {
+        Late team(member);
         fit::Executor executor(1);
         fit::ShardedState<Model> state(team, stirred<Model>());
         fit::Leaves<Model> leaves(team, {.parts = 3, .shares = 2}, executor);
@@ -588,6 +673,19 @@ TEST_CASE("what a process holds in a step over leaves is what the cost says", "[
         CHECK(found <= cost.exchange + (1 << 13));  // and lists
         CHECK(found >= cost.exchange / (share + piece) * share);
         if (processes == 1) CHECK(cost.exchange == 0);
+        // And when it does so early.
+        const fit::ProcessCost early =
+            fit::process_cost_of(causal, 2, counts, processes, team.rank(), {}, fit::GoesBack::once);
+        if (processes != counts.parts * counts.shares) {
+          CHECK(early.exchange == cost.exchange);
+          return;
+        }
+        fit::Workspace early_workspace(executor);
+        Counted gradient;
+        fit::detail::GradientExchange<Counted>(team, state.shards(), gradient, early_workspace).finish();
+        const Index found_early = static_cast<Index>(early_workspace.arena().peak());
+        CHECK(found_early <= early.exchange);
+        CHECK(found_early > cost.weights - processes * piece);
       });
     }
   }

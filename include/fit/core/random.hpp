@@ -45,6 +45,9 @@ class Random {
     return radius * std::cos(2 * std::numbers::pi * uniform());
   }
 
+  /// Goes past so many normal numbers without making them.
+  constexpr void skip_normal(Index count) { counter_ += 2 * static_cast<std::uint64_t>(count); }
+
   /// The generator that belongs to a number, or to several: of an example, a step, a position. Takes no draw, so the
   /// same numbers give the same generator, in any order and on any thread. fork(n) is what split() gives after n more
   /// draws: of one generator, use the one or the other.

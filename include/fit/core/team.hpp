@@ -40,12 +40,14 @@ class Team {
   virtual void exchange(std::span<const Message> sends, std::span<const Message> receives) = 0;
 
   /// The same in two parts, between which the caller computes: start() returns what finish() wants to be told, and
-  /// until then the data are let alone. Messages go on when poll() is called now and then. Here start() does it all.
-  virtual int start(std::span<const Message> sends, std::span<const Message> receives) {
+  /// until that returns the data are let alone. Messages go on when poll() is called now and then. All three throw
+  /// Error as exchange(), and after an exception in between the process must end, as World::run() lets it. Here start()
+  /// does all.
+  virtual Index start(std::span<const Message> sends, std::span<const Message> receives) {
     exchange(sends, receives);
     return 0;
   }
-  virtual void finish([[maybe_unused]] int started) {}
+  virtual void finish([[maybe_unused]] Index started) {}
   virtual void poll() {}
 
   /// Makes whole an array of which every member has a part: range_of(member) of its elements.
@@ -141,10 +143,10 @@ class Subteam final : public Team {
   void exchange(std::span<const Message> sends, std::span<const Message> receives) override {
     team_.exchange(renamed(sends), renamed(receives));
   }
-  int start(std::span<const Message> sends, std::span<const Message> receives) override {
+  Index start(std::span<const Message> sends, std::span<const Message> receives) override {
     return team_.start(renamed(sends), renamed(receives));
   }
-  void finish(int started) override { team_.finish(started); }
+  void finish(Index started) override { team_.finish(started); }
   void poll() override { team_.poll(); }
 
  private:

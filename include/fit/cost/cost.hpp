@@ -127,7 +127,7 @@ constexpr auto model_of(const Config& config, Index batch, const CostOptions& op
     model.sizes.groups = own.count;
     model.sizes.first_group = own.first;
     model.sizes.example_groups = config.groups;
-    model.sizes.growth = growth_of(trunk_of(config), config.tokens, config.latents);
+    model.sizes.growth = growth_of(config);
   }
   return model;
 }

@@ -190,7 +190,7 @@ constexpr void forward(const Attention& p, const Lengths& of, Meter<T>& meter) {
   });
   meter.attention(p.shape(of.sequences, of.queries, of.seen_keys(), of.own_mask()));
   meter.multiply({output_product<T>(p.output(), rows)});
-  meter.finish(start, 10 * sizeof(void*) + sizeof(kernels::AttentionShape) + path_size);
+  meter.finish(start, 11 * sizeof(void*) + sizeof(kernels::AttentionShape) + path_size);
 }
 template <class T>
 constexpr void backward(const Attention& p, const Lengths& of, Meter<T>& meter) {

@@ -59,7 +59,7 @@ SampleNoise<T> sample_noise(Random random, Index first_group = 0) {
     const Index before = first_group * noise.dimension(2) * noise.dimension(3);
     for (Index i = 0; i < count; ++i) {
       Random own = random.fork(first + i, step + 1);
-      for (Index j = 0; j < before; ++j) own.normal();
+      own.skip_normal(before);
       for (Index j = 0; j < size; ++j) noise.data()[i * size + j] = static_cast<T>(own.normal());
     }
   };

@@ -15,9 +15,11 @@
 #include <cstdio>
 #include <exception>
 #include <list>
+#include <map>
 #include <span>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include <fit/core/team.hpp>
@@ -45,6 +47,7 @@ class World final : public Team {
   /// While an exception is on its way it ends all processes: others may wait for this one.
   ~World() {
     if (std::uncaught_exceptions() > exceptions_) abort("an exception");
+    for (auto& [rows, type] : types_) MPI_Type_free(&type);
     MPI_Comm_free(&comm_);
     MPI_Finalize();
   }
@@ -72,7 +75,7 @@ class World final : public Team {
     finish(start(sends, receives));
   }
 
-  int start(std::span<const Message> sends, std::span<const Message> receives) override {
+  Index start(std::span<const Message> sends, std::span<const Message> receives) override {
     Exchange& now = exchanges_.emplace_back();
     now.number = ++started_;
     for (const Message& message : receives) {
@@ -84,14 +87,13 @@ class World final : public Team {
     for (const Message& message : sends) {
       for_parts(message, [&](std::byte* data, int count, MPI_Datatype type) {
         check(MPI_Isend(data, count, type, message.with, tag, comm_, &now.requests.emplace_back()), "MPI_Isend");
-        if (type != MPI_BYTE) MPI_Type_free(&type);
       });
     }
     now.statuses.resize(now.requests.size());
     return now.number;
   }
 
-  void finish(int started) override {
+  void finish(Index started) override {
     const auto found = std::find_if(exchanges_.begin(), exchanges_.end(),
                                     [&](const Exchange& exchange) { return exchange.number == started; });
     require(found != exchanges_.end(), "no exchange of number ", started, " is under way");
@@ -100,11 +102,10 @@ class World final : public Team {
       if (polls > 100) std::this_thread::yield();
     }
     for (std::size_t i = 0; i < found->expected.size(); ++i) {
-      auto& [with, count, type] = found->expected[i];
+      const auto& [with, count, type] = found->expected[i];
       int came = 0, bytes = 0;
       check(MPI_Type_size(type, &bytes), "MPI_Type_size");
       check(MPI_Get_elements(&found->statuses[i], type, &came), "MPI_Get_elements");
-      if (type != MPI_BYTE) MPI_Type_free(&type);
       require(came == count * bytes, "process ", with, " sent ", came, " bytes where ", count * bytes,
               " were expected");
     }
@@ -124,7 +125,7 @@ class World final : public Team {
     MPI_Datatype type;
   };
   struct Exchange {
-    int number = 0;
+    Index number = 0;
     std::vector<MPI_Request> requests;
     std::vector<MPI_Status> statuses;
     std::vector<Expected> expected;
@@ -175,9 +176,9 @@ class World final : public Team {
     std::terminate();  // MPI_Abort does not return
   }
 
-  /// f(data, count, type): MPI counts in an int. Types but MPI_BYTE are whoever gets them's to free.
+  /// f(data, count, type): MPI counts in an int.
   template <class F>
-  static void for_parts(const Message& message, F&& f) {
+  void for_parts(const Message& message, F&& f) {
     constexpr std::size_t most = std::size_t{1} << 30;
     if (message.rows == 1) {
       std::size_t at = 0;
@@ -191,21 +192,28 @@ class World final : public Team {
     require(message.bytes <= most, "a row of ", message.bytes, " bytes is more than MPI counts");
     const auto together = static_cast<Index>(most / std::max<std::size_t>(1, message.bytes));
     for (Index at = 0; at < message.rows; at += together) {
-      MPI_Datatype type = MPI_DATATYPE_NULL;
-      check(MPI_Type_create_hvector(static_cast<int>(std::min(together, message.rows - at)),
-                                    static_cast<int>(message.bytes), static_cast<MPI_Aint>(message.apart), MPI_BYTE,
-                                    &type),
+      f(message.row(at), 1, type_of(std::min(together, message.rows - at), message.bytes, message.apart));
+    }
+  }
+
+  /// MPI's type of rows of bytes, made once.
+  MPI_Datatype type_of(Index rows, std::size_t bytes, std::size_t apart) {
+    MPI_Datatype& type = types_.try_emplace({rows, bytes, apart}, MPI_DATATYPE_NULL).first->second;
+    if (type == MPI_DATATYPE_NULL) {
+      check(MPI_Type_create_hvector(static_cast<int>(rows), static_cast<int>(bytes), static_cast<MPI_Aint>(apart),
+                                    MPI_BYTE, &type),
             "MPI_Type_create_hvector");
       check(MPI_Type_commit(&type), "MPI_Type_commit");
-      f(message.row(at), 1, type);
     }
+    return type;
   }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1, neighbours_ = 1;  // processes on this machine
   int exceptions_ = std::uncaught_exceptions();
-  int started_ = 0;
+  Index started_ = 0;
   std::list<Exchange> exchanges_;  // under way
+  std::map<std::tuple<Index, std::size_t, std::size_t>, MPI_Datatype> types_;
   std::chrono::steady_clock::time_point polled_{};
 };
 

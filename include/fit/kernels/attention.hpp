@@ -323,11 +323,13 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
 /// o = softmax(q k^T / sqrt(head_width), masked) v for every sequence and head, the scores staying in the cache.
 /// log_sum, where it is given, receives log2(sum over keys of 2^(score / ln 2)), [sequences, heads, queries]: all that
 /// the way back needs of the softmax. After Dao et al., arXiv 2205.14135. Without keys, o is zero. Of some heads alone,
-/// of all [sequences, heads], reads and writes nothing of others.
+/// of all [sequences, heads], reads and writes nothing of others; there must be keys then.
 template <class T>
 void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, Workspace& workspace,
                const IndexRange& heads) {
   detail::check(shape, tensors);
+  FIT_ASSERT(heads.first >= 0 && heads.count >= 0 && heads.end() <= shape.sequences * shape.heads);
+  FIT_ASSERT(shape.keys > 0 || heads.count == shape.sequences * shape.heads);
   if (shape.keys == 0) {
     std::fill_n(tensors.o, shape.sequences * shape.queries * shape.width(), T(0));
     return;

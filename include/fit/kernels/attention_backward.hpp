@@ -211,12 +211,14 @@ void attend_backward(const AttentionShape& shape, const AttentionBackwardScratch
 
 /// The way back through `attention`, from its arguments, the results o and log_sum among them. Weights are made again
 /// block by block (Dao et al., arXiv 2205.14135). Of some heads of keys alone, of all [sequences, key heads], and those
-/// of queries that share them, reads and writes nothing of others.
+/// of queries that share them, reads and writes nothing of others; there must be keys then.
 template <class T>
 void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& tensors,
                         const AttentionGradients<T>& gradients, Workspace& workspace, const IndexRange& key_heads) {
   detail::check(shape, tensors);
   const Index heads = shape.sequences * shape.heads;
+  FIT_ASSERT(key_heads.first >= 0 && key_heads.count >= 0 && key_heads.end() <= shape.sequences * shape.key_heads());
+  FIT_ASSERT(shape.keys > 0 || key_heads.count == shape.sequences * shape.key_heads());
   FIT_ASSERT(heads * shape.queries == 0 || (tensors.log_sum && gradients.o && gradients.q));
   FIT_ASSERT(heads * shape.keys == 0 || (gradients.k && gradients.v && gradients.k != gradients.v));
   FIT_ASSERT(heads * shape.queries * shape.keys == 0 || (gradients.o != gradients.k && gradients.o != gradients.v));

@@ -91,7 +91,7 @@ Sizes sizes_of(Index batch, Index groups, Index tokens, Team* team) {
   sizes.team = team;
   sizes.first_group = own.first;
   sizes.example_groups = all;
-  sizes.growth = growth_of(trunk_of(config), config.tokens, config.latents);
+  sizes.growth = growth_of(config);
   return sizes;
 }
 

@@ -248,23 +248,39 @@ constexpr TrunkConfig trunk_of(const Config& c) {
   return trunk;
 }
 
-/// How much more work a group is than the one before it, for it sees one group more in the global blocks: by the first
-/// group's work in all blocks, in multiplications of its own rows.
-constexpr double growth_of(const TrunkConfig& c, Index tokens, Index latents) {
+/// Multiplications of what a group's tokens go through outside the trunk.
+constexpr double ends_work(const EncoderConfig& c) {
+  return static_cast<double>(c.data_dim) *
+         (static_cast<double>(c.tokens) * c.channels + static_cast<double>(c.extra_tokens) * c.extra_channels);
+}
+constexpr double ends_work(const DiffusionConfig& c) {
+  return static_cast<double>(c.data_dim) * c.tokens * (c.channels + c.output_channels);
+}
+constexpr double ends_work(const AutoregressiveConfig& c) {
+  return static_cast<double>(c.data_dim) * c.tokens * c.vocabulary;
+}
+
+/// How much more work a group is than the one before it, as it sees one group more in the global blocks: by the first
+/// group's work, in multiplications.
+template <class Config>
+constexpr double growth_of(const Config& config) {
+  const TrunkConfig c = trunk_of(config);
   if (c.mask == LatentMask::none) return 0;
-  const auto block = [&](Index rows, Index width, Index key_width, bool attention) {
-    const Index of_attention = attention ? 2 * width + 2 * key_width + 2 * rows : 0;
-    return static_cast<double>(rows * width * (of_attention + 2 * c.mlp_ratio * width));
+  const double tokens = config.tokens, latents = config.latents, width = c.cross_dim();
+  const auto block = [&](double rows, double dim, double key_dim, bool attention) {
+    return rows * dim * (2 * c.mlp_ratio * dim + (attention ? 2 * dim + 2 * key_dim + 2 * rows : 0));
   };
+  const double cross = 2 * width * (tokens * c.data_dim + latents * c.latent_dim + latents * tokens);
   const Plan plan = plan_of(c.layers);
-  double first = 0, more = 0;
+  double first = ends_work(config), more = 0;
   for (std::size_t i = 0; i < plan.count; ++i) {
     const double locals = plan[i].local_blocks, globals = plan[i].global_blocks;
     first += locals * block(tokens, c.data_dim, c.data_key_dim(), c.local_attention) +
-             globals * block(latents, c.latent_dim, c.latent_key_dim(), true);
-    more += globals * static_cast<double>(2 * latents * latents * c.latent_dim);
+             globals * block(latents, c.latent_dim, c.latent_key_dim(), true) +
+             (plan[i].reads + plan[i].writes) * cross;
+    more += globals * 2 * latents * latents * c.latent_dim;
   }
-  return first > 0 ? more / first : 0;
+  return more / first;
 }
 
 /// Rules that the three models share.
@@ -356,7 +372,7 @@ constexpr bool check_autoregressive() {
 /// share_of(). Under a causal mask, where later latents see more, ranges are of equal work rather than of equal number.
 template <class Config>
 constexpr IndexRange share_of_groups(const Config& config, Index groups, Index member, Index members) {
-  return share_of(groups, member, members, detail::growth_of(detail::trunk_of(config), config.tokens, config.latents));
+  return share_of(groups, member, members, detail::growth_of(config));
 }
 
 }  // namespace FIT_ABI

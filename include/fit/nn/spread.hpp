@@ -9,7 +9,7 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace nn {
 
-/// How the rows of a sequence are spread over a team: in units, which are dealt to its members by share_of().
+/// How the rows of a sequence are spread over a team: in units whose work grows, which are dealt by share_of().
 struct Spread {
   Team* team = nullptr;  ///< none: all rows are here
   Index unit = 0, units = 0;
@@ -25,7 +25,8 @@ struct Spread {
 namespace detail {
 
 /// The keys and values of a sequence, [rows, heads, head_width] each, of which each member of a team has some rows.
-/// They change hands by parts of their heads: one is on its way while another one is computed.
+/// They change hands by parts of their heads: one is on its way while another one is computed. How many parts there are
+/// follows from what all members know.
 class SpreadKeys {
  public:
   SpreadKeys(const Spread& spread, bool causal, Index heads, Index head_width)
@@ -37,7 +38,12 @@ class SpreadKeys {
   Index seen() const { return causal_ ? own().end() : spread_.rows(); }
   Index width() const { return heads_ * head_width_; }
 
-  Index parts() const { return std::min<Index>(4, heads_); }
+  /// Of so little that sending it is mostly waiting, one.
+  Index parts() const {
+    constexpr Index worth_a_message = 16384;  // elements
+    const Index of_member = spread_.rows() / spread_.team->size() * width();
+    return std::clamp<Index>(of_member / worth_a_message, 1, std::min<Index>(4, heads_));
+  }
   IndexRange heads_of(Index part) const { return share_of(heads_, part, parts()); }
 
   /// Begins to get what others have of keys and values [seen, width].
@@ -121,7 +127,7 @@ class SpreadKeys {
   Spread spread_;
   bool causal_;
   Index heads_, head_width_;
-  std::vector<int> started_;
+  std::vector<Index> started_;
 };
 
 }  // namespace detail

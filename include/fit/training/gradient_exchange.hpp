@@ -62,7 +62,7 @@ class GradientExchange {
   };
   /// A part that is on its way: this member's own of it, and what others have of that.
   struct Pending {
-    int started;
+    Index started = 0;
     std::vector<Run> own;
     Index size = 0;
     T* received = nullptr;  // [members, size]
@@ -100,7 +100,11 @@ class GradientExchange {
     for (int other = 0; other < members; ++other) {
       T* to = now.received + other * now.size;
       for (const Run& run : now.own) {
-        if (other != rank) receives.push_back(message(other, to, run.size));
+        if (other == rank) {
+          std::copy_n(run.data, run.size, to);
+        } else {
+          receives.push_back(message(other, to, run.size));
+        }
         to += run.size;
       }
     }
@@ -113,8 +117,6 @@ class GradientExchange {
     if (!pending_) return;
     team_.finish(pending_->started);
     const auto& [started, own, size, all] = *pending_;
-    T* mine = all + team_.rank() * size;
-    for (const Run& run : own) mine = std::copy_n(run.data, run.size, mine);
     workspace_.executor().parallel_for(
         (size + piece_size - 1) / piece_size, [&, size = size, all = all](Index block, int) {
           const Index first = block * piece_size;

@@ -18,8 +18,9 @@ struct LeafCounts {
   Index parts = 1, shares = 1;
 };
 
-/// How often a pass over a leaf goes back through a trunk. Once, its gradients change hands stage by stage while those
-/// of earlier stages are computed, where a member has one leaf.
+/// How often a pass over a leaf goes back through a trunk. Once, and if it adds nothing to the trunk's gradient
+/// afterwards, gradients may change hands stage by stage while those of earlier stages are computed: where all members
+/// have one leaf. That takes as much memory again as the weights, at most.
 enum class GoesBack { often, once };
 
 /// A training step over leaves: the shares of all parts, dealt to the members of a team, at least one to each. What a
@@ -61,10 +62,9 @@ class Leaves {
       const Index part = leaf / counts_.shares;
       Subteam sharing(task, static_cast<int>(part * counts_.shares), static_cast<int>(counts_.shares));
       const auto own = static_cast<std::size_t>(leaf - first);
-      tapes_[own].join(&sharing);
+      const Joined joined(tapes_[own], sharing);
       const double loss =
           summed_ ? exchanging(pass, tapes_[own], gradients[own], part) : pass(tapes_[own], gradients[own], part);
-      tapes_[own].join(nullptr);
       const auto losses = task.gather(loss);
       mean = 0;
       for (Index i = 0; i < counts_.parts; ++i) mean += losses[static_cast<std::size_t>(i * counts_.shares)];
@@ -84,16 +84,24 @@ class Leaves {
   }
 
  private:
+  /// A tape speaks for a team, and tells of gradients, no longer than a pass takes.
+  struct Joined {
+    Joined(Tape& its, Team& team) : tape(its) { tape.join(&team); }
+    Joined(const Joined&) = delete;
+    Joined& operator=(const Joined&) = delete;
+    ~Joined() {
+      tape.join(nullptr);
+      tape.when_finished(nullptr);
+    }
+    Tape& tape;
+  };
+
   /// A pass whose gradient is summed over the team as it comes.
   template <class Pass>
   double exchanging(Pass& pass, Tape& tape, Model& gradient, Index part) {
     const detail::Shards shards(gradient, team_.size());
     detail::GradientExchange<Model> sum(team_, shards, gradient, workspace_);
     const BetweenPieces polls([this] { team_.poll(); });
-    struct Ended {
-      Tape& tape;
-      ~Ended() { tape.when_finished(nullptr); }
-    } ended{tape};
     tape.when_finished([&](const void* elements, Index count) { sum.add(elements, count); });
     const double loss = pass(tape, gradient, part);
     sum.finish();

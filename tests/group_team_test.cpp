@@ -345,7 +345,7 @@ TEST_CASE("keys and values come by parts of their heads", "[group_team]") {
       fit::Tape own_tape(executor);
       own_tape.record();
       const fit::nn::Spread spread{&team, 3, rows / 3};
-      CHECK(fit::nn::detail::SpreadKeys(spread, true, 4, 128).parts() > 1);
+      CHECK(fit::nn::detail::SpreadKeys(spread, {.heads = 8, .head_width = 128, .sharing = 2}).parts() > 1);
       const IndexRange own = spread.rows_of(team.rank());
       const Index at = own.first * dim;
       const fit::nn::AttentionLengths lengths{1, own.count, own.count, mask, spread};

@@ -56,59 +56,6 @@ struct AttentionRecord {
   Spread spread;
 };
 
-inline SpreadKeys spread_keys(const Spread& spread, const kernels::AttentionShape& shape) {
-  return {spread, shape.mask.chunk != kernels::Mask::none().chunk, shape.key_heads(), shape.head_width};
-}
-
-/// Calls compute(heads of keys, parts that they come in) one after the other, for several parts at once where one by
-/// itself would leave threads without work: fits(heads) says whether so many heads are enough.
-template <class Fits, class Compute>
-void for_parts(const SpreadKeys& spread, Index all, Fits&& fits, Compute&& compute) {
-  for (Index first = 0, part = 0; part < spread.parts(); ++part) {
-    const Index begin = spread.heads_of(first).first, end = spread.heads_of(part).end();
-    if (end < all && !(fits(end - begin) && fits(all - end))) continue;
-    compute(IndexRange{begin, end - begin}, IndexRange{first, part + 1 - first});
-    first = part + 1;
-  }
-}
-
-/// Attention whose keys and values [seen, width] come from other members.
-template <class T>
-void attend_spread(SpreadKeys& spread, const kernels::AttentionShape& shape, T* keys, T* values,
-                   const kernels::AttentionTensors<T>& tensors, Tape& tape) {
-  spread.start_gather(keys, values);
-  const BetweenPieces polls([&team = spread.team()] { team.poll(); });
-  const Index of_head = kernels::attention_pieces<T>(shape) / shape.key_heads(), lanes = tape.executor().lanes();
-  for_parts(
-      spread, shape.key_heads(), [&](Index heads) { return heads * of_head >= lanes; },
-      [&](const IndexRange& heads, const IndexRange& parts) {
-        for (Index part = parts.first; part < parts.end(); ++part) spread.finish(part);
-        kernels::attention(shape, tensors, tape, {heads.first * shape.sharing, heads.count * shape.sharing});
-      });
-}
-
-/// The way back.
-template <class T>
-void attend_spread_backward(SpreadKeys& spread, const kernels::AttentionShape& shape,
-                            const kernels::AttentionTensors<T>& tensors,
-                            const kernels::AttentionGradients<T>& gradients, Tape& tape) {
-  const Arena::Scope scope(tape.arena());
-  T* const received = tape.scratch<T>(spread.received_size());
-  const auto products = [&](Index heads) {
-    return kernels::AttentionBackwardPieces<T>(shape, heads, tape.executor().lanes()).products();
-  };
-  const BetweenPieces polls([&team = spread.team()] { team.poll(); });
-  for_parts(
-      spread, shape.key_heads(), [&](Index heads) { return products(heads) <= products(shape.key_heads()); },
-      [&](const IndexRange& heads, const IndexRange& parts) {
-        kernels::attention_backward(shape, tensors, gradients, tape, heads);
-        for (Index part = parts.first; part < parts.end(); ++part) {
-          spread.start_sum(part, gradients.k, gradients.v, received);
-        }
-      });
-  spread.add_up(gradients.k, gradients.v, received);
-}
-
 }  // namespace detail
 
 /// residual [sequences, queries, QueryDim] += path * Attention(input, context), input shaped as the residual, context
@@ -121,7 +68,7 @@ void forward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& p
   const auto start = tape.mark();
   kernels::AttentionShape shape{lengths.sequences, lengths.queries, lengths.keys, Heads,
                                 Width / Heads,     lengths.mask,    dropout,      Heads / KeyHeads};
-  detail::SpreadKeys spread = detail::spread_keys(lengths.spread, shape);
+  detail::SpreadKeys spread(lengths.spread, shape);
   const Index rows = lengths.query_rows(), context_rows = lengths.key_rows();
   Index own_keys = 0;
   if (lengths.spread.team) {
@@ -170,7 +117,7 @@ void backward(const Attention<T, QueryDim, ContextDim, Width, Heads, KeyHeads>& 
                     tape);
   const kernels::AttentionGradients<T> gradients{mixed, q, k, v};
   if (saved->spread.team) {
-    detail::SpreadKeys spread = detail::spread_keys(saved->spread, saved->shape);
+    detail::SpreadKeys spread(saved->spread, saved->shape);
     detail::attend_spread_backward(spread, saved->shape, saved->tensors, gradients, tape);
     k += spread.own().first * p.key_width;
     v += spread.own().first * p.key_width;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include <fit/core/tape.hpp>
+#include <fit/kernels/attention_backward.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
@@ -29,8 +30,12 @@ namespace detail {
 /// follows from what all members know.
 class SpreadKeys {
  public:
-  SpreadKeys(const Spread& spread, bool causal, Index heads, Index head_width)
-      : spread_(spread), causal_(causal), heads_(heads), head_width_(head_width) {}
+  /// The shape's heads and mask count, whatever its queries and keys are.
+  SpreadKeys(const Spread& spread, const kernels::AttentionShape& shape)
+      : spread_(spread),
+        causal_(shape.mask.chunk != kernels::Mask::none().chunk),
+        heads_(shape.key_heads()),
+        head_width_(shape.head_width) {}
 
   Team& team() const { return *spread_.team; }
   IndexRange own() const { return spread_.rows_of(rank()); }
@@ -129,6 +134,55 @@ class SpreadKeys {
   Index heads_, head_width_;
   std::vector<Index> started_;
 };
+
+/// Calls compute(heads of keys, parts that they come in) one after the other, for several parts at once where one by
+/// itself would leave threads without work: fits(heads) says whether so many heads are enough.
+template <class Fits, class Compute>
+void for_parts(const SpreadKeys& spread, Index all, Fits&& fits, Compute&& compute) {
+  for (Index first = 0, part = 0; part < spread.parts(); ++part) {
+    const Index begin = spread.heads_of(first).first, end = spread.heads_of(part).end();
+    if (end < all && !(fits(end - begin) && fits(all - end))) continue;
+    compute(IndexRange{begin, end - begin}, IndexRange{first, part + 1 - first});
+    first = part + 1;
+  }
+}
+
+/// Attention whose keys and values [seen, width] come from other members.
+template <class T>
+void attend_spread(SpreadKeys& spread, const kernels::AttentionShape& shape, T* keys, T* values,
+                   const kernels::AttentionTensors<T>& tensors, Tape& tape) {
+  spread.start_gather(keys, values);
+  const BetweenPieces polls([&team = spread.team()] { team.poll(); });
+  const Index of_head = kernels::attention_pieces<T>(shape) / shape.key_heads(), lanes = tape.executor().lanes();
+  for_parts(
+      spread, shape.key_heads(), [&](Index heads) { return heads * of_head >= lanes; },
+      [&](const IndexRange& heads, const IndexRange& parts) {
+        for (Index part = parts.first; part < parts.end(); ++part) spread.finish(part);
+        kernels::attention(shape, tensors, tape, {heads.first * shape.sharing, heads.count * shape.sharing});
+      });
+}
+
+/// The way back.
+template <class T>
+void attend_spread_backward(SpreadKeys& spread, const kernels::AttentionShape& shape,
+                            const kernels::AttentionTensors<T>& tensors,
+                            const kernels::AttentionGradients<T>& gradients, Tape& tape) {
+  const Arena::Scope scope(tape.arena());
+  T* const received = tape.scratch<T>(spread.received_size());
+  const auto products = [&](Index heads) {
+    return kernels::AttentionBackwardPieces<T>(shape, heads, tape.executor().lanes()).products();
+  };
+  const BetweenPieces polls([&team = spread.team()] { team.poll(); });
+  for_parts(
+      spread, shape.key_heads(), [&](Index heads) { return products(heads) <= products(shape.key_heads()); },
+      [&](const IndexRange& heads, const IndexRange& parts) {
+        kernels::attention_backward(shape, tensors, gradients, tape, heads);
+        for (Index part = parts.first; part < parts.end(); ++part) {
+          spread.start_sum(part, gradients.k, gradients.v, received);
+        }
+      });
+  spread.add_up(gradients.k, gradients.v, received);
+}
 
 }  // namespace detail
 }  // namespace nn

@@ -99,7 +99,7 @@ TEST_CASE("some columns of some rows change hands, and what is begun is ended", 
         const int before = (task.rank() + 3) % 4, after = (task.rank() + 1) % 4;
         const Team::Message to{before, all.data() + 1, 2 * size, 5, 8 * size},
             from{after, got.data(), 2 * size, 5, 3 * size};
-        const int started = task.start({&to, 1}, {&from, 1});
+        const Index started = task.start({&to, 1}, {&from, 1});
         task.poll();
         task.finish(started);
         for (Index i = 0; i < 15; ++i) {

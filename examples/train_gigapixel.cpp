@@ -339,34 +339,18 @@ fit::IndexRange rows_of(int member, const fit::Team& team, Index leaves, const P
   return {first * group_pixels, (last + 1 - first) * group_pixels};
 }
 
-/// Memory of a tape for a step on each of this process's leaves.
+/// Says what a step does, and what it needs of the process that needs most: what the cost model knows, its pixels and
+/// what is made of them. Throws Error for more than there is.
 template <fit::EncoderConfig config>
-std::vector<fit::TapeBytes> arenas_of(fit::CostOptions options, Index leaves, const fit::Team& team) {
-  const fit::IndexRange own = fit::share_of(leaves, team.rank(), team.size());
-  options.members = static_cast<int>(leaves);
-  std::vector<fit::TapeBytes> arenas;
-  for (Index leaf = own.first; leaf < own.end(); ++leaf) {
-    options.member = static_cast<int>(leaf);
-    arenas.push_back(fit::cost_of(config, 1, options).arenas);
-  }
-  return arenas;
-}
-
-/// What a step does, and what it needs of the process that needs most, from the cost model, its pixels and what is made
-/// of them.
-template <fit::EncoderConfig config>
-fit::Summary check_memory(const Options& options, const PictureSize& size, Index rows, const fit::CostOptions& of,
-                          fit::Team& team) {
-  const Index leaves = options.leaves_of(team);
-  const fit::Summary summary = fit::summary<config>(1, of);
-  const fit::ProcessCost cost = fit::process_cost_of(config, 1, {.shares = leaves}, team.size(), team.rank(), of);
-  const auto own_leaves = static_cast<double>(fit::share_of(leaves, team.rank(), team.size()).count);
+void check_memory(const Options& options, const PictureSize& size, Index rows, const fit::Summary& summary,
+                  const fit::ProcessCost& cost, fit::Team& team) {
+  const auto leaves = static_cast<double>(cost.arenas.size());
   constexpr double head = sizeof(float) * channels * (config.data_dim + 2.0), through_head = 2.0 * 2048 * channels;
   struct Needs {
     double all, pixels;
   } most{0, static_cast<double>(3 * size.width * rows)};
-  most.all = static_cast<double>(cost.peak()) + head * (1 + own_leaves + 2.0 / team.size()) +
-             sizeof(float) * own_leaves * through_head + most.pixels;
+  most.all = static_cast<double>(cost.peak()) + head * (1 + leaves + 2.0 / team.size()) +
+             sizeof(float) * leaves * through_head + most.pixels;
   for (const Needs& needs : team.gather(most)) {
     if (needs.all > most.all) most = needs;
   }
@@ -378,7 +362,6 @@ fit::Summary check_memory(const Options& options, const PictureSize& size, Index
   const double limit = options.memory_limit > 0 ? 1e9 * options.memory_limit : examples::physical_memory();
   fit::require(most.all <= limit, "a step on ", examples::text_of(size), " pixels needs ", gigabytes(most.all),
                options.memory_limit > 0 ? ", and --memory-limit allows " : ", and this machine has ", gigabytes(limit));
-  return summary;
 }
 
 /// Steps, while a thread of its own says how far they are. A team shares the picture's groups.
@@ -671,7 +654,10 @@ int run(const Options& options, fit::Team& team) {
                             .by_groups = true,
                             .members = team.size(),
                             .member = team.rank()};
-  const fit::Summary summary = check_memory<config>(options, size, rows.count, of, team);
+  const fit::Summary summary = fit::summary<config>(1, of);
+  const fit::ProcessCost cost =
+      fit::process_cost_of(config, 1, {.shares = options.leaves_of(team)}, team.size(), team.rank(), of);
+  check_memory<config>(options, size, rows.count, summary, cost, team);
   team.lead([&] { std::filesystem::create_directories(options.out); });
   const Picture picture =
       options.image.empty() ? examples::formula_picture(size, rows) : examples::read_picture(options.image, size, rows);
@@ -679,8 +665,7 @@ int run(const Options& options, fit::Team& team) {
   const Index counted = team.leads() ? 0 : std::max(rows.first, rows_of_member(team.rank() - 1).end());
   MaskedPicture masked(picture, {counted, rows.end() - counted}, team);
   const Work work(summary);
-  const auto arenas = arenas_of<config>(of, options.leaves_of(team), team);
-  return Training<config>(options, masked, team, executor, arenas, work).run();
+  return Training<config>(options, masked, team, executor, cost.arenas, work).run();
 }
 
 int run_configured(const Options& options, fit::Team& team) {

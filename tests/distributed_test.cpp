@@ -92,6 +92,11 @@ TEST_CASE("shares of groups, parts of a batch and both have the same bits on any
   CHECK(test::contains(too_many.text, "a team of 3 needs as many leaves, not 1 parts of 2 shares"));
 }
 
+TEST_CASE("columns of rows change hands, in exchanges that are waited for in any order", "[distributed]") {
+  if (!found()) return;
+  for (const int processes : {2, 3}) test::succeed(on(processes, "columns"));
+}
+
 TEST_CASE("a process that fails says why, and ends the others", "[distributed]") {
   if (!found()) return;
   const auto result = test::run_command(on(3, "fail"));

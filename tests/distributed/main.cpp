@@ -6,6 +6,7 @@
 
 #include <sys/resource.h>
 
+#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include <fstream>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace {
 
@@ -144,6 +146,33 @@ int train_by_groups(fit::World& world, const std::filesystem::path& folder, cons
   return 0;
 }
 
+/// Columns of rows to the next process and from the one before, in exchanges of which the second is waited for first.
+int exchange_columns(fit::World& world) {
+  constexpr Index rows = 300, width = 40, exchanges = 2;
+  const int next = (world.rank() + 1) % world.size(), before = (world.rank() + world.size() - 1) % world.size();
+  std::vector<Index> own(rows * width), got(rows * width, -1);
+  for (Index i = 0; i < rows * width; ++i) own[static_cast<std::size_t>(i)] = 100'000 * world.rank() + i;
+  std::array<Index, exchanges> started{};
+  for (Index k = 0; k < exchanges; ++k) {
+    // Columns 10 k + 3 to 10 k + 7.
+    const auto message = [&](int with, std::vector<Index>& of) {
+      return fit::Team::Message{with, of.data() + 10 * k + 3, 5 * sizeof(Index), rows, width * sizeof(Index)};
+    };
+    const fit::Team::Message to = message(next, own), from = message(before, got);
+    started[static_cast<std::size_t>(k)] = world.start({&to, 1}, {&from, 1});
+  }
+  world.poll();
+  world.finish(started[1]);
+  world.finish(started[0]);
+  for (Index i = 0; i < rows * width; ++i) {
+    const Index column = i % width;
+    const bool changes = column < 10 * exchanges && column % 10 >= 3 && column % 10 < 8;
+    const Index found = got[static_cast<std::size_t>(i)], expected = changes ? 100'000 * before + i : -1;
+    fit::require(found == expected, "element ", i, " is ", found, ", not ", expected);
+  }
+  return 0;
+}
+
 /// From now on this process cannot write a file of more than so many bytes, as on a disk that is full.
 void limit_files(rlim_t bytes) {
   std::signal(SIGXFSZ, SIG_IGN);
@@ -162,6 +191,7 @@ int main(int argc, char** argv) {
       world.gather(1);  // which never ends
     }
     const auto number = [&](int i) { return argc > i ? static_cast<Index>(std::atol(argv[i])) : -1; };
+    if (what == "columns") return exchange_columns(world);
     if (what == "groups") return train_by_groups(world, argv[2], {.parts = number(3), .shares = number(4)});
     if (const Index life = number(5); life >= 0 && life % world.size() == world.rank()) {
       std::thread([=] {

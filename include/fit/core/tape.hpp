@@ -38,8 +38,8 @@ class Tape {
 
   /// From here on, until another team or none is joined, the members of this one make passes together: inputs and
   /// outputs are this member's share of every example's groups, share_of_groups(), and sources and losses by groups are
-  /// asked for these; parameters get the part of their gradient that comes from them. All make
-  /// the same passes, in the same order. Gradients by other inputs, as a condition, are parts as well.
+  /// asked for these; parameters get the part of their gradient that comes from them. All make the same passes, in the
+  /// same order. Gradients by other inputs, as a condition, are parts as well.
   void join(Team* team) { team_ = team; }
 
   /// Told, until another or none is, of gradients to which the way back adds no more: f(elements, count) for each

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include <fit/cost/cost.hpp>
 #include <fit/training/leaves.hpp>
@@ -13,11 +14,16 @@ inline namespace FIT_ABI {
 struct ProcessCost {
   Index weights = 0;
   Index gradients = 0;
-  Index optimiser = 0;  ///< moments and, where one is kept, the average, of its part of the parameters
-  Index tapes = 0;      ///< reserved
-  Index exchange = 0;   ///< gradients and parameters on their way, at most
+  Index optimiser = 0;                 ///< moments and, where one is kept, the average, of its part of the parameters
+  Index exchange = 0;                  ///< gradients and parameters on their way, at most
+  std::vector<TapeBytes> arenas = {};  ///< of each of its tapes, for Tape::reserve()
 
-  constexpr Index peak() const { return weights + gradients + optimiser + tapes + exchange; }
+  Index tapes() const {
+    Index bytes = 0;
+    for (const TapeBytes& arena : arenas) bytes += arena.total();
+    return bytes;
+  }
+  Index peak() const { return weights + gradients + optimiser + exchange + tapes(); }
 };
 
 namespace detail {
@@ -59,7 +65,7 @@ ProcessCost process_cost_of(const Config& config, Index batch, const LeafCounts&
     options.member = static_cast<int>(leaf % counts.shares);
     const Cost of_leaf = cost_of<T>(config, batch, options);
     cost.gradients += of_leaf.gradients;
-    cost.tapes += of_leaf.arenas.total();
+    cost.arenas.push_back(of_leaf.arenas);
     if (leaf == own.first) detail::add_sharded<T>(cost, of_leaf, leaves, processes, process);
   }
   // Its part of the largest stage of all processes' gradients, which may have all of its part.
@@ -78,7 +84,7 @@ ProcessCost run_cost_of(const Config& config, Index batch, Index leaves, int pro
   options.training = true;
   const Cost of_batch = cost_of<T>(config, batch, options);
   ProcessCost cost{.gradients = of_batch.gradients * (leaves > 1 ? 1 + detail::most_sums(leaves, own) : 1),
-                   .tapes = of_batch.arenas.total()};
+                   .arenas = {of_batch.arenas}};
   detail::add_sharded<T>(cost, of_batch, leaves, processes, process);
   return cost;
 }

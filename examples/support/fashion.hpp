@@ -1,14 +1,16 @@
 #pragma once
 
 #include <fit/core/team.hpp>
-#include <fit/grouping/image.hpp>
 #include <fit/models/classifier.hpp>
 #include <fit/training/metrics.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
+
+#include <Eigen/Core>
 
 #include "idx.hpp"
 
@@ -19,12 +21,14 @@ using fit::Index;
 inline constexpr Index fashion_side = 28;
 inline constexpr int fashion_classes = 10;
 
-/// The classifier that classify_images trains and generate_images asks. A row of seven 4 x 4 patches is a group.
-inline constexpr fit::ImageGrouping classifier_grouping{.sub_image = {4, fashion_side}, .patch = {4, 4}};
+/// The classifier that classify_images trains and generate_images asks. Tokens are windows of 8 x 8 pixels, 4 apart,
+/// and a row of them is a group. A pixel has five channels: itself, and how steeply it becomes brighter to the right,
+/// to the left, downwards and upwards.
+inline constexpr int window_side = 8, windows_apart = 4, pixel_channels = 5;
 inline constexpr fit::EncoderConfig classifier_config{.layers = "(1)1(1)1",
                                                       .groups = 7,
                                                       .tokens = 7,
-                                                      .channels = 16,
+                                                      .channels = pixel_channels * window_side * window_side,
                                                       .latents = 2,
                                                       .data_dim = 64,
                                                       .latent_dim = 128,
@@ -32,47 +36,87 @@ inline constexpr fit::EncoderConfig classifier_config{.layers = "(1)1(1)1",
                                                       .latent_heads = 4};
 using FashionClassifier = fit::Classifier<classifier_config, fashion_classes>;
 
-/// Images and labels as the classifier takes them; for training each image is mirrored and shifted at random.
+/// How training images are changed at random, besides being mirrored.
+struct ImageChanges {
+  Index shift = 0;   ///< by up to so many pixels either way
+  double erase = 0;  ///< share of the images of which a rectangle becomes gray; Zhong et al., arXiv 1708.04896
+};
+
+/// Images and labels as the classifier takes them.
 class ClassifierBatches {
  public:
-  ClassifierBatches(const LabelledImages& from, Index size, Index shift = 0)
+  ClassifierBatches(const LabelledImages& from, Index size, const ImageChanges& changes = {})
       : from_(from),
-        shift_(shift),
-        images_(size, fashion_side, fashion_side, 1),
-        groups_(size, classifier_config.groups, classifier_config.tokens, classifier_config.channels),
+        changes_(changes),
+        groups_(size, Index{classifier_config.groups}, Index{classifier_config.tokens},
+                Index{classifier_config.channels}),
         labels_(size) {}
 
   /// Loads images order(first) ... as many as fit; `random` is none for testing.
   template <class Order>
   void load(const Order& order, Index first, const fit::Random* random) {
-    constexpr Index side = fashion_side;
     for (Index i = 0; i < labels_.dimension(0); ++i) {
       const Index at = order(first + i);
       labels_(i) = from_.labels[static_cast<std::size_t>(at)];
       fit::Random own = random ? random->fork(first + i) : fit::Random(0);
-      const Index down = random ? own.below(2 * shift_ + 1) - shift_ : 0,
-                  right = random ? own.below(2 * shift_ + 1) - shift_ : 0;
+      const Index down = random ? own.below(2 * changes_.shift + 1) - changes_.shift : 0,
+                  right = random ? own.below(2 * changes_.shift + 1) - changes_.shift : 0;
       const bool mirror = random && own.uniform() < 0.5;
-      const std::uint8_t* pixels = from_.images[at];
-      for (Index y = 0; y < side; ++y) {
-        for (Index x = 0; x < side; ++x) {
-          const Index from_y = y - down, turned = x - right, from_x = mirror ? side - 1 - turned : turned;
-          const bool inside = from_y >= 0 && from_y < side && from_x >= 0 && from_x < side;
-          const float value = inside ? static_cast<float>(pixels[from_y * side + from_x]) / 255 : 0;
-          images_(i, y, x, 0) = (value - 0.286f) / 0.353f;  // the data set's mean and deviation
-        }
-      }
+      Bordered image = bordered(from_.images[at], down, right, mirror);
+      if (random && own.uniform() < changes_.erase) erase(image, own);
+      write_windows(i, (image / 255 - 0.286f) / 0.353f);  // the data set's mean and deviation
     }
-    fit::group_image(images_, classifier_grouping, groups_);
   }
 
   const fit::Tensor<float, 4>& groups() const { return groups_; }
   const fit::Tensor<std::int32_t, 1>& labels() const { return labels_; }
 
  private:
+  // Windows begin two pixels outside of the image, and the slopes there take one pixel more.
+  static constexpr Index side = fashion_side, border = 3;
+  template <Index size>
+  using Pixels = Eigen::Array<float, size, size, Eigen::RowMajor>;
+  using Bordered = Pixels<side + 2 * border>;
+
+  static Bordered bordered(const std::uint8_t* pixels, Index down, Index right, bool mirror) {
+    Bordered image = Bordered::Zero();
+    for (Index y = std::max<Index>(down, 0); y < std::min(side, side + down); ++y) {
+      for (Index x = std::max<Index>(right, 0); x < std::min(side, side + right); ++x) {
+        const Index from_x = mirror ? side - 1 - (x - right) : x - right;
+        image(border + y, border + x) = static_cast<float>(pixels[(y - down) * side + from_x]);
+      }
+    }
+    return image;
+  }
+
+  static void erase(Bordered& image, fit::Random& random) {
+    const Index height = 4 + random.below(9), width = 4 + random.below(9), top = random.below(side - height + 1),
+                left = random.below(side - width + 1);
+    image.block(border + top, border + left, height, width).setConstant(static_cast<float>(random.below(256)));
+  }
+
+  void write_windows(Index i, const Bordered& image) {
+    constexpr Index seen = side + 2 * border - 2;
+    const auto moved = [&](Index y, Index x) { return image.block<seen, seen>(1 + y, 1 + x); };
+    const Pixels<seen> to_the_right = moved(0, 1) - moved(0, -1), downwards = moved(1, 0) - moved(-1, 0);
+    const std::array<Pixels<seen>, pixel_channels> channels{moved(0, 0), to_the_right.max(0).sqrt(),
+                                                            (-to_the_right).max(0).sqrt(), downwards.max(0).sqrt(),
+                                                            (-downwards).max(0).sqrt()};
+    for (Index y = 0; y < classifier_config.groups; ++y) {
+      for (Index x = 0; x < classifier_config.tokens; ++x) {
+        float* window = &groups_(i, y, x, Index{0});
+        for (const auto& channel : channels) {
+          Eigen::Map<Pixels<window_side>> to(window);
+          to = channel.block<window_side, window_side>(windows_apart * y, windows_apart * x);
+          window += window_side * window_side;
+        }
+      }
+    }
+  }
+
   const LabelledImages& from_;
-  Index shift_;
-  fit::Tensor<float, 4> images_, groups_;
+  ImageChanges changes_;
+  fit::Tensor<float, 4> groups_;
   fit::Tensor<std::int32_t, 1> labels_;
 };
 
@@ -105,10 +149,12 @@ inline double accuracy(const std::vector<Index>& found, const LabelledImages& se
   for (std::size_t i = 0; i < found.size(); ++i) right.add(found[i] == set.labels[i] ? 100 : 0);
   return right.value();
 }
-/// The same of the classes that the classifier gives; every member of a team looks at its share of the images.
-inline double accuracy(const FashionClassifier& model, const LabelledImages& set, fit::Tape& tape, fit::Team& team) {
+/// The same of the classes that the classifier gives to some; every member of a team looks at its share of them.
+inline double accuracy(const FashionClassifier& model, const LabelledImages& set, const fit::IndexRange& images,
+                       fit::Tape& tape, fit::Team& team) {
   fit::Mean own, right;
-  classify(model, set, fit::share_of(set.images.count, team.rank(), team.size()), tape,
+  const fit::IndexRange share = fit::share_of(images.count, team.rank(), team.size());
+  classify(model, set, {images.first + share.first, share.count}, tape,
            [&](const auto& logits, const auto& labels) { own += fit::accuracy(logits, labels); });
   for (const fit::Mean& of_one : team.gather(own)) right += of_one;
   return 100 * right.value();

@@ -1,3 +1,4 @@
+#include <fit/generation/generator.hpp>
 #include <fit/models/encoder.hpp>
 
 #include "allocations.hpp"
@@ -85,4 +86,35 @@ TEST_CASE("a training step that runs out of memory throws, and the next one is a
     REQUIRE(test::allocations() == before);
   }
   if (can_fail()) CHECK(allocation > 4);
+}
+
+TEST_CASE("a generator that runs out of memory goes on to the ids that it would have drawn", "[allocation_failures]") {
+  constexpr fit::AutoregressiveConfig config{.layers = "(1)1(1)1(1)",
+                                             .groups = 3,
+                                             .tokens = 2,
+                                             .latents = 2,
+                                             .data_dim = 16,
+                                             .latent_dim = 24,
+                                             .data_heads = 2,
+                                             .latent_heads = 2,
+                                             .vocabulary = 7};
+  fit::AutoregressiveDecoder<config> decoder(fit::Random{7});
+  test::stir(decoder);
+  fit::Executor executor(1);
+  const std::vector<std::int32_t> ids{1, 4, 2, 6, 3};
+  fit::Generator undisturbed(decoder, 1, executor);
+  undisturbed.prompt(ids);
+  const auto logits = undisturbed.logits();
+  const std::vector<float> expected(logits.begin(), logits.end());
+
+  long allocation = 0;
+  for (bool failed = true; failed;) {
+    fit::Generator generator(decoder, 1, executor);
+    failed = fails(++allocation, [&] { generator.prompt(ids); });
+    // The ids are there, or none of them is.
+    if (generator.ids(0).empty()) generator.prompt(ids);
+    const auto found = generator.logits();
+    REQUIRE(std::ranges::equal(found, expected));
+  }
+  if (can_fail()) CHECK(allocation > 2);
 }

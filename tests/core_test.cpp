@@ -154,6 +154,7 @@ TEST_CASE("errors put their parts together", "[core]") {
   CHECK(fit::concatenate("a", 1, std::string("b"), -2, std::string_view("c"), std::size_t{3}) == "a1b-2c3");
   CHECK(test::error_of([] { fit::require(false, "x is ", 3); }) == "x is 3");
   CHECK(test::error_of([] { fit::require(true, "x is ", 3); }) == "(no error)");
+  CHECK(fit::concatenate(1 + 1e-9, " ", -1e-8f, " ", 0.1f, " ", 2.0) == "1.000000001 -1e-08 0.1 2");
 }
 
 TEST_CASE("tensors have shapes and elements", "[core]") {
@@ -449,7 +450,12 @@ TEST_CASE("a tape moves with its records", "[core]") {
     int number;
   };
   fit::Executor one(1), two(2);
-  fit::Tape tape(one);
+  struct : fit::Team {
+    int rank() const override { return 0; }
+    int size() const override { return 2; }
+    void exchange(std::span<const Message>, std::span<const Message>) override {}
+  } of_two;
+  fit::Tape tape(one, of_two);
   tape.record({.drop_path = 0.25f}, fit::Random(3));
   int* const output = tape.output<int>(1);
   *output = 5;
@@ -461,6 +467,8 @@ TEST_CASE("a tape moves with its records", "[core]") {
 
   fit::Tape moved = std::move(tape);
   CHECK(moved.recording());
+  CHECK(moved.team() == &of_two);
+  CHECK(tape.team() == nullptr);
   CHECK(moved.options().drop_path == 0.25f);
   CHECK(moved.random().key() == key);
   CHECK(*output == 5);

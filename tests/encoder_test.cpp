@@ -734,6 +734,8 @@ TEST_CASE("what a source or a loss throws reaches the caller, and the tape goes 
     for (int k = 1; k <= calls; ++k) {
       left = k;
       CHECK_THROWS_AS(step(), std::runtime_error);
+      Encoder gradient;
+      CHECK_THROWS_AS(encoder.backward({}, gradient, tape), fit::Error);  // what was recorded has gone
     }
     left = 1 << 30;
     CHECK(same_bits(step(), expected));

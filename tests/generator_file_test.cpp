@@ -51,6 +51,24 @@ TEST_CASE("sequences of any length, whole ones too, go on from a file as they wo
   }
 }
 
+TEST_CASE("sequences that are counted from another number go on from a file as they would have", "[generator_file]") {
+  const test::TemporaryFolder folder;
+  Decoder decoder(fit::Random(1));
+  test::stir(decoder);
+  Generator generator(decoder, 2), resumed(decoder, 2), other(decoder, 2);
+  generator.count_from(2);
+  fit::save(folder / "a", generator);
+  fit::load(folder / "a", resumed);
+  CHECK(resumed.first() == 2);
+  for (Index i = 0; i < resumed.length(); ++i) {
+    generator.next({}, fit::Random(3));
+    resumed.next({}, fit::Random(3));
+    other.next({}, fit::Random(3));
+  }
+  for (Index s = 0; s < 2; ++s) CHECK(std::ranges::equal(resumed.ids(s), generator.ids(s)));
+  CHECK(!std::ranges::equal(resumed.ids(0), other.ids(0)));
+}
+
 TEST_CASE("a file whose counts do not go with its ids is refused", "[generator_file]") {
   const test::TemporaryFolder folder;
   Decoder decoder(fit::Random(1));

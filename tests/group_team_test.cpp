@@ -611,6 +611,7 @@ TEST_CASE("a pass that goes back more often than it says is an error", "[group_t
       return state.model.loss(ids, gradient, tape) + state.model.loss(ids, gradient, tape);
     });
     leaves.update(state, {});
+    CHECK(test::contains(test::error_of([&] { leaves.update(state, {}); }), "follows a pass"));
   });
 }
 

@@ -843,7 +843,7 @@ TEST_CASE("blocks", "[layers]") {
   check_contract(BlockAdaptor<8, 1, 1>{{1, 33, 33}}, everything_twice);
   check_contract(BlockAdaptor<12, 6, 2, 3>{{3, 8, 8, Mask::causal()}}, everything_twice);
   check_contract(BlockAdaptor<12, 3, 2>{{0, 8, 8}});
-  check_contract(BlockAdaptor<12, 3, 2>{{3, 0, 0}});
+  check_contract(BlockAdaptor<12, 3, 2>{{3, 0, 0}}, everything_twice);
 }
 
 TEST_CASE("a head of keys that is shared is one that is repeated", "[layers]") {

@@ -280,7 +280,11 @@ TEST_CASE("patience is not lost with an interruption", "[run]") {
   CHECK(run_until(-1) == std::pair(Index{40}, 0));
   CHECK(run_until(-1) == std::pair(Index{40}, 0));  // it has ended
   options.batch = 7;
-  CHECK(test::contains(test::error_of([&] { run_until(-1); }), "run.examples was 1, and cannot become 7"));
+  State kept = new_state();
+  CHECK(
+      test::contains(test::error_of([&] { fit::Run run(kept, options); }), "run.examples was 1, and cannot become 7"));
+  CHECK(kept.step == 0);
+  CHECK(test::same_bits(test::values_of(kept.model), test::values_of(Point())));
   // What is there is put aside by a run that does not go on from it.
   options.resume = false;
   CHECK(run_until(5).second == 130);
@@ -536,5 +540,32 @@ TEST_CASE("a run says what is wrong with its options", "[run]") {
   refused({.steps = -3}, "needs steps or minutes");
   refused({.steps = 3, .accumulate = 0}, "must be at least 1, not 0, 1 and 10");
   refused({.steps = 3, .evaluate_every = -1}, "must not be negative");
+  refused({.steps = 3, .rate = {.peak = std::nan("")}}, "rates of a run must be finite, not nan");
+  refused({.steps = 3, .update = {.clip = -1}}, "not -1");
+  refused({.steps = 3, .update = {.average_decay = 1.5}}, "not 1.5");
   refused({.name = "a/b", .steps = 3}, "the name of a run must be that of a file");
+}
+
+TEST_CASE("a value with a name that cannot be logged leaves a run as it was", "[run]") {
+  const test::TemporaryFolder folder;
+  State state = new_state();
+  fit::Workspace workspace;
+  Point gradient;
+  fit::Run run(state, {.folder = folder / "", .steps = 3, .terminal = nullptr});
+  REQUIRE(run.next());
+  loss_of(state.model, run.batch(), gradient, fit::Random(1));
+  const Point before = gradient;
+  const auto refused = [&](const fit::NamedValues& values, const char* why) {
+    CHECK(test::contains(test::error_of([&] { run.update(gradient, 1, workspace, values); }), why));
+    CHECK(state.step == 0);
+    CHECK(run.batch() == 0);
+    CHECK(test::same_bits(test::values_of(gradient), test::values_of(before)));
+  };
+  refused({{"my value", 1}}, "cannot be called");
+  refused({{"a", 1}, {"a", 2}}, "two values of a log are called a");
+  refused({{"rate", 1}}, "a run logs its own rate");
+  run.update(gradient, 1, workspace, {{"a", 1}});
+  CHECK(state.step == 1);
+  CHECK(test::contains(test::error_of([&] { run.evaluated("my value", 1); }), "cannot be called"));
+  CHECK_FALSE(run.best());
 }

@@ -293,7 +293,11 @@ TEST_CASE("wrong sampling options and conditions are errors", "[sampler]") {
   const auto sample = [&](fit::Index count, const std::optional<fit::TensorView<const float, 2>>& given) {
     return test::error_of([&] { fit::sample(decoder, {}, count, given, noise, tape); });
   };
-  CHECK(test::contains(sample(2, condition), "as many conditions, not 1"));
+  tape.record();
+  CHECK(test::contains(sample(2, condition), "[2, 5], not [1, 5]"));
+  CHECK(test::contains(sample(1, wrong), "[1, 5], not [1, 4]"));
+  CHECK(test::contains(sample(0, fit::Tensor<float, 2>(0, 4)), "[0, 5], not [0, 4]"));
+  CHECK(tape.recording());
   CHECK(test::contains(sample(1, {}), "needs a condition"));
   CHECK(test::contains(sample(-1, condition), "-1 examples"));
   fit::Tensor<float, 4> noisy(1, 3, 4, 4), latents(1, 3, 2, 24);

@@ -198,8 +198,9 @@ TEST_CASE("a sum over leaves has the same bits on any number of members", "[team
             CHECK(same_bits(gradient, Model()));
           }
           CHECK(tree.complete());
-          Model late;
+          Model late = noise(0);
           CHECK_THROWS_AS(tree.add(late, workspace), fit::Error);
+          CHECK(same_bits(late, noise(0)));
           const Model& sum = fit::detail::add_over(team, shards, tree, workspace);
           const IndexRange elements = shards.elements_of(team.rank());
           std::vector<float> found(static_cast<std::size_t>(elements.count)), wanted(found);

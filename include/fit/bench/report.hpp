@@ -119,12 +119,6 @@ inline std::vector<Line> lines_of(const Results& results) {
 
 namespace detail {
 
-/// The shortest text that reads back as the same number, whatever the locale.
-inline std::string exact(double value) {
-  char text[32];
-  return {text, std::to_chars(text, text + sizeof(text), value).ptr};
-}
-
 inline std::string rounded(double value, int digits) {
   char text[64];
   return {text, std::to_chars(text, text + sizeof(text), value, std::chars_format::fixed, digits).ptr};
@@ -149,9 +143,9 @@ inline void write_csv(std::ostream& out, const Results& results) {
     text += concatenate(
         point.curve, ",", name_of(point.work), ",", point.width, ",", point.causal ? 1 : 0, ",", name_of(point.pass),
         ",", point.length, ",", point.sizes.groups, ",", point.sizes.tokens, ",", point.sizes.latents, ",",
-        detail::exact(point.seconds), ",", point.flops.products, ",", point.flops.attention, ",", point.flops.executed,
-        ",", detail::exact(point.share_of(results.peak)), ",", point.bytes, ",",
-        detail::exact(point.tokens_per_second()), ",", point.estimated ? "estimated" : "measured", "\n");
+        fit::detail::shortest_text(point.seconds), ",", point.flops.products, ",", point.flops.attention, ",",
+        point.flops.executed, ",", fit::detail::shortest_text(point.share_of(results.peak)), ",", point.bytes, ",",
+        fit::detail::shortest_text(point.tokens_per_second()), ",", point.estimated ? "estimated" : "measured", "\n");
   }
   out << text;
 }

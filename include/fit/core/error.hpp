@@ -1,5 +1,6 @@
 #pragma once
 
+#include <charconv>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -20,6 +21,13 @@ class Error : public std::runtime_error {
 
 namespace detail {
 
+/// The shortest text that reads as the same number, whatever the locale.
+template <class Real>
+std::string shortest_text(Real value) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof(text), value).ptr};
+}
+
 /// A part of a message: a text, which must outlive it, or a number. Of one type whatever it holds, so that messages are
 /// put together in one place and not compiled for every call.
 class MessagePart {
@@ -27,7 +35,7 @@ class MessagePart {
   template <class T>
   MessagePart(const T& value) {
     if constexpr (std::is_floating_point_v<T>) {
-      kind_ = Kind::real;
+      kind_ = std::is_same_v<T, float> ? Kind::single : Kind::real;
       real_ = static_cast<double>(value);
     } else if constexpr (std::is_unsigned_v<T>) {
       kind_ = Kind::natural;
@@ -44,11 +52,12 @@ class MessagePart {
     if (kind_ == Kind::text) text += text_;
     if (kind_ == Kind::whole) text += std::to_string(whole_);
     if (kind_ == Kind::natural) text += std::to_string(natural_);
-    if (kind_ == Kind::real) text += std::to_string(real_);
+    if (kind_ == Kind::single) text += shortest_text(static_cast<float>(real_));
+    if (kind_ == Kind::real) text += shortest_text(real_);
   }
 
  private:
-  enum class Kind { text, whole, natural, real } kind_ = Kind::text;
+  enum class Kind { text, whole, natural, single, real } kind_ = Kind::text;
   std::string_view text_;
   long long whole_ = 0;
   unsigned long long natural_ = 0;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <type_traits>
 #include <utility>
@@ -30,7 +31,7 @@ class Tape {
     records_ = std::move(other.records_);
     outputs_ = std::move(other.outputs_);
     usage_.peak = std::exchange(other.usage_.peak, 0);
-    team_ = other.team_;
+    team_ = std::exchange(other.team_, nullptr);
     finished_ = std::move(other.finished_);
     state_ = std::exchange(other.state_, {});
     return *this;
@@ -38,8 +39,9 @@ class Tape {
 
   /// From here on, until another team or none is joined, the members of this one make passes together: inputs and
   /// outputs are this member's share of every example's groups, share_of_groups(), and sources and losses by groups are
-  /// asked for these; parameters get the part of their gradient that comes from them. All make the same passes, in the
-  /// same order. Gradients by other inputs, as a condition, are parts as well.
+  /// asked for these, an autoregressive decoder's source also for the group before. Losses of tensors, which have no
+  /// output, take whole examples. Parameters get the part of their gradient that comes from the share. All make the
+  /// same passes, in the same order. Gradients by other inputs, as a condition, are parts as well.
   void join(Team* team) { team_ = team; }
 
   /// Told, until another or none is, of gradients to which the way back adds no more: f(elements, count) for each
@@ -155,10 +157,16 @@ class Tape {
   class Popped {
    public:
     Popped(Tape& tape, const Arena::Mark& start, const Record& record)
-        : tape_(tape), start_(start), scratch_(tape.arena().mark()), record_(record) {}
+        : tape_(tape),
+          start_(start),
+          scratch_(tape.arena().mark()),
+          record_(record),
+          thrown_(std::uncaught_exceptions()) {}
     Popped(const Popped&) = delete;
     Popped& operator=(const Popped&) = delete;
     ~Popped() {
+      // After an exception on the way back there may be records behind this one, whose memory goes with its own.
+      if (std::uncaught_exceptions() > thrown_) tape_.state_.last = nullptr;
       tape_.records_.rewind(start_);
       tape_.arena().rewind(scratch_);
       tape_.consolidate();
@@ -170,6 +178,7 @@ class Tape {
     Tape& tape_;
     Arena::Mark start_, scratch_;
     Record record_;
+    int thrown_;
   };
 
   /// The last record. Throws Error when it is of another kind: backward without the forward that it belongs to.

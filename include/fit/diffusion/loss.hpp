@@ -60,9 +60,9 @@ class DiffusionLoss {
             "the share of dropped conditions must be in [0, 1], not ", objective.condition_drop);
   }
 
-  /// The loss for x0 and eps [B, groups, tokens, channels] and times t [B] in [0, 1]; its gradient is added to
-  /// `gradient`. Records on the tape, with drop-outs from `random`; the grid is that of Model::Inputs. Throws Error for
-  /// other shapes or times.
+  /// The loss for x0 and eps [B, groups, tokens, channels], whole over a team, too, and times t [B] in [0, 1]; its
+  /// gradient is added to `gradient`. Records on the tape, with drop-outs from `random`; the grid is that of
+  /// Model::Inputs. Throws Error for other shapes or times.
   double operator()(const Model& model, TensorView<const T, 4> x0, TensorView<const T, 4> eps,
                     TensorView<const double, 1> t, const std::optional<ConditionView>& condition, Model& gradient,
                     Tape& tape, const TrainingOptions& options = {}, Random random = Random(0), const Grid& grid = {}) {

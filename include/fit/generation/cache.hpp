@@ -101,6 +101,11 @@ struct CachedSequence {
   }
   CachedSequence& operator=(const CachedSequence& other) { return *this = CachedSequence(other); }
 
+  /// Whether a sequence may have so many ids, and positions that were processed, of a model's `length`.
+  static bool may_have(Index ids, Index processed, bool finished, Index length) {
+    return ids <= length && processed >= 0 && processed <= std::min(ids + 1, length) && (ids < length || finished);
+  }
+
   T* cache(std::size_t i) { return memory.data() + layout->shapes[i].offset; }
   const T* cache(std::size_t i) const { return memory.data() + layout->shapes[i].offset; }
   Index rows_in_use(std::size_t i) const {

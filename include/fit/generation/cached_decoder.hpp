@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -36,7 +37,10 @@ class CachedDecoder {
     const std::int32_t first = 0;
     decoder_->step_ids(&first, 0, tape_.scratch<T>(data_dim), 1, tape_);
     const T* none = zeros<T>(latents * config.latent_dim, tape_);
-    for (std::size_t i = 0; plan[i].writes; ++i) step_written(sequence, i, none);
+    for (std::size_t i = 0; plan[i].writes; ++i) {
+      const std::size_t cache = sequence.layout->stages[i].written;
+      write_context(i, none, sequence.cache(cache), sequence.cache(cache + 1));
+    }
   }
 
   /// Lets all positions through whose ids are known, and the next one, whose logits are wanted: a group at a time, and
@@ -152,11 +156,20 @@ class CachedDecoder {
   }
 
   /// The latents of the group that has just ended, for the writes of the next one and the global blocks of all others.
+  /// What the writes see changes at the end, when nothing can fail any more: a call that ran out of memory may be made
+  /// again, and finds what it found.
   void close_group(Sequence& sequence, Index group) {
     const auto& stages = decoder_->trunk().stages();
     const Arena::Scope scope(tape_.arena());
     T* z = tape_.scratch<T>(latents * config.latent_dim);  // [latents, latent_dim]
     decoder_->step_latents(group, sequence.layout->sizes.groups, z);
+    struct Written {
+      std::size_t cache;
+      Index size;
+      const T *keys, *values;
+    };
+    std::array<Written, plan.count> written;
+    std::size_t count = 0;
     for (std::size_t i = 0; plan[i].writes; ++i) {
       const CacheLayout::Stage& at = sequence.layout->stages[i];
       nn::forward<T>(*stages[i].read, z, sequence.cache(at.tokens), {1, latents, config.tokens}, tape_);
@@ -165,14 +178,20 @@ class CachedDecoder {
         const nn::CachedRows<T> rows{sequence.cache(cache), sequence.cache(cache + 1), (group + 1) * latents, latents};
         nn::step(stages[i].global[j], z, std::span(&rows, 1), kernels::Mask::none(), latent_kernels, tape_);
       }
-      step_written(sequence, i, z);
+      const Index size = latents * sequence.layout->shapes[at.written].width;
+      T *keys = tape_.scratch<T>(size), *values = tape_.scratch<T>(size);
+      write_context(i, z, keys, values);
+      written[count++] = {at.written, size, keys, values};
+    }
+    for (const Written& w : std::span(written).first(count)) {
+      std::copy_n(w.keys, w.size, sequence.cache(w.cache));
+      std::copy_n(w.values, w.size, sequence.cache(w.cache + 1));
     }
   }
 
-  void step_written(Sequence& sequence, std::size_t stage, const T* z) {
-    const std::size_t cache = sequence.layout->stages[stage].written;
-    nn::step_context(*decoder_->trunk().stages()[stage].write, z, sequence.cache(cache), sequence.cache(cache + 1),
-                     latents, latent_kernels, tape_);
+  /// What the write of a stage sees of latents.
+  void write_context(std::size_t stage, const T* z, T* keys, T* values) {
+    nn::step_context(*decoder_->trunk().stages()[stage].write, z, keys, values, latents, latent_kernels, tape_);
   }
 
   const Decoder* decoder_;

@@ -90,8 +90,7 @@ class Generator {
       require(s.layout && fields_of(s.layout->config) == fields_of(planned()),
               "these caches are of another configuration");
       const auto count = static_cast<Index>(s.ids.size());
-      require(count <= length() && s.processed >= 0 && s.processed <= std::min(count + 1, length()) &&
-                  (count < length() || s.finished) && s.logits.size() == config.vocabulary &&
+      require(Sequence::may_have(count, s.processed, s.finished, length()) && s.logits.size() == config.vocabulary &&
                   s.memory.size() == s.layout->size,
               "a sequence of ", count, " ids, of which ", s.processed, " are processed, does not go with its caches");
       check_ids(s.ids);
@@ -127,6 +126,7 @@ class Generator {
     require(first >= 0, "sequences are counted from 0 or more, not from ", first);
     first_ = first;
   }
+  Index first() const { return first_; }
 
   /// Makes one sequence of the batch a copy of another.
   void fork(Index from, Index to) { at(to) = at(from); }

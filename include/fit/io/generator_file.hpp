@@ -32,6 +32,7 @@ void save(const std::filesystem::path& path, const Generator<Decoder>& generator
   using T = typename Decoder::Scalar;
   Metadata metadata = detail::generator_metadata(generator);
   metadata["generator.batch"] = std::to_string(generator.batch());
+  metadata["generator.first"] = std::to_string(generator.first());
   std::vector<SafetensorsEntry> entries;
   for (Index s = 0; s < generator.batch(); ++s) {
     const auto& sequence = generator.sequences()[static_cast<std::size_t>(s)];
@@ -64,6 +65,9 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
             found == file.metadata().end() ? "" : detail::printable(found->second));
   }
   const auto batch = detail::number_in<Index>(file, "generator.batch");
+  const Index first =
+      file.metadata().contains("generator.first") ? detail::number_in<Index>(file, "generator.first") : 0;
+  require(first >= 0, path.string(), ": generator.first must not be negative, but is ", first);
   require(batch == generator.batch(), path.string(), " holds ", batch, " sequences, the generator ", generator.batch());
   std::vector<CachedSequence<T>> sequences;
   for (Index s = 0; s < batch; ++s) {
@@ -71,9 +75,8 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
     const std::string prefix = "sequence." + std::to_string(s) + ".";
     sequence.processed = detail::number_in<Index>(file, prefix + "processed");
     sequence.finished = detail::number_in<int>(file, prefix + "finished") != 0;
-    const Index count = file.info(prefix + "ids").size(), length = generator.length();
-    require(count <= length && sequence.processed >= 0 && sequence.processed <= std::min(count + 1, length) &&
-                (count < length || sequence.finished),
+    const Index count = file.info(prefix + "ids").size();
+    require(CachedSequence<T>::may_have(count, sequence.processed, sequence.finished, generator.length()),
             path.string(), ": ", prefix, "processed, ", sequence.processed, ", does not go with ", count, " ids");
     sequence.ids.resize(static_cast<std::size_t>(count));
     file.read(prefix + "ids", sequence.ids.data(), count);
@@ -95,6 +98,7 @@ void load(const std::filesystem::path& path, Generator<Decoder>& generator) {
     }
   }
   generator.restore(std::move(sequences));
+  generator.count_from(first);
 }
 
 }  // namespace FIT_ABI

@@ -81,8 +81,8 @@ class AutoregressiveDecoder {
   }
 
   /// Mean cross entropy in nats of the ids [B, groups, tokens] of whole sequences, each given those before it; it is
-  /// zero for an empty batch. The logits go through in chunks, so that they never stand in memory all at once. The tape
-  /// is left as it was. Throws Error as the call above.
+  /// zero for an empty batch. The logits go through in chunks, so that they never stand in memory all at once.
+  /// Sequences are whole over a team, too. The tape is left as it was. Throws Error as the call above.
   double loss(Ids ids, Tape& tape, const Watch& watch = {}) const { return loss(source_of(ids), tape, watch); }
   /// The same, recorded with these options, and the way back: adds the gradient of the mean to `gradient`.
   double loss(Ids ids, AutoregressiveDecoder& gradient, Tape& tape, const TrainingOptions& options = {},
@@ -90,7 +90,8 @@ class AutoregressiveDecoder {
     return loss(source_of(ids), gradient, tape, options, random, watch);
   }
 
-  /// The same of ids [count, tokens] that come from a source, and never stand in memory as a whole. Throws Error for a
+  /// The same of ids [count, tokens] that come from a source, and never stand in memory as a whole; over a team it is
+  /// asked for the member's groups and the one before them. Throws Error for a
   /// source without a function, with one for gradients or with a grid, and for counts and ids that cannot be; the
   /// latter, and what the source throws, on the way, when part of the gradient may have been added.
   double loss(const GroupSource<std::int32_t>& ids, Tape& tape, const Watch& watch = {}) const {

@@ -32,6 +32,13 @@ class DiffusionDecoder {
   static constexpr bool has_previous = config.self_conditioning == SelfConditioning::latent;
   static constexpr int condition_rank = config.condition_tokens > 0 ? 3 : 2;
   using ConditionView = TensorView<const T, condition_rank>;
+  static constexpr std::array<Index, std::size_t{condition_rank}> condition_shape(Index batch) {
+    if constexpr (condition_rank == 3) {
+      return {batch, config.condition_tokens, config.condition_channels};
+    } else {
+      return {batch, config.condition_channels};
+    }
+  }
 
   struct Output {
     Tensor<T, 4> prediction;  ///< [B, groups, tokens, output_channels]
@@ -284,13 +291,6 @@ class DiffusionDecoder {
     const T* condition;
   };
 
-  static constexpr std::array<Index, std::size_t{condition_rank}> condition_shape(Index batch) {
-    if constexpr (condition_rank == 3) {
-      return {batch, config.condition_tokens, config.condition_channels};
-    } else {
-      return {batch, config.condition_channels};
-    }
-  }
   static constexpr std::array<Index, 4> data_shape(const Sizes& sizes, Index width) {
     return {sizes.batch, sizes.groups, config.tokens, width};
   }

@@ -43,7 +43,7 @@ PathScale<T> draw_path(Index sequences, Index length, Draws& draws, Tape& tape) 
   T* scale = tape.allocate<T>(sequences);
   std::fill_n(scale, sequences, T(1));
   dropout.apply(scale, sequences, 0);
-  return {scale, length};
+  return {scale, std::max<Index>(1, length)};
 }
 
 /// The product residual [rows, Out] += path * (x [rows, In] weight^T + bias), with which a branch ends.

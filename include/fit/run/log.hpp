@@ -25,16 +25,11 @@ inline namespace FIT_ABI {
 /// PREFIX.jsonl. Each is written whole every time, so that a reader never finds half of one.
 class RunLog {
  public:
-  /// The shortest text that reads as the same number.
-  static std::string text_of(double value) {
-    char text[32];
-    return {text, std::to_chars(text, text + sizeof(text), value).ptr};
-  }
-
+  using Values = std::vector<std::pair<std::string, double>>;
   struct Row {
     Index step = 0;
     double seconds = 0;
-    std::vector<std::pair<std::string, double>> values = {};
+    Values values = {};
   };
 
   explicit RunLog(std::filesystem::path prefix) : prefix_(std::move(prefix)) {}
@@ -42,13 +37,20 @@ class RunLog {
   const std::vector<Row>& rows() const { return rows_; }
 
   /// Throws Error for a name that is empty or has more than letters, digits, "_", "/" and ".", or is there twice.
-  void add(Row row) {
-    for (const auto& [name, value] : row.values) {
+  static void check(const Values& values) {
+    for (const auto& [name, value] : values) {
       const bool plain = !name.empty() && name.find_first_not_of(characters) == name.npos;
       require(plain && name != "step" && name != "seconds", "a value of a log cannot be called ",
               detail::printable(name));
       const auto same = [&, &of = name](const auto& other) { return other.first == of; };
-      require(std::count_if(row.values.begin(), row.values.end(), same) == 1, "two values of a log are called ", name);
+      require(std::count_if(values.begin(), values.end(), same) == 1, "two values of a log are called ", name);
+    }
+  }
+
+  /// Throws Error as check().
+  void add(Row row) {
+    check(row.values);
+    for (const auto& [name, value] : row.values) {
       if (std::find(names_.begin(), names_.end(), name) == names_.end()) names_.push_back(name);
     }
     rows_.push_back(std::move(row));
@@ -146,10 +148,10 @@ class RunLog {
     for (const std::string& name : names_) out << ',' << name;
     out << '\n';
     for (const Row& row : rows_) {
-      out << row.step << ',' << text_of(row.seconds);
+      out << row.step << ',' << detail::shortest_text(row.seconds);
       for (const std::string& name : names_) {
         const double* const value = value_of(row, name);
-        out << ',' << (value ? text_of(*value) : "");
+        out << ',' << (value ? detail::shortest_text(*value) : "");
       }
       out << '\n';
     }
@@ -158,9 +160,9 @@ class RunLog {
   /// JSON has no infinities and no NaN: null.
   void write_json_lines(std::ostream& out) const {
     for (const Row& row : rows_) {
-      out << "{\"step\": " << row.step << ", \"seconds\": " << text_of(row.seconds);
+      out << "{\"step\": " << row.step << ", \"seconds\": " << detail::shortest_text(row.seconds);
       for (const auto& [name, value] : row.values) {
-        out << ", \"" << name << "\": " << (std::isfinite(value) ? text_of(value) : "null");
+        out << ", \"" << name << "\": " << (std::isfinite(value) ? detail::shortest_text(value) : "null");
       }
       out << "}\n";
     }

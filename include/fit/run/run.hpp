@@ -110,10 +110,12 @@ class Run {
     return true;
   }
 
-  /// Takes the gradient of a batch's mean loss, which update() leaves at zero, and what else to log of it. Throws Error
-  /// for names that a log cannot have, or that the run logs itself.
+  /// Takes the gradient of a batch's mean loss, and what else to log of it. Of an update of several batches all add to
+  /// the same gradient; the last one leaves it at zero. Throws Error for names that a log cannot have, or that the run
+  /// logs itself, and as TrainingState::update().
   void update(Model& gradient, double loss, Workspace& workspace, const NamedValues& values = {}) {
     require(total_ == 0 || state_.step < total_, "a run is updated after its last step, ", total_);
+    RunLog::check(values);
     for (const auto& [name, value] : values) {
       require(name != "loss" && name != "rate" && name != "examples_per_second" && name != "skipped",
               "a run logs its own ", name);
@@ -169,6 +171,7 @@ class Run {
     const bool better =
         !std::isnan(score) && (!best_ || (options_.smaller_is_better ? score < *best_ : score > *best_));
     values.insert(values.begin(), {name, score});
+    RunLog::check(values);
     std::string line = "step " + std::to_string(state_.step) + ":";
     for (const auto& [of, value] : values) {
       char text[64];
@@ -286,7 +289,7 @@ class Run {
     total_ = state_.step + steps_in(budget - seconds_, timed_seconds_ / static_cast<double>(count));
     save_due_ = true;
     if (progress_) progress_->set_total(total_);
-    note(std::to_string(total_) + " steps fit into " + std::to_string(options_.minutes) + " minutes");
+    note(concatenate(total_, " steps fit into ", options_.minutes, " minutes"));
   }
 
   void show(double rate) {
@@ -331,12 +334,12 @@ class Run {
     metadata["run.total"] = std::to_string(total_);
     metadata["run.examples"] = std::to_string(options_.batch);
     metadata["run.accumulate"] = std::to_string(options_.accumulate);
-    metadata["run.minutes"] = RunLog::text_of(options_.minutes);
+    metadata["run.minutes"] = detail::shortest_text(options_.minutes);
     metadata["run.batch"] = std::to_string(batch_);
-    metadata["run.seconds"] = RunLog::text_of(seconds_);
+    metadata["run.seconds"] = detail::shortest_text(seconds_);
     metadata["run.returns"] = std::to_string(returns_);
     metadata["run.since_best"] = std::to_string(since_best_);
-    if (best_) metadata["run.best"] = RunLog::text_of(*best_);
+    if (best_) metadata["run.best"] = detail::shortest_text(*best_);
     save(file("_state"), state_, {.metadata = metadata});
     write_log();
     saved_step_ = state_.step;
@@ -351,8 +354,8 @@ class Run {
     bool has_best;
   };
 
-  Saved read_saved() const {
-    const SafetensorsFile saved(file("_state"));
+  /// Throws Error where it is that of another run.
+  Saved read_saved(const SafetensorsFile& saved) const {
     for (const auto& [key, now] :
          {std::pair{"run.examples", options_.batch}, {"run.accumulate", options_.accumulate}}) {
       const auto then = detail::number_in<Index>(saved, key);
@@ -370,13 +373,14 @@ class Run {
   }
 
   void resume() {
-    load(file("_state"), state_);
     Saved saved{};
     team_.lead([&] {
-      saved = read_saved();
-      log_.read(state_.step);
+      const SafetensorsFile state(file("_state"));
+      saved = read_saved(state);
+      log_.read(detail::number_in<Index>(state, "state.step"));
     });
     saved = team_.of_first(saved);
+    load(file("_state"), state_);
     batch_ = saved.batch;
     seconds_ = saved.seconds;
     if (options_.minutes > 0) {

@@ -49,6 +49,10 @@ inline void check(const RunOptions& o, int members) {
   require(members <= o.leaves, "a team of ", members, " needs a run of as many leaves, not ", o.leaves);
   require(o.evaluate_every >= 0 && o.save_every >= 0 && o.patience >= 0,
           "evaluate_every, save_every and patience of a run must not be negative");
+  require(std::isfinite(o.rate.peak) && std::isfinite(o.rate.floor), "the rates of a run must be finite, not ",
+          o.rate.peak, " and ", o.rate.floor);
+  check_largest_norm(o.update.clip);
+  check_average_decay(o.update.average_decay);
   require(!o.name.empty() && o.name.find('/') == o.name.npos, "the name of a run must be that of a file, not \"",
           o.name, "\"");
 }

@@ -92,12 +92,13 @@ class GradientTree {
   /// Takes the gradient of the next leaf, and leaves zeros, or nothing of one that is moved. Throws Error behind the
   /// last one.
   void add(Model& gradient, Workspace& workspace) {
+    require_next();
     Model taken = zero();
     std::swap(taken, gradient);
     add(std::move(taken), workspace);
   }
   void add(Model&& gradient, Workspace& workspace) {
-    require(!complete(), "a sum over ", own_.count, " leaves is complete");
+    require_next();
     fragments_.push_back({{next_++, 1}, std::move(gradient)});
     for (std::size_t n; (n = fragments_.size()) > 1;) {
       Fragment &left = fragments_[n - 2], &right = fragments_[n - 1];
@@ -127,6 +128,8 @@ class GradientTree {
   }
 
  private:
+  void require_next() const { require(!complete(), "a sum over ", own_.count, " leaves is complete"); }
+
   void clear(Fragment& last, bool is_zero = false) {
     if (!is_zero) set_zero(last.gradient);
     spare_.push_back(std::move(last.gradient));

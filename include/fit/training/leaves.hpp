@@ -74,8 +74,10 @@ class Leaves {
     return mean;
   }
 
-  /// What follows a pass: State::update() with the mean of the parts' gradients. Returns its norm.
+  /// What follows a pass: State::update() with the mean of the parts' gradients. Returns its norm. Throws Error without
+  /// a pass, and as State::update().
   double update(ShardedState<Model>& state, const UpdateOptions& options) {
+    require(tree_.complete(), "an update of leaves follows a pass, and there is none since the last one");
     Model& sum = summed_ ? tree_.fragments().front().gradient : state.sum(tree_, workspace_);
     if (counts_.parts > 1) detail::scale_gradient(sum, 1.0 / static_cast<double>(counts_.parts), workspace_);
     const double norm = state.update(sum, options, workspace_);

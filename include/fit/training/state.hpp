@@ -30,7 +30,8 @@ struct UpdateOptions {
   }
 };
 
-/// All that a training run needs to go on where it stopped, to the bit: save it and load it as one would a model.
+/// All that a training run needs to go on where it stopped, to the bit, but for the options of the optimiser, which are
+/// the program's: save it and load it as one would a model.
 template <class Model>
 struct TrainingState {
   using Scalar = typename Model::Scalar;

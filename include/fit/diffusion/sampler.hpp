@@ -135,7 +135,9 @@ Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOpti
   require(static_cast<bool>(noise), "sampling needs a function that gives noise, not an empty one");
   require(condition.has_value() == Model::has_condition,
           Model::has_condition ? "this decoder needs a condition" : "this decoder takes no condition");
-  if (condition) detail::require_shape(*condition, Model::condition_shape(count), "the condition of the samples");
+  if constexpr (Model::has_condition) {
+    detail::require_shape(*condition, Model::condition_shape(count), "the condition of the samples");
+  }
   const Index all = c.groups == any ? options.groups : c.groups;
   require(all >= 1, "a denoiser of any number of groups samples options.groups of them, at least 1, not ", all);
   require(options.groups == 0 || options.groups == all, "this denoiser samples ", all,

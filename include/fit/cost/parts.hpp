@@ -1,7 +1,5 @@
 #pragma once
 
-#include <algorithm>
-
 #include <fit/cost/trunk.hpp>
 
 namespace fit {
@@ -46,7 +44,7 @@ constexpr void describe_ends(const Sizes& sizes, Index data_dim, Index head_widt
 /// Parameters of trained positions of latents.
 template <class Config>
 constexpr Index latent_positions(const Config& c, const Sizes& sizes) {
-  const Index group = sizes.latents * c.latent_dim, groups = std::max(sizes.groups, sizes.example_groups);
+  const Index group = sizes.latents * c.latent_dim, groups = sizes.groups_of_example();
   return c.latent_positions == Positions::learned ? groups * group : nn::is_shared(c.latent_positions) ? group : 0;
 }
 

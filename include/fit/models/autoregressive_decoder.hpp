@@ -272,8 +272,8 @@ class AutoregressiveDecoder {
     const auto start = tape.mark();
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
-    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups,
-                       sizes.team ? sizes.example_groups : sizes.groups, {});
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups, sizes.groups_of_example(),
+                       {});
     trunk_.forward(ends, x, z, {}, sizes, tape, trace, watch);
     tape.finish(start, Record{sizes, ends, x, z});
   }

@@ -179,13 +179,14 @@ struct Sizes {
   Index batch = 0, groups = 0, tokens = 0, latents = 0;
   Team* team = nullptr;
   Index first_group = 0;     ///< of the member's
-  Index example_groups = 0;  ///< those of all members
+  Index example_groups = 0;  ///< of a team: those of all members
   double growth = 0;         ///< of a group's work, by which they were dealt; see share_of_groups()
 
   /// The number of one of this member's batch * groups among all groups.
   constexpr Index number_of(Index group) const {
     return team ? group / groups * example_groups + first_group + group % groups : group;
   }
+  constexpr Index groups_of_example() const { return example_groups > 0 ? example_groups : groups; }
   constexpr Index all_groups() const { return batch * groups; }
   constexpr Index data_rows() const { return all_groups() * tokens; }
   constexpr Index latent_rows() const { return all_groups() * latents; }

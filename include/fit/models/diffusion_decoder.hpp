@@ -168,7 +168,7 @@ class DiffusionDecoder {
     const Index batch = inputs.noisy.dimension(0), groups = inputs.noisy.dimension(1);
     detail::require_counts<config>(batch, groups, config.tokens);
     const Sizes sizes = detail::sizes_of<config>(batch, groups, config.tokens, team);
-    detail::require_grid<config>(inputs.grid, team ? sizes.example_groups : groups);
+    detail::require_grid<config>(inputs.grid, sizes.groups_of_example());
     check_others(inputs, sizes);
     return sizes;
   }
@@ -331,8 +331,8 @@ class DiffusionDecoder {
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);  // [B, groups, tokens, data_dim]
     T* own = latents ? nullptr : tape.allocate<T>(latent_size);    // [B, groups, latents, latent_dim]
     T* z = latents ? latents : own;
-    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups,
-                       sizes.team ? sizes.example_groups : sizes.groups, grid);
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups, sizes.groups_of_example(),
+                       grid);
     if constexpr (has_previous) {
       T* previous = tape.allocate<T>(latent_size);  // [B, groups, latents, latent_dim]
       T* normed = tape.allocate<T>(latent_size);    // [B, groups, latents, latent_dim]

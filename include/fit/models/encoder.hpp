@@ -258,7 +258,7 @@ class Encoder {
                             "the encoder's extra tokens");
     }
     const Sizes sizes = detail::sizes_of<config>(batch, groups, all_tokens, team);
-    detail::require_grid<config>(inputs.grid, team ? sizes.example_groups : groups);
+    detail::require_grid<config>(inputs.grid, sizes.groups_of_example());
     return sizes;
   }
 
@@ -304,8 +304,8 @@ class Encoder {
   }
 
   void write_positions(const Sizes& sizes, T* z, const Grid& grid) const {
-    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups,
-                       sizes.team ? sizes.example_groups : sizes.groups, grid);
+    nn::copy_positions(latent_positions_, z, sizes.batch, sizes.first_group, sizes.groups, sizes.groups_of_example(),
+                       grid);
   }
 
   void run(const Inputs& inputs, const Sizes& sizes, T* data, T* latents, Tape& tape, const Trace<T>& trace) const {

@@ -122,7 +122,7 @@ TEST_CASE("generate_images trains, resumes, draws, denoises and evaluates", "[ex
   const test::TemporaryFolder folder;
   const auto data = folder / "data", out = folder / "out", one = folder / "one.png", other = folder / "other.png";
   std::filesystem::create_directory(data);
-  write_bars(data, "train", 130);
+  write_bars(data, "train", 140);
   write_bars(data, "t10k", 30);
   const std::string of_data = " --data " + data.string(), to_out = " --out " + out.string();
   const auto step = [&] {

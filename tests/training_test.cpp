@@ -249,8 +249,9 @@ TEST_CASE("AdamW refuses numbers that no step can be taken with", "[training]") 
   };
   const double infinity = std::numeric_limits<double>::infinity(), nan = std::nan("");
   for (const double beta : {-0.1, 1.0, infinity, nan}) {
-    CHECK(test::contains(error({.beta1 = beta}), "the betas of AdamW must be in [0, 1), not " + std::to_string(beta)));
-    CHECK(test::contains(error({.beta2 = beta}), "the betas of AdamW must be in [0, 1), not " + std::to_string(beta)));
+    const std::string refused = fit::concatenate("the betas of AdamW must be in [0, 1), not ", beta);
+    CHECK(test::contains(error({.beta1 = beta}), refused));
+    CHECK(test::contains(error({.beta2 = beta}), refused));
   }
   for (const double epsilon : {-1e-8, 0.0, 1e-60, infinity, nan}) {  // in float, 1e-60 is zero
     CHECK(test::contains(error({.epsilon = epsilon}), "the epsilon of AdamW must be positive"));

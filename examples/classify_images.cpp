@@ -94,9 +94,9 @@ int run(const Options& options, fit::Team& team) {
   if (team.leads()) say_what_comes(options, run.total(), count, team.size(), executor.lanes());
 
   const fit::Epochs order(count, fit::Random(options.seed, 0));
-  const fit::Random changes = fit::Random(options.seed + 2);
+  const fit::Random of_changes(options.seed + 2);
   fit::Prefetch<examples::ClassifierBatches> batches(
-      [&](Index number, examples::ClassifierBatches& batch) { batch.load(order, number * leaf, &changes); },
+      [&](Index number, examples::ClassifierBatches& batch) { batch.load(order, number * leaf, &of_changes); },
       run.batches(), {data.train, leaf, options.changes});
   Model gradient;
   fit::Tensor<float, 2> logits_gradient(leaf, Index{classes});

@@ -1,6 +1,7 @@
 #include <fit/core/error.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <deque>
@@ -11,6 +12,7 @@
 
 #include "catch.hpp"
 #include "support.hpp"
+#include "support/fashion.hpp"
 #include "support/list_ops.hpp"
 #include "support/markers.hpp"
 #include "support/pathfinder.hpp"
@@ -288,4 +290,68 @@ TEST_CASE("a token reader reads the mean of its tokens, and its gradient is righ
   };
   const double up = moved(step), down = moved(-2 * step);
   CHECK(std::abs((up - down) / (2 * step) - square) < 0.01 * square);
+}
+
+TEST_CASE("a classifier's token is a window of pixels and of their slopes", "[tasks]") {
+  constexpr Index side = examples::fashion_side, pixels = side * side, window = examples::window_side;
+  examples::LabelledImages set{{1, side, side, std::vector<std::uint8_t>(pixels)}, {3}};
+  for (Index i = 0; i < pixels; ++i) {
+    set.images.pixels[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(i * i % 251);
+  }
+  const auto order = [](Index) { return Index{0}; };
+  const auto value = [&](Index y, Index x) {
+    const bool inside = y >= 0 && y < side && x >= 0 && x < side;
+    return (inside ? static_cast<double>(set.images[0][y * side + x]) / 255 - 0.286 : -0.286) / 0.353;
+  };
+  const auto check = [&](const fit::Tensor<float, 4>& groups, bool mirror, Index down, Index right) {
+    const auto seen = [&](Index y, Index x) {  // what is moved out of the image is lost
+      if (y < 0 || y >= side || x < 0 || x >= side) return value(-1, -1);
+      return value(y - down, mirror ? side - 1 - (x - right) : x - right);
+    };
+    const auto rise = [&](Index y, Index x, Index step_y, Index step_x) {
+      return std::sqrt(std::max(0.0, seen(y + step_y, x + step_x) - seen(y - step_y, x - step_x)));
+    };
+    double worst = 0;
+    for (Index group = 0; group < groups.dimension(1); ++group) {
+      for (Index token = 0; token < groups.dimension(2); ++token) {
+        for (Index i = 0; i < window * window; ++i) {
+          const Index y = 4 * group - 2 + i / window, x = 4 * token - 2 + i % window;
+          const std::array expected{seen(y, x), rise(y, x, 0, 1), rise(y, x, 0, -1), rise(y, x, 1, 0),
+                                    rise(y, x, -1, 0)};
+          for (std::size_t channel = 0; channel < expected.size(); ++channel) {
+            const double found = groups(0, group, token, static_cast<Index>(channel) * window * window + i);
+            worst = std::max(worst, std::abs(found - expected[channel]));
+          }
+        }
+      }
+    }
+    return worst < 2e-3;  // roots of what is nearly zero
+  };
+  examples::ClassifierBatches plain(set, 1);
+  plain.load(order, 0, nullptr);
+  CHECK(plain.labels()(0) == 3);
+  CHECK(check(plain.groups(), false, 0, 0));
+
+  // Every change that may be is made, and none that may not.
+  examples::ClassifierBatches changed(set, 1, {.shift = 1});
+  const fit::Random random(1);
+  std::vector<int> found(18);
+  for (Index i = 0; i < 300; ++i) {
+    changed.load(order, i, &random);
+    int matches = 0;
+    for (int change = 0; change < 18; ++change) {
+      const bool holds = check(changed.groups(), change >= 9, change / 3 % 3 - 1, change % 3 - 1);
+      matches += holds;
+      found[static_cast<std::size_t>(change)] += holds;
+    }
+    REQUIRE(matches == 1);
+  }
+  CHECK(std::count(found.begin(), found.end(), 0) == 0);
+
+  // Where all images lose a rectangle, none is whole.
+  examples::ClassifierBatches erased(set, 1, {.erase = 1});
+  for (Index i = 0; i < 20; ++i) {
+    erased.load(order, i, &random);
+    CHECK_FALSE((check(erased.groups(), false, 0, 0) || check(erased.groups(), true, 0, 0)));
+  }
 }

@@ -72,8 +72,8 @@ class ClassifierBatches {
   const fit::Tensor<std::int32_t, 1>& labels() const { return labels_; }
 
  private:
-  // Windows begin two pixels outside of the image, and the slopes there take one pixel more.
-  static constexpr Index side = fashion_side, border = 3;
+  // Windows begin outside of the image by half of what they overlap, and the slopes there take one pixel more.
+  static constexpr Index side = fashion_side, border = (window_side - windows_apart) / 2 + 1;
   template <Index size>
   using Pixels = Eigen::Array<float, size, size, Eigen::RowMajor>;
   using Bordered = Pixels<side + 2 * border>;

@@ -126,7 +126,7 @@ class Generator {
     require(first >= 0, "sequences are counted from 0 or more, not from ", first);
     first_ = first;
   }
-  Index first() const { return first_; }
+  Index first() const { return first_; }  ///< that number
 
   /// Makes one sequence of the batch a copy of another.
   void fork(Index from, Index to) { at(to) = at(from); }

@@ -9,12 +9,11 @@
 #include <vector>
 
 #include <fit/core/team.hpp>
+#include <fit/run/log.hpp>
 #include <fit/training/metrics.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {
-
-using NamedValues = std::vector<std::pair<std::string, double>>;
 
 namespace detail {
 

@@ -21,15 +21,16 @@
 namespace fit {
 inline namespace FIT_ABI {
 
+using NamedValues = std::vector<std::pair<std::string, double>>;
+
 /// What a run tells of itself, as a table, a picture, and lines for other tools: PREFIX.csv, PREFIX.svg and
 /// PREFIX.jsonl. Each is written whole every time, so that a reader never finds half of one.
 class RunLog {
  public:
-  using Values = std::vector<std::pair<std::string, double>>;
   struct Row {
     Index step = 0;
     double seconds = 0;
-    Values values = {};
+    NamedValues values = {};
   };
 
   explicit RunLog(std::filesystem::path prefix) : prefix_(std::move(prefix)) {}
@@ -37,7 +38,7 @@ class RunLog {
   const std::vector<Row>& rows() const { return rows_; }
 
   /// Throws Error for a name that is empty or has more than letters, digits, "_", "/" and ".", or is there twice.
-  static void check(const Values& values) {
+  static void check(const NamedValues& values) {
     for (const auto& [name, value] : values) {
       const bool plain = !name.empty() && name.find_first_not_of(characters) == name.npos;
       require(plain && name != "step" && name != "seconds", "a value of a log cannot be called ",

@@ -294,10 +294,11 @@ TEST_CASE("a token reader reads the mean of its tokens, and its gradient is righ
 
 TEST_CASE("a classifier's token is a window of pixels and of their slopes", "[tasks]") {
   constexpr Index side = examples::fashion_side, pixels = side * side, window = examples::window_side;
-  examples::LabelledImages set{{1, side, side, std::vector<std::uint8_t>(pixels)}, {3}};
-  for (Index i = 0; i < pixels; ++i) {
-    set.images.pixels[static_cast<std::size_t>(i)] = static_cast<std::uint8_t>(i * i % 251);
-  }
+  examples::LabelledImages set;
+  set.images.count = 1;
+  set.images.rows = set.images.columns = side;
+  for (Index i = 0; i < pixels; ++i) set.images.pixels.push_back(static_cast<std::uint8_t>(i * i % 251));
+  set.labels.push_back(3);
   const auto order = [](Index) { return Index{0}; };
   const auto value = [&](Index y, Index x) {
     const bool inside = y >= 0 && y < side && x >= 0 && x < side;

@@ -99,9 +99,10 @@ class ClassifierBatches {
     constexpr Index seen = side + 2 * border - 2;
     const auto moved = [&](Index y, Index x) { return image.block<seen, seen>(1 + y, 1 + x); };
     const Pixels<seen> to_the_right = moved(0, 1) - moved(0, -1), downwards = moved(1, 0) - moved(-1, 0);
-    const std::array<Pixels<seen>, pixel_channels> channels{moved(0, 0), to_the_right.max(0).sqrt(),
-                                                            (-to_the_right).max(0).sqrt(), downwards.max(0).sqrt(),
-                                                            (-downwards).max(0).sqrt()};
+    // The half of a sum stands for max(0), whose intrinsic g++ 12 warns of.
+    const auto rising = [](const Pixels<seen>& slope) -> Pixels<seen> { return ((slope.abs() + slope) / 2).sqrt(); };
+    const std::array<Pixels<seen>, pixel_channels> channels{moved(0, 0), rising(to_the_right), rising(-to_the_right),
+                                                            rising(downwards), rising(-downwards)};
     for (Index y = 0; y < classifier_config.groups; ++y) {
       for (Index x = 0; x < classifier_config.tokens; ++x) {
         float* window = &groups_(i, y, x, Index{0});

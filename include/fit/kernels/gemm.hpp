@@ -159,78 +159,87 @@ struct BlockGrid {
   Index blocks() const { return down * across; }
 };
 
-/// Blocks of 112 x 256 suit the caches; smaller ones, down to a tile, where these would take more multiply-adds.
+/// Blocks of 112 x 256 suit the caches; smaller ones, down to a tile, where these would take more multiply-adds, or
+/// where a packed left operand, which serves all columns of its rows, would be cut in fewer strips than are wanted.
 template <class T>
-BlockGrid block_grid(const Product<T>& p, Index most) {
+BlockGrid block_grid(const Product<T>& p, Index most, Index strips) {
   Index rows = block_tiles * tile_rows<T>, columns = 8 * panel_width<T>, depth = 0;
   bool packs_left = false;
   for (const auto& [a, b, of_factor] : std::span(p.factors, static_cast<std::size_t>(p.count))) {
     depth += of_factor;
     packs_left = packs_left || packed_left_size<T>(p.rows, p.columns, of_factor, a.row, a.column) > 0;
   }
-  while (std::min(rows, p.rows) * std::min(columns, p.columns) * depth > most) {
-    if (rows == tile_rows<T> && columns == panel_width<T>) break;
-    // What is packed of a left operand serves all columns of its block.
-    const bool fewer_columns = columns > panel_width<T> && (!packs_left || rows == tile_rows<T>);
-    (fewer_columns ? columns : rows) /= 2;
-    rows = std::max<Index>(tile_rows<T>, rows / tile_rows<T> * tile_rows<T>);
-  }
+  const auto too_large = [&] { return std::min(rows, p.rows) * std::min(columns, p.columns) * depth > most; };
+  const auto halve_rows = [&] { rows = std::max<Index>(tile_rows<T>, rows / 2 / tile_rows<T> * tile_rows<T>); };
+  while (packs_left && rows > tile_rows<T> && (too_large() || p.rows <= (strips - 1) * rows)) halve_rows();
+  while (columns > panel_width<T> && too_large()) columns /= 2;
+  while (rows > tile_rows<T> && too_large()) halve_rows();
   return {(p.rows + rows - 1) / rows, (p.columns + columns - 1) / columns, columns, packs_left};
 }
+
+/// A right operand that is packed, in tasks that any thread may do. Each is some rows of some panels: of as many as a
+/// thread has to go through, as these are then in its caches, where rows can be read whole.
+template <class T>
+struct Packing {
+  Operand<T> from;
+  Index depth = 0, columns = 0, columns_of_task = 0;
+  T* panels = nullptr;
+
+  Packing() = default;
+  Packing(const Factors<T>& factors, Index all_columns, Index lanes, T* to)
+      : from(factors.b), depth(factors.depth), columns(all_columns), columns_of_task(panel_width<T>), panels(to) {
+    const Index panels_of_lane = (columns + lanes * panel_width<T> - 1) / (lanes * panel_width<T>);
+    if (from.column == 1) columns_of_task *= std::clamp<Index>(panels_of_lane, 4, 8);
+  }
+  Index rows_of_task() const { return std::max<Index>(simd::width<T>, (Index{1} << 15) / columns_of_task); }
+  Index down() const { return (depth + rows_of_task() - 1) / rows_of_task(); }
+  Index tasks() const { return down() * ((columns + columns_of_task - 1) / columns_of_task); }
+  void run(Index task) const {
+    const Index j = task / down() * columns_of_task, k = task % down() * rows_of_task();
+    const Operand<T> part{from.data + j * from.column, from.row, from.column};
+    pack_panels(part, std::min(columns_of_task, columns - j), depth, k, std::min(k + rows_of_task(), depth),
+                panels + j * depth);
+  }
+};
 
 /// The products, each of a depth that goes through at once.
 template <class T>
 void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace) {
-  constexpr Index pack_rows = 2 * depth_block;
   Executor& executor = workspace.executor();
+  const Index lanes = executor.lanes();
   const Arena::Scope scope(workspace.arena());
   T* packed[most_products][3] = {};
+  std::array<Packing<T>, 3 * most_products> packings;
+  std::size_t count = 0;
   Index packs = 0, work = 0, left = 0;
   for (std::size_t p = 0; p < products.size(); ++p) {
     const Product<T>& product = products[p];
     for (int f = 0; f < product.count; ++f) {
-      const Factors<T>& factors = product.factors[f];
-      work += product.rows * product.columns * factors.depth;
-      left = std::max(
-          left, packed_left_size<T>(product.rows, product.columns, factors.depth, factors.a.row, factors.a.column));
-      const Index room = packed_size<T>(product.rows, product.columns, factors.depth, factors.b.row, factors.b.column);
+      const auto& [a, b, depth] = product.factors[f];
+      work += product.rows * product.columns * depth;
+      left = std::max(left, packed_left_size<T>(product.rows, product.columns, depth, a.row, a.column));
+      const Index room = packed_size<T>(product.rows, product.columns, depth, b.row, b.column);
       if (room == 0) continue;
       packed[p][f] = workspace.arena().allocate<T>(room);
-      packs += (product.columns + panel_width<T> - 1) / panel_width<T> * ((factors.depth + pack_rows - 1) / pack_rows);
+      packings[count] = {product.factors[f], product.columns, lanes, packed[p][f]};
+      packs += packings[count++].tasks();
     }
   }
-
-  T* const room_left = workspace.arena().allocate<T>(left * executor.lanes());
-
+  T* const room_left = workspace.arena().allocate<T>(left * lanes);
   executor.parallel_for(packs, [&](Index task, int) {
-    for (std::size_t p = 0; p < products.size(); ++p) {
-      const Product<T>& product = products[p];
-      for (int f = 0; f < product.count; ++f) {
-        if (!packed[p][f]) continue;
-        const Factors<T>& factors = product.factors[f];
-        const Index panels = (product.columns + panel_width<T> - 1) / panel_width<T>;
-        const Index pieces = (factors.depth + pack_rows - 1) / pack_rows;
-        if (task >= panels * pieces) {
-          task -= panels * pieces;
-          continue;
-        }
-        const Index j = task / pieces * panel_width<T>, k = task % pieces * pack_rows;
-        const Operand<T> from{factors.b.data + j * factors.b.column, factors.b.row, factors.b.column};
-        pack_panel(from, std::min(panel_width<T>, product.columns - j), k, std::min(k + pack_rows, factors.depth),
-                   packed[p][f] + j * factors.depth);
-        return;
-      }
-    }
+    const Packing<T>* packing = packings.data();
+    for (; task >= packing->tasks(); ++packing) task -= packing->tasks();
+    packing->run(task);
   });
 
   // No block is so much of the work that others would wait long for who comes to it last: of products side by side,
   // some have much larger ones. How the elements are dealt to blocks does not touch how each is summed.
-  const Index shares = (products.size() == 1 ? 4 : 8) * executor.lanes();
-  const Index most = executor.lanes() == 1 || work < (Index{1} << 18) ? work : work / shares;
+  const Index shares = (products.size() == 1 ? 4 : 8) * lanes;
+  const Index most = lanes == 1 || work < (Index{1} << 18) ? work : work / shares;
   Index slices = 0;
   BlockGrid grids[most_products];
   for (std::size_t p = 0; p < products.size(); ++p) {
-    grids[p] = block_grid(products[p], most);
+    grids[p] = block_grid(products[p], most, lanes == 1 ? 1 : 4 * lanes);
     slices = std::max(slices, grids[p].blocks());
   }
   // A task is the same share of every product, so that a thread goes on with the rows it had before.
@@ -240,15 +249,19 @@ void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace
       const auto& [down, across, columns, packs_left] = grids[p];
       const Index blocks = grids[p].blocks();
       const Index tiles = (product.rows + tile_rows<T> - 1) / tile_rows<T>;
-      // Blocks of the same rows go together where that saves packing and leaves enough to share out.
-      const bool wide = packs_left && down >= 4 * executor.lanes();
+      // Blocks of the same rows go together where that saves packing and leaves enough to share out. A thread goes
+      // through as few columns as it can where these are what there is more of.
+      const bool wide = packs_left && (lanes == 1 || down >= 2 * lanes);
+      const bool by_columns = !packs_left && product.columns > product.rows;
       const Index units = wide ? down : blocks, each = wide ? across : 1;
       for (Index unit = units * slice / slices; unit < units * (slice + 1) / slices; ++unit) {
         for (int f = 0; f < product.count; ++f) {
           for (Index k = 0; k == 0 || k < product.factors[f].depth; k += depth_block) {
             for (Index block = unit * each; block < (unit + 1) * each; ++block) {
-              const Index row = tiles * (block / across) / down * tile_rows<T>, column = block % across * columns;
-              const Index end = std::min(product.rows, tiles * (block / across + 1) / down * tile_rows<T>);
+              const Index i = by_columns ? block % down : block / across;
+              const Index j = by_columns ? block / down : block % across;
+              const Index row = tiles * i / down * tile_rows<T>, column = j * columns;
+              const Index end = std::min(product.rows, tiles * (i + 1) / down * tile_rows<T>);
               multiply_block(product, packed[p], f, k, row, end - row, column,
                              std::min(columns, product.columns - column), room_left + lane * left, block > unit * each);
             }

@@ -49,6 +49,32 @@ void pack_panel(const Operand<T>& from, Index columns, Index first, Index last, 
   }
 }
 
+/// The same of `columns` columns from `from`'s first on, in panels one after the other, each of `depth` rows.
+template <class T>
+void pack_panels(const Operand<T>& from, Index columns, Index depth, Index first, Index last, T* panels) {
+  constexpr Index w = simd::width<T>;
+  if (from.column != 1) {
+    for (Index j = 0; j < columns; j += panel_width<T>) {
+      pack_panel(Operand<T>{from.data + j * from.column, from.row, from.column}, std::min(panel_width<T>, columns - j),
+                 first, last, panels + j * depth);
+    }
+    return;
+  }
+  // Rows are read whole: memory gives them faster than pieces that lie far apart.
+  const Index whole = columns / panel_width<T> * panel_width<T>, rest = columns - whole;
+  for (Index k = first; k < last; ++k) {
+    const T* row = from.data + k * from.row;
+    T* to = panels + k * panel_width<T>;
+    for (Index j = 0; j < whole; j += panel_width<T>, to += depth * panel_width<T>) {
+      for (Index v = 0; v < panel_width<T>; v += w) __builtin_prefetch(row + 16 * from.row + j + v, 0, 2);
+      simd::store(to, simd::load(row + j));
+      simd::store(to + w, simd::load(row + j + w));
+    }
+    to = panels + whole * depth + k * padded_columns<T>(rest);
+    for (Index j = 0; j < rest; j += w) simd::store(to + j, simd::load_part(row + whole + j, rest - j));
+  }
+}
+
 }  // namespace kernels
 }  // namespace FIT_ABI
 }  // namespace fit

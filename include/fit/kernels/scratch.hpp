@@ -41,7 +41,7 @@ constexpr Index packed_size(Index rows, Index columns, Index depth, Index b_row,
 
 /// Depth that a product of one summand goes through at a time: its right operand is packed as far, and what is packed
 /// of a gradient of weights, whose depth are all the rows of a batch, does not grow with them.
-inline constexpr Index depth_at_once = 4096;
+inline constexpr Index depth_at_once = 1024;
 constexpr Index packed_depth(Index depth, int summands) {
   return summands == 1 ? std::min(depth, depth_at_once) : depth;
 }

@@ -49,15 +49,6 @@ AttentionTensors<T> head_of(const AttentionTensors<T>& t, const AttentionShape& 
   return {t.q + to_queries, t.k + to_keys, t.v + to_keys, t.o + to_queries, log_sum};
 }
 
-/// Packs [depth, columns] with either stride as panels, whole.
-template <class T>
-void pack(const Operand<T>& from, Index depth, Index columns, T* panels) {
-  for (Index j = 0; j < columns; j += panel_width<T>) {
-    pack_panel(Operand<T>{from.data + j * from.column, from.row, from.column}, std::min(panel_width<T>, columns - j), 0,
-               depth, panels + j * depth);
-  }
-}
-
 /// to[i, :] = factor * from[i, :]
 template <class T>
 void scale_rows(Index rows, Index columns, const T* from, Index from_row, T factor, T* to, Index to_row) {
@@ -65,6 +56,22 @@ void scale_rows(Index rows, Index columns, const T* from, Index from_row, T fact
   for (Index i = 0; i < rows; ++i) {
     for (Index j = 0; j < columns; j += simd::width<T>) {
       simd::store_part(to + i * to_row + j, simd::load_part(from + i * from_row + j, columns - j) * by, columns - j);
+    }
+  }
+}
+
+/// to[i, :] = factors[i] * from[:, i], whose rows have whole registers.
+template <class T>
+void scale_transposed(Index rows, Index columns, const T* from, Index from_row, const T* factors, T* to, Index to_row) {
+  constexpr Index w = simd::width<T>;
+  alignas(alignment) T square[static_cast<std::size_t>(w * w)];
+  for (Index i = 0; i < rows; i += w) {
+    for (Index j = 0; j < columns; j += w) {
+      const Index across = std::min(w, columns - j);
+      simd::transpose(from + j * from_row + i, from_row, square, w, across, w);
+      for (Index r = 0; r < std::min(w, rows - i); ++r) {
+        scale_rows(1, across, square + r * w, 0, factors[i + r], to + (i + r) * to_row + j, 0);
+      }
     }
   }
 }
@@ -261,20 +268,32 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
     simd::store(sums + v * w, weight[v]);
   }
   if (shape.dropout) drop_out(shape, of_head, first, rows, key, seen, at.scores, panel);
+  // Of two registers of queries what they mix stands transposed until all keys have been met, [head, panel]: tiles of
+  // it are higher than those of the queries' rows would be, and go over the values once.
+  const bool transposed = Vectors == 2 && !direct;
+  const T* const values = packed ? at.values : of.v + key * key_width;
+  const Index values_row = packed ? padded_head : key_width;
   T* const mixed = direct ? of.o + first * width : at.mixed + column * padded_head;
-  const Index mixed_row = direct ? width : padded_head, high = even_tile_rows<T>(rows);
-  for (Index i = 0; moved && i < rows; ++i) {
-    scale_rows(1, padded_head, mixed + i * mixed_row, 0, by_query[i], mixed + i * mixed_row, 0);
+  const Index mixed_row = direct ? width : transposed ? panel : padded_head;
+  for (Index i = 0; moved && i < (transposed ? head : rows); ++i) {
+    T* const row = mixed + i * mixed_row;
+    if (transposed) {
+      for (Index j = 0; j < panel; j += w) simd::store(row + j, simd::load(row + j) * simd::load(by_query + j));
+    } else {
+      scale_rows(1, padded_head, row, 0, by_query[i], row, 0);
+    }
   }
-  for (Index i = 0; i < rows; i += high) {
-    for (Index j = 0; j < padded_head; j += panel_width<T>) {
-      const Index wide = std::min(panel_width<T>, padded_head - j), b_row = packed ? wide : key_width;
-      multiply_tile<T>({.rows = std::min(high, rows - i),
-                        .columns = direct ? std::min(wide, head - j) : wide,
+  const Operand<T> left = transposed ? Operand<T>{values, 1, values_row} : Operand<T>{at.scores, 1, panel};
+  const Operand<T> right = transposed ? Operand<T>{at.scores, panel, 1} : Operand<T>{values, values_row, 1};
+  const Index down = transposed ? head : rows, across = transposed ? panel : direct ? head : padded_head;
+  for (Index i = 0, high = even_tile_rows<T>(down); i < down; i += high) {
+    for (Index j = 0; j < across; j += panel_width<T>) {
+      multiply_tile<T>({.rows = std::min(high, down - i),
+                        .columns = std::min(panel_width<T>, across - j),
                         .depth = seen,
-                        .a = {at.scores + i, 1, panel},
-                        .b = packed ? at.values + j * count : of.v + key * key_width + j,
-                        .b_row = b_row,
+                        .a = {left.data + i, left.row, left.column},
+                        .b = right.data + j,
+                        .b_row = right.row,
                         .c = mixed + i * mixed_row + j,
                         .c_row = mixed_row},
                        {.accumulate = !begins});
@@ -288,9 +307,10 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
     simd::store_part(of.log_sum + first + v * w, simd::fma(simd::load(peaks + v * w), scale, simd::log2(sum)),
                      std::max<Index>(0, rows - v * w));
   }
-  for (Index i = 0; !direct && i < rows; ++i) {
-    scale_rows(1, head, mixed + i * mixed_row, 0, by_query[i], of.o + (first + i) * width, 0);
-  }
+  if (direct) return;
+  T* const o = of.o + first * width;
+  if (transposed) return scale_transposed(rows, head, mixed, panel, by_query, o, width);
+  for (Index i = 0; i < rows; ++i) scale_rows(1, head, mixed + i * mixed_row, 0, by_query[i], o + i * width, 0);
 }
 
 /// Queries first .. end - 1 of a head over all its keys, a block of these at a time.
@@ -304,7 +324,7 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
     const Index count = std::min(Scratch::key_block, seen - key);
     if (Scratch::copies_keys(shape)) copy_rows(count, head, task.of.k + key * width, width, at.keys);
     if (Scratch::packs_values(shape)) {
-      pack(Operand<T>{task.of.v + key * width, width, 1}, count, head, at.values);
+      copy_rows(count, head, task.of.v + key * width, width, at.values);
     }
     for (Index i = first; i < end; i += panel_width<T>) {
       // Of a single block nothing has to stay, and the same memory stays in the first-level cache.

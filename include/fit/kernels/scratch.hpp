@@ -110,8 +110,8 @@ struct AttentionScratch {
     const Index all = std::max<Index>(1, (shape.queries + panel - 1) / panel);
     return (all <= most_panels ? all : panels) * panel;
   }
-  /// Rows of keys are copied next to each other where several panels of queries meet them, and so are values, as
-  /// panels; these also where their rows are no whole registers.
+  /// Rows of keys are copied next to each other where several panels of queries meet them, and so are values, these
+  /// also where their rows are no whole registers.
   static constexpr bool copies_keys(const AttentionShape& shape) { return shape.queries > panel_width<T>; }
   static constexpr bool packs_values(const AttentionShape& shape) {
     return copies_keys(shape) || shape.head_width % simd::width<T> != 0;

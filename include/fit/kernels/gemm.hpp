@@ -177,8 +177,9 @@ BlockGrid block_grid(const Product<T>& p, Index most, Index strips) {
   return {(p.rows + rows - 1) / rows, (p.columns + columns - 1) / columns, columns, packs_left};
 }
 
-/// A right operand that is packed, in tasks that any thread may do. Each is some rows of some panels: of as many as a
-/// thread has to go through, as these are then in its caches, where rows can be read whole.
+/// A right operand that is packed, in tasks that any thread may do: some rows of a panel or, where rows can be read
+/// whole, of those panels that a thread will go through, which are then in its caches. Of eight at most: rows of panels
+/// whose beginnings lie far apart fall on each other there.
 template <class T>
 struct Packing {
   Operand<T> from;

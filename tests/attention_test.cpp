@@ -338,6 +338,12 @@ void check_cross() {
     }
   }
   check<T>({1, 32 * t + 3, 2 * w + 1, 2, 9});
+  // Two registers of queries over several blocks of keys, of values that are copied and that are read where they are.
+  for (const Index head_width : {w + 1, 2 * w + 1, 4 * w}) {
+    check<T>({1, 4 * w + 3, 600, 2, head_width, Mask::none(), Dropout{5, 0.2f}});
+    check<T>({1, 4 * w, 600, 2, head_width, Mask::chunk_causal(7)});
+    for (const Index queries : {w + 3, 2 * w}) check<T>({2, queries, 600, 4, head_width, Mask::none(), {}, 2});
+  }
   check<T>({2, 3, 40 * w + 5, 1, 9});
   check<T>({0, 3, 4, 2, 5});
   for (const Mask mask :

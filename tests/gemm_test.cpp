@@ -186,6 +186,13 @@ template <class T>
 Index faults_of(const Case& c) {
   Problem<T> problem(c);
   kernels::multiply({problem.fresh()}, threads().one);
+  fit::Arena& arena = threads().one.arena();
+  {  // What was packed is not read again where nothing is.
+    const fit::Arena::Scope scope(arena);
+    const auto room = static_cast<Index>(arena.peak() / sizeof(T));
+    std::fill_n(arena.allocate<T>(room), room, std::numeric_limits<T>::quiet_NaN());
+  }
+  kernels::multiply({problem.fresh()}, threads().one);
   Index faults = problem.faults();
   const std::vector<T> result = problem.c(), activated = problem.activated();
   faults += threads().one.arena().mark().total != 0;  // all given back
@@ -263,7 +270,8 @@ void check_factors() {
 
 template <class T>
 void check_large() {
-  for (const Index depth : {512, 513, 1100, 4096, 4097, 9000}) {
+  for (const Index depth :
+       {Index{512}, Index{513}, Index{1100}, kernels::depth_at_once, kernels::depth_at_once + 1, Index{9000}}) {
     for (int transposed = 0; transposed < 4; ++transposed) {
       Case c{37, 2 * fit::simd::width<T> * 3 + 5, {depth}, transposed & 1, transposed >> 1};
       c.bias = c.accumulate = true;
@@ -273,6 +281,14 @@ void check_large() {
         c.activation = activation;
         CHECK(faults_of<T>(c) == 0);
       }
+    }
+  }
+  // Whole panels that are packed, and one register more.
+  constexpr Index w = fit::simd::width<T>;
+  for (const auto& [rows, columns] : {std::pair{Index{37}, 16 * w}, std::pair{Index{37}, 17 * w},
+                                      std::pair{21 * Index{kernels::tile_rows<T>}, 4 * w}}) {
+    for (int transposed = 0; transposed < 4; ++transposed) {
+      CHECK(faults_of<T>({rows, columns, {300}, transposed & 1, transposed >> 1}) == 0);
     }
   }
   Case wide{131, 301, {96}, 0, 1};  // several blocks each way

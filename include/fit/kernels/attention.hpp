@@ -70,7 +70,8 @@ void scale_transposed(Index rows, Index columns, const T* from, Index from_row, 
       const Index across = std::min(w, columns - j);
       simd::transpose(from + j * from_row + i, from_row, square, w, across, w);
       for (Index r = 0; r < std::min(w, rows - i); ++r) {
-        scale_rows(1, across, square + r * w, 0, factors[i + r], to + (i + r) * to_row + j, 0);
+        simd::store_part(to + (i + r) * to_row + j, simd::load(square + r * w) * simd::Batch<T>(factors[i + r]),
+                         across);
       }
     }
   }
@@ -156,6 +157,25 @@ Index even_tile_rows(Index rows) {
   return (rows + tiles - 1) / tiles;
 }
 
+/// c [high, wide], rows c_row apart, = or += a [high, deep] . b [deep, wide], whose rows are padded to whole registers.
+template <class T>
+void multiply_rows(Index high, Index wide, Index deep, const Operand<T>& a, const T* b, Index b_row, T* c, Index c_row,
+                   bool accumulate) {
+  for (Index i = 0, down = even_tile_rows<T>(high); i < high; i += down) {
+    for (Index j = 0; j < wide; j += panel_width<T>) {
+      multiply_tile<T>({.rows = std::min(down, high - i),
+                        .columns = std::min(panel_width<T>, wide - j),
+                        .depth = deep,
+                        .a = {a.data + i * a.row, a.row, a.column},
+                        .b = b + j,
+                        .b_row = b_row,
+                        .c = c + i * c_row + j,
+                        .c_row = c_row},
+                       {.accumulate = accumulate});
+    }
+  }
+}
+
 /// Scores [count, panel] of as many keys become weights 2^(scale (score - highest)), summed up: highest, [panel], is
 /// the highest score so far. A function of its own, whose constants then stay in registers.
 template <class T, int Vectors>
@@ -211,7 +231,7 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
   const auto& [shape, of_head, of, next] = task;
   const Index width = shape.width(), key_width = shape.key_width();
   const Index head = shape.head_width, padded_head = padded_columns<T>(head);
-  const bool copied = AttentionScratch<T>::copies_keys(shape), packed = AttentionScratch<T>::packs_values(shape);
+  const bool copied = AttentionScratch<T>::copies_keys(shape);
   const Index end = shape.mask.visible_keys(first + rows - 1, shape.keys), seen = std::min(count, end - key);
   if (seen <= 0) return;
   // Fewer weights than a head has elements are divided by their sum instead of what they mix, which goes to its place.
@@ -268,11 +288,12 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
     simd::store(sums + v * w, weight[v]);
   }
   if (shape.dropout) drop_out(shape, of_head, first, rows, key, seen, at.scores, panel);
-  // Of two registers of queries what they mix stands transposed until all keys have been met, [head, panel]: tiles of
-  // it are higher than those of the queries' rows would be, and go over the values once.
-  const bool transposed = Vectors == 2 && !direct;
-  const T* const values = packed ? at.values : of.v + key * key_width;
-  const Index values_row = packed ? padded_head : key_width;
+  // What two registers full of queries mix stands transposed until all keys have been met, [head, panel]: its tiles go
+  // over the values once.
+  const bool transposed = Vectors == 2 && !direct && head * panel <= rows * padded_head;
+  const bool values_copied = AttentionScratch<T>::copies_values(shape);
+  const T* const values = values_copied ? at.values : of.v + key * key_width;
+  const Index values_row = values_copied ? padded_head : key_width;
   T* const mixed = direct ? of.o + first * width : at.mixed + column * padded_head;
   const Index mixed_row = direct ? width : transposed ? panel : padded_head;
   for (Index i = 0; moved && i < (transposed ? head : rows); ++i) {
@@ -283,21 +304,11 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
       scale_rows(1, padded_head, row, 0, by_query[i], row, 0);
     }
   }
-  const Operand<T> left = transposed ? Operand<T>{values, 1, values_row} : Operand<T>{at.scores, 1, panel};
-  const Operand<T> right = transposed ? Operand<T>{at.scores, panel, 1} : Operand<T>{values, values_row, 1};
-  const Index down = transposed ? head : rows, across = transposed ? panel : direct ? head : padded_head;
-  for (Index i = 0, high = even_tile_rows<T>(down); i < down; i += high) {
-    for (Index j = 0; j < across; j += panel_width<T>) {
-      multiply_tile<T>({.rows = std::min(high, down - i),
-                        .columns = std::min(panel_width<T>, across - j),
-                        .depth = seen,
-                        .a = {left.data + i, left.row, left.column},
-                        .b = right.data + j,
-                        .b_row = right.row,
-                        .c = mixed + i * mixed_row + j,
-                        .c_row = mixed_row},
-                       {.accumulate = !begins});
-    }
+  if (transposed) {
+    multiply_rows(head, panel, seen, {values, 1, values_row}, at.scores, panel, mixed, mixed_row, !begins);
+  } else {
+    const Index across = direct ? head : padded_head;
+    multiply_rows(rows, across, seen, {at.scores, 1, panel}, values, values_row, mixed, mixed_row, !begins);
   }
   if (!ends) return;
   for (int v = 0; v < Vectors; ++v) {
@@ -323,9 +334,7 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
   for (Index key = 0; key < seen; key += Scratch::key_block) {
     const Index count = std::min(Scratch::key_block, seen - key);
     if (Scratch::copies_keys(shape)) copy_rows(count, head, task.of.k + key * width, width, at.keys);
-    if (Scratch::packs_values(shape)) {
-      copy_rows(count, head, task.of.v + key * width, width, at.values);
-    }
+    if (Scratch::copies_values(shape)) copy_rows(count, head, task.of.v + key * width, width, at.values);
     for (Index i = first; i < end; i += panel_width<T>) {
       // Of a single block nothing has to stay, and the same memory stays in the first-level cache.
       const Index rows = std::min(panel_width<T>, end - i), column = count == seen ? 0 : i - first;

@@ -37,25 +37,6 @@ struct AttentionHead {
         q_gradient(g.q + shape.offset(head)) {}
 };
 
-/// c [high, wide], rows c_row apart, = or += a [high, deep] . b [deep, wide], whose rows are padded to whole registers.
-template <class T>
-void multiply_rows(Index high, Index wide, Index deep, const Operand<T>& a, const T* b, Index b_row, T* c, Index c_row,
-                   bool accumulate) {
-  for (Index i = 0; i < high; i += tile_rows<T>) {
-    for (Index j = 0; j < wide; j += panel_width<T>) {
-      multiply_tile<T>({.rows = std::min<Index>(tile_rows<T>, high - i),
-                        .columns = std::min(panel_width<T>, wide - j),
-                        .depth = deep,
-                        .a = {a.data + i * a.row, a.row, a.column},
-                        .b = b + j,
-                        .b_row = b_row,
-                        .c = c + i * c_row + j,
-                        .c_row = c_row},
-                       {.accumulate = accumulate});
-    }
-  }
-}
-
 /// A block of keys and values, key .. key + count - 1, and where their gradients are summed up, rows `row` apart.
 template <class T>
 struct KeyBlock {

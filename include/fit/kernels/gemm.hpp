@@ -178,28 +178,34 @@ BlockGrid block_grid(const Product<T>& p, Index most, Index strips) {
 }
 
 /// A right operand that is packed, in tasks that any thread may do: some rows of a panel or, where rows can be read
-/// whole, of those panels that a thread will go through, which are then in its caches. Of eight at most: rows of panels
-/// whose beginnings lie far apart fall on each other there.
+/// whole, of a thread's share of the panels, which it may find in its caches again. Of four panels at least, as memory
+/// gives shorter pieces slowly, and of eight at most, as panels that begin far apart fall on each other in the caches.
 template <class T>
 struct Packing {
   Operand<T> from;
-  Index depth = 0, columns = 0, columns_of_task = 0;
+  Index depth = 0, columns = 0, rows_of_task = 0, columns_of_task = 0;
   T* panels = nullptr;
 
   Packing() = default;
   Packing(const Factors<T>& factors, Index all_columns, Index lanes, T* to)
       : from(factors.b), depth(factors.depth), columns(all_columns), columns_of_task(panel_width<T>), panels(to) {
+    constexpr Index w = simd::width<T>;
     const Index panels_of_lane = (columns + lanes * panel_width<T> - 1) / (lanes * panel_width<T>);
     if (from.column == 1) columns_of_task *= std::clamp<Index>(panels_of_lane, 4, 8);
+    const Index elements = std::clamp<Index>(depth * columns / (2 * lanes), 4096, 32768);
+    rows_of_task = (elements / columns_of_task + w - 1) / w * w;
   }
-  Index rows_of_task() const { return std::max<Index>(simd::width<T>, (Index{1} << 15) / columns_of_task); }
-  Index down() const { return (depth + rows_of_task() - 1) / rows_of_task(); }
+  Index down() const { return (depth + rows_of_task - 1) / rows_of_task; }
   Index tasks() const { return down() * ((columns + columns_of_task - 1) / columns_of_task); }
   void run(Index task) const {
-    const Index j = task / down() * columns_of_task, k = task % down() * rows_of_task();
+    const Index j = task / down() * columns_of_task, across = std::min(columns_of_task, columns - j);
+    const Index first = task % down() * rows_of_task, last = std::min(first + rows_of_task, depth);
     const Operand<T> part{from.data + j * from.column, from.row, from.column};
-    pack_panels(part, std::min(columns_of_task, columns - j), depth, k, std::min(k + rows_of_task(), depth),
-                panels + j * depth);
+    if (from.column == 1) {
+      pack_rows(part.data, part.row, across, depth, first, last, panels + j * depth);
+    } else {
+      pack_panel(part, across, first, last, panels + j * depth);
+    }
   }
 };
 
@@ -240,10 +246,10 @@ void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace
   Index slices = 0;
   BlockGrid grids[most_products];
   for (std::size_t p = 0; p < products.size(); ++p) {
-    grids[p] = block_grid(products[p], most, lanes == 1 ? 1 : 4 * lanes);
+    grids[p] = block_grid(products[p], most, most == work ? 1 : 4 * lanes);
     slices = std::max(slices, grids[p].blocks());
   }
-  // A task is the same share of every product, so that a thread goes on with the rows it had before.
+  // A task is the same share of every product, so that a thread goes on with the rows or columns it had before.
   executor.parallel_for(slices, [&](Index slice, int lane) {
     for (std::size_t p = 0; p < products.size(); ++p) {
       const Product<T>& product = products[p];

@@ -24,7 +24,7 @@ struct Finish {
 };
 
 /// One tile of a product: c(i, j) = the sum over k < depth of a(i, k) b(k, j), before it is finished. Whole vectors of
-/// b are read: it is a packed panel, or its columns are a whole number of vectors.
+/// b are read: it is a packed panel, or its rows go on to a whole number of vectors.
 template <class T>
 struct Tile {
   Index rows, columns, depth;  // 1 .. tile_rows, 1 .. panel_width, 0 or more

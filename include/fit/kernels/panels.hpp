@@ -17,22 +17,14 @@ struct Operand {
   Index row, column;
 };
 
-/// Packs rows first..last-1 of the panel that starts at `from`'s first column and has `columns` columns, at most
-/// panel_width. `panel` is the start of the panel, whose rows are padded_columns(columns) long.
+/// Packs rows first..last-1 of the panel that starts at a transposed operand's first column and has `columns` columns,
+/// at most panel_width. `panel` is the start of the panel, whose rows are padded_columns(columns) long.
 template <class T>
 void pack_panel(const Operand<T>& from, Index columns, Index first, Index last, T* panel) {
   constexpr Index w = simd::width<T>;
   FIT_ASSERT(columns >= 0 && columns <= panel_width<T>);
-  FIT_ASSERT(from.row == 1 || from.column == 1);
+  FIT_ASSERT(from.row == 1);
   const Index row = padded_columns<T>(columns);
-  if (from.column == 1) {
-    for (Index k = first; k < last; ++k) {
-      for (Index j = 0; j < row; j += w) {
-        simd::store(panel + k * row + j, simd::load_part(from.data + k * from.row + j, columns - j));
-      }
-    }
-    return;
-  }
   // Squares are transposed in registers.
   for (Index j = 0; j < row; j += w) {
     const T* column = from.data + j * from.column;
@@ -49,29 +41,22 @@ void pack_panel(const Operand<T>& from, Index columns, Index first, Index last, 
   }
 }
 
-/// The same of `columns` columns from `from`'s first on, in panels one after the other, each of `depth` rows.
+/// Packs rows first..last-1 of a plain operand, rows `row` apart, as panels one after the other, each of `depth` rows.
+/// Rows are read whole: memory gives them faster than pieces that lie far apart.
 template <class T>
-void pack_panels(const Operand<T>& from, Index columns, Index depth, Index first, Index last, T* panels) {
-  constexpr Index w = simd::width<T>;
-  if (from.column != 1) {
-    for (Index j = 0; j < columns; j += panel_width<T>) {
-      pack_panel(Operand<T>{from.data + j * from.column, from.row, from.column}, std::min(panel_width<T>, columns - j),
-                 first, last, panels + j * depth);
-    }
-    return;
-  }
-  // Rows are read whole: memory gives them faster than pieces that lie far apart.
+void pack_rows(const T* from, Index row, Index columns, Index depth, Index first, Index last, T* panels) {
+  constexpr Index w = simd::width<T>, line = static_cast<Index>(alignment / sizeof(T));
   const Index whole = columns / panel_width<T> * panel_width<T>, rest = columns - whole;
   for (Index k = first; k < last; ++k) {
-    const T* row = from.data + k * from.row;
+    const T* elements = from + k * row;
+    for (Index j = 0; j < whole; j += line) __builtin_prefetch(elements + 16 * row + j, 0, 2);
     T* to = panels + k * panel_width<T>;
     for (Index j = 0; j < whole; j += panel_width<T>, to += depth * panel_width<T>) {
-      for (Index v = 0; v < panel_width<T>; v += w) __builtin_prefetch(row + 16 * from.row + j + v, 0, 2);
-      simd::store(to, simd::load(row + j));
-      simd::store(to + w, simd::load(row + j + w));
+      simd::store(to, simd::load(elements + j));
+      simd::store(to + w, simd::load(elements + j + w));
     }
     to = panels + whole * depth + k * padded_columns<T>(rest);
-    for (Index j = 0; j < rest; j += w) simd::store(to + j, simd::load_part(row + whole + j, rest - j));
+    for (Index j = 0; j < rest; j += w) simd::store(to + j, simd::load_part(elements + whole + j, rest - j));
   }
 }
 

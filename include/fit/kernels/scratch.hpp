@@ -101,7 +101,7 @@ struct AttentionScratch {
   T *keys, *values;       // [key_block, head]
   T* queries;             // panels of queries, transposed, [head, panel] each
   T* scores;              // [key_block, panel]
-  T *mixed, *peak, *sum;  // [queries of all panels, head]; [queries of all panels] of their scores and weights
+  T *mixed, *peak, *sum;  // [queries of all panels, head], some panels transposed; [queries of all panels]
 
   /// Queries that go over the keys together, filled up to whole panels: all where they are few, so that keys are copied
   /// once, else fewer, so that there are pieces for many threads.
@@ -113,7 +113,7 @@ struct AttentionScratch {
   /// Rows of keys are copied next to each other where several panels of queries meet them, and so are values, these
   /// also where their rows are no whole registers.
   static constexpr bool copies_keys(const AttentionShape& shape) { return shape.queries > panel_width<T>; }
-  static constexpr bool packs_values(const AttentionShape& shape) {
+  static constexpr bool copies_values(const AttentionShape& shape) {
     return copies_keys(shape) || shape.head_width % simd::width<T> != 0;
   }
   static constexpr Index size(const AttentionShape& shape) { return AttentionScratch(nullptr, shape).size_; }
@@ -126,7 +126,7 @@ struct AttentionScratch {
       return part;
     };
     keys = take(copies_keys(shape) ? block * head : 0);
-    values = take(packs_values(shape) ? block * head : 0);
+    values = take(copies_values(shape) ? block * head : 0);
     queries = take(all * shape.head_width);
     scores = take(panel * block);
     mixed = take(all * head);

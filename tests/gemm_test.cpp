@@ -187,7 +187,7 @@ Index faults_of(const Case& c) {
   Problem<T> problem(c);
   kernels::multiply({problem.fresh()}, threads().one);
   fit::Arena& arena = threads().one.arena();
-  {  // What was packed is not read again where nothing is.
+  {  // NaN where operands were packed: all that is read of them must be packed anew.
     const fit::Arena::Scope scope(arena);
     const auto room = static_cast<Index>(arena.peak() / sizeof(T));
     std::fill_n(arena.allocate<T>(room), room, std::numeric_limits<T>::quiet_NaN());

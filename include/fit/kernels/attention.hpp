@@ -150,9 +150,10 @@ void ask_for_rows(const T* from, Index rows, Index columns, Index row) {
   }
 }
 
-/// How many rows each of the fewest tiles has, so that none is much smaller than the others.
+/// How many rows each of the fewest tiles has, so that none is much smaller than the others; of one row or more.
 template <class T>
 Index even_tile_rows(Index rows) {
+  FIT_ASSERT(rows >= 1);
   const Index tiles = (rows + tile_rows<T> - 1) / tile_rows<T>;
   return (rows + tiles - 1) / tiles;
 }
@@ -296,17 +297,15 @@ void attend(const AttentionTask<T>& task, const AttentionScratch<T>& at, Index f
   const Index values_row = values_copied ? padded_head : key_width;
   T* const mixed = direct ? of.o + first * width : at.mixed + column * padded_head;
   const Index mixed_row = direct ? width : transposed ? panel : padded_head;
-  for (Index i = 0; moved && i < (transposed ? head : rows); ++i) {
-    T* const row = mixed + i * mixed_row;
-    if (transposed) {
-      for (Index j = 0; j < panel; j += w) simd::store(row + j, simd::load(row + j) * simd::load(by_query + j));
-    } else {
-      scale_rows(1, padded_head, row, 0, by_query[i], row, 0);
-    }
-  }
   if (transposed) {
+    for (Index i = 0; moved && i < head * panel; i += w) {
+      simd::store(mixed + i, simd::load(mixed + i) * simd::load(by_query + i % panel));
+    }
     multiply_rows(head, panel, seen, {values, 1, values_row}, at.scores, panel, mixed, mixed_row, !begins);
   } else {
+    for (Index i = 0; moved && i < rows; ++i) {
+      scale_rows(1, padded_head, mixed + i * mixed_row, 0, by_query[i], mixed + i * mixed_row, 0);
+    }
     const Index across = direct ? head : padded_head;
     multiply_rows(rows, across, seen, {at.scores, 1, panel}, values, values_row, mixed, mixed_row, !begins);
   }

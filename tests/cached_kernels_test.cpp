@@ -158,7 +158,7 @@ TEST_CASE("products that are not of few rows' kind are refused", "[cached_kernel
             kernels::multiply_few_rows({right, wrong}, workspace);
           }) ==
           "multiply_few_rows computes products of one pair of factors, the left one plain and the right one "
-          "transposed, with bias and GELU; it was given " +
+          "transposed, with bias and GELU in place; it was given " +
               what);
   };
   using Product = kernels::Product<float>;
@@ -170,6 +170,12 @@ TEST_CASE("products that are not of few rows' kind are refused", "[cached_kernel
   refused([&](Product& p) { p.finish.row_scale = x.data(); }, "row_scale");
   refused([](Product& p) { p.dropout = {1, 0.5f}; }, "drop-out");
   refused([](Product& p) { p.activation = kernels::Activation::gelu_backward; }, "the slope of GELU");
+  refused(
+      [&](Product& p) {
+        p.activation = kernels::Activation::gelu;
+        p.activated = x.data();
+      },
+      "the slope of GELU");
   CHECK(y == std::vector<float>(64, 7.0f));
 }
 

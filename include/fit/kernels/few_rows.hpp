@@ -61,23 +61,24 @@ template <class T>
 void require_few_rows(const Product<T>& p) {
   const auto refuse_unless = [](bool condition, const char* what) {
     require(condition, "multiply_few_rows computes products of one pair of factors, the left one plain and the right ",
-            "one transposed, with bias and GELU; it was given ", what);
+            "one transposed, with bias and GELU in place; it was given ", what);
   };
   refuse_unless(p.count == 1, "several pairs");
   refuse_unless(p.factors[0].a.column == 1, "a left factor that is transposed");
   refuse_unless(p.factors[0].b.row == 1, "a right factor that is plain");
   refuse_unless(!p.finish.row_scale, "row_scale");
   refuse_unless(!p.dropout, "drop-out");
-  refuse_unless(p.activation != Activation::gelu_backward, "the slope of GELU");
+  const bool in_place = p.activation == Activation::gelu && p.activated == p.c;
+  refuse_unless(p.activation == Activation::none || in_place, "the slope of GELU");
 }
 
 }  // namespace detail
 
 /// What multiply() computes, for rows so few that the time goes into reading the right operands: these are read once,
 /// where they are. Products of one pair of factors, x [rows, depth] plain and a weight [columns, depth] transposed,
-/// with bias, `accumulate`, and GELU without drop-out. An element's bits depend neither on the number of rows, so that
-/// sequences of a batch do not see each other, nor on the threads; they differ from multiply()'s in rounding. Throws
-/// Error for any other product.
+/// with bias, `accumulate`, and GELU in place without drop-out. An element's bits depend neither on the number of rows,
+/// so that sequences of a batch do not see each other, nor on the threads; they differ from multiply()'s in rounding.
+/// Throws Error for any other product.
 template <class T>
 void multiply_few_rows(std::initializer_list<Product<T>> products, Workspace& workspace) {
   for (const Product<T>& product : products) {
@@ -116,7 +117,7 @@ void multiply_few_rows(std::initializer_list<Product<T>> products, Workspace& wo
       if (product.activation == Activation::gelu) {
         for (Index row = 0; row < product.rows; ++row) {
           const Index at = row * product.c_row + first;
-          gelu(product.c + at, product.activated + at, last - first);
+          gelu(product.c + at, product.c + at, last - first);
         }
       }
       return;

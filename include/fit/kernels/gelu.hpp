@@ -18,15 +18,25 @@ void gelu(const T* x, T* output, Index count) {
   }
 }
 
-/// gradient *= d gelu(x) / dx = Phi(x) + x phi(x), `count` elements.
+/// The same, and the slope d gelu(x) / dx = Phi(x) + x phi(x) in place of x.
 template <class T>
-void gelu_backward(const T* x, T* gradient, Index count) {
-  FIT_ASSERT(count == 0 || (count > 0 && x && gradient));
+void gelu_and_slope(T* x, T* output, Index count) {
+  FIT_ASSERT(count == 0 || (count > 0 && x && output && x != output));
   for (Index i = 0; i < count; i += simd::width<T>) {
     const simd::Batch<T> value = simd::load_part(x + i, count - i);
     const simd::Normal<T> normal = simd::normal(value);
-    const simd::Batch<T> slope = simd::fma(value, normal.density, normal.distribution);
-    simd::store_part(gradient + i, simd::load_part(gradient + i, count - i) * slope, count - i);
+    simd::store_part(output + i, value * normal.distribution, count - i);
+    simd::store_part(x + i, simd::fma(value, normal.density, normal.distribution), count - i);
+  }
+}
+
+/// gradient *= slope, `count` elements.
+template <class T>
+void times_slope(const T* slope, T* gradient, Index count) {
+  FIT_ASSERT(count == 0 || (count > 0 && slope && gradient));
+  for (Index i = 0; i < count; i += simd::width<T>) {
+    const simd::Batch<T> value = simd::load_part(gradient + i, count - i) * simd::load_part(slope + i, count - i);
+    simd::store_part(gradient + i, value, count - i);
   }
 }
 

@@ -28,8 +28,8 @@ struct Factors {
 
 enum class Activation {
   none,
-  gelu,           // c = the sums (kept for the way back), activated = gelu(c), dropped out
-  gelu_backward,  // c = the sums, dropped out alike, times gelu'(before)
+  gelu,           // activated = gelu(the sums), dropped out; c, where that is other memory, = the slope of activated
+  gelu_backward,  // c = the sums times the slope
 };
 
 /// c = row_scale * (sum of the factors + bias), plus c if `accumulate`; then the activation.
@@ -42,8 +42,8 @@ struct Product {
   Index c_row = 0;
   Finish<T> finish = {};
   Activation activation = Activation::none;
-  T* activated = nullptr;     // [rows, columns], laid out as c
-  const T* before = nullptr;  // [rows, columns], laid out as c
+  T* activated = nullptr;    // [rows, columns], laid out as c
+  const T* slope = nullptr;  // [rows, columns], laid out as c: that of gelu, for the way back
   Dropout dropout = {};
 };
 
@@ -68,7 +68,7 @@ void check(const Product<T>& p) {
   FIT_ASSERT(p.rows <= 1 || p.c_row >= p.columns);
   FIT_ASSERT(!p.finish.row_scale || p.finish.rows_per_scale >= 1);
   FIT_ASSERT(empty || p.activation != Activation::gelu || p.activated);
-  FIT_ASSERT(empty || p.activation != Activation::gelu_backward || (p.before && p.before != p.c));
+  FIT_ASSERT(empty || p.activation != Activation::gelu_backward || (p.slope && p.slope != p.c));
   for (int f = 0; f < p.count; ++f) {
     const auto& [a, b, depth] = p.factors[f];
     FIT_ASSERT(depth >= 0);
@@ -134,16 +134,21 @@ void multiply_block(const Product<T>& product, const T* const* packed, int f, In
       FIT_COUNT(products, 2 * down * wide * depth);
       if (!last || product.activation == Activation::none) continue;
       for (Index r = 0; r < down; ++r) {
-        const Index offset = r * product.c_row;
-        const auto element = static_cast<std::uint64_t>((i + r) * product.columns + j);
-        if (product.activation == Activation::gelu) {
-          T* activated = product.activated + (c - product.c) + offset;
-          gelu(c + offset, activated, wide);
-          if (product.dropout) product.dropout.apply(activated, wide, element);
-        } else {
-          if (product.dropout) product.dropout.apply(c + offset, wide, element);
-          gelu_backward(product.before + (c - product.c) + offset, c + offset, wide);
+        const Index at = (i + r) * product.c_row + j;
+        if (product.activation == Activation::gelu_backward) {
+          times_slope(product.slope + at, product.c + at, wide);
+          continue;
         }
+        T* activated = product.activated + at;
+        if (product.activated == product.c) {
+          gelu(activated, activated, wide);
+        } else {
+          gelu_and_slope(product.c + at, activated, wide);
+        }
+        if (!product.dropout) continue;
+        const auto element = static_cast<std::uint64_t>((i + r) * product.columns + j);
+        product.dropout.apply(activated, wide, element);
+        if (product.activated != product.c) product.dropout.apply(product.c + at, wide, element);
       }
     }
   }

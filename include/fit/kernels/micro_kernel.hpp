@@ -70,8 +70,15 @@ template <class T, int Rows, int Vectors>
     a += a_depth;
     b += b_row;
   }
-  const bool plain = !finish.bias && !finish.row_scale;
-  if (columns == Vectors * w && plain) {
+  if (columns == Vectors * w && !finish.row_scale) {
+    if (finish.bias) {
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        const Batch bias = simd::load(finish.bias + v * w);
+#pragma GCC unroll 16
+        for (int i = 0; i < Rows; ++i) sums[i][v] += bias;
+      }
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 2

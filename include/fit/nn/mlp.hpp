@@ -24,9 +24,8 @@ namespace detail {
 
 template <class T>
 struct MLPRecord {
-  const T *input, *before, *activated;
+  const T *input, *slope, *activated;
   PathScale<T> path;
-  kernels::Dropout dropout;
 };
 
 }  // namespace detail
@@ -36,15 +35,15 @@ template <class T, int Width, int Ratio>
 void forward(const MLP<T, Width, Ratio>& p, const T* input, T* residual, Index rows, const PathScale<T>& path,
              const kernels::Dropout& dropout, Tape& tape, const StepKernels<T>& with = {}) {
   const auto start = tape.mark();
-  T* before = tape.allocate<T>(rows * Width * Ratio);
-  T* activated = tape.recording() ? tape.allocate<T>(rows * Width * Ratio) : before;
-  auto up = output_product(p.fc1, input, before, rows);
+  T* activated = tape.allocate<T>(rows * Width * Ratio);
+  T* slope = tape.recording() ? tape.allocate<T>(rows * Width * Ratio) : nullptr;
+  auto up = output_product(p.fc1, input, slope ? slope : activated, rows);
   up.activation = kernels::Activation::gelu;
   up.activated = activated;
   up.dropout = dropout;
   with.multiply({up}, tape);
   with.multiply({residual_product<T>(p.fc2, activated, residual, rows, path)}, tape);
-  tape.finish(start, detail::MLPRecord<T>{input, before, activated, path, dropout});
+  tape.finish(start, detail::MLPRecord<T>{input, slope, activated, path});
 }
 
 /// Writes input_gradient, and adds to `gradient`.
@@ -56,8 +55,7 @@ void backward(const MLP<T, Width, Ratio>& p, const T* residual_gradient, T* inpu
   T* hidden = tape.scratch<T>(rows * Width * Ratio);
   auto through = input_product(p.fc2.weight, branch, hidden, rows);
   through.activation = kernels::Activation::gelu_backward;
-  through.before = saved->before;
-  through.dropout = saved->dropout;
+  through.slope = saved->slope;
   kernels::multiply({through, weight_product(gradient.fc2.weight, saved->activated, branch, rows)}, tape);
   kernels::multiply({input_product<T>(p.fc1.weight, hidden, input_gradient, rows),
                      weight_product<T>(gradient.fc1.weight, saved->input, hidden, rows)},

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include <fit/models/arguments.hpp>
+#include <fit/models/by_groups.hpp>
 #include <fit/models/trunk.hpp>
 #include <fit/nn/initialise.hpp>
 #include <fit/nn/stem.hpp>
@@ -210,37 +211,30 @@ class DiffusionDecoder {
     const T* prediction_gradient = nullptr;
     DiffusionDecoder* gradient = nullptr;
     T* noisy_gradient = nullptr;
-    // Or, in place of input, output and their gradients:
-    const GroupSource<T>* source = nullptr;
-    const GroupLoss<T>* loss = nullptr;
-    double* total = nullptr;
+    detail::ByGroups<T> by_groups = {};
 
     static constexpr Index input_size = Index{config.tokens} * config.channels;  // of a group
     static constexpr Index output_size = Index{config.tokens} * config.output_channels;
 
     void start(const detail::Chunk& groups, T* x, Tape& tape) const {
       const auto start = tape.mark();
-      const T* from = groups.of(noisy, input_size);
-      if (source) {
-        T* tokens = tape.allocate<T>(groups.count * input_size);  // [groups, tokens, channels]
-        source->fill(groups.number, groups.count, tokens);
-        from = tokens;
-      }
-      nn::forward(p->stem_, from, x, groups.count, tape);
+      nn::forward(p->stem_, by_groups.read(groups, noisy, input_size, tape), x, groups.count, tape);
       tape.finish(start);
     }
     void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
       const auto frame = tape.pop();
-      const bool told = source && source->gradient;
-      T* to = told ? tape.scratch<T>(groups.count * input_size) : groups.of(noisy_gradient, input_size);
-      nn::backward<T>(p->stem_, x_gradient, to, gradient->stem_, groups.count, tape);
-      if (told) source->gradient(groups.number, groups.count, to);
+      by_groups.read_backward(groups, noisy_gradient, input_size, tape, [&](T* to) {
+        nn::backward<T>(p->stem_, x_gradient, to, gradient->stem_, groups.count, tape);
+      });
     }
 
     void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
-      if (loss) {
-        if (!again) end_loss(groups, x, tape);
-        return;
+      if (by_groups.loss) {
+        if (again) return;
+        // x becomes its own gradient.
+        return by_groups.add_loss(
+            groups, output_size, gradient != nullptr, tape, [&](T* to) { predict(groups, x, to, tape); },
+            [&](const T* from) { predict_backward(groups, from, x, tape); });
       }
       const auto start = tape.mark();
       T* to = again ? tape.allocate<T>(groups.count * output_size) : groups.of(prediction, output_size);
@@ -248,7 +242,7 @@ class DiffusionDecoder {
       tape.finish(start);
     }
     void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
-      if (loss) return;
+      if (by_groups.loss) return;
       const auto frame = tape.pop();
       const T* from = groups.of(prediction_gradient, output_size);
       predict_backward(groups, from ? from : detail::zeros<T>(groups.count * output_size, tape), x_gradient, tape);
@@ -270,17 +264,6 @@ class DiffusionDecoder {
       nn::backward<T>(p->output_, from, normed, gradient->output_, rows, tape);
       std::fill_n(x_gradient, rows * config.data_dim, T(0));
       nn::backward<T>(p->data_norm_, normed, x_gradient, gradient->data_norm_, rows, tape);
-    }
-
-    /// Adds to the total and, with a gradient, goes back at once: x becomes its own gradient.
-    void end_loss(const detail::Chunk& groups, T* x, Tape& tape) const {
-      const Tape::Recording recording(tape, gradient != nullptr);
-      const Arena::Scope scope(tape.arena());
-      T* output = tape.scratch<T>(groups.count * output_size);
-      T* output_gradient = gradient ? tape.scratch<T>(groups.count * output_size) : nullptr;
-      predict(groups, x, output, tape);
-      *total += (*loss)(groups.number, groups.count, output, output_gradient);
-      if (gradient) predict_backward(groups, output_gradient, x, tape);
     }
   };
 
@@ -316,9 +299,7 @@ class DiffusionDecoder {
     double total = 0;
     Ends ends{this, nullptr, nullptr};
     ends.gradient = gradient;
-    ends.source = &inputs.noisy;
-    ends.loss = &loss;
-    ends.total = &total;
+    ends.by_groups = {&inputs.noisy, &loss, &total};
     run(inputs, ends, sizes, nullptr, inputs.noisy.grid, tape, {}, watch);
     return detail::sum_over(sizes.team, total);
   }

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <fit/models/arguments.hpp>
+#include <fit/models/by_groups.hpp>
 #include <fit/models/trunk.hpp>
 #include <fit/nn/initialise.hpp>
 #include <fit/nn/stem.hpp>
@@ -152,24 +153,17 @@ class Encoder {
     const T* data_gradient = nullptr;
     Encoder* gradient = nullptr;
     T *input_gradient = nullptr, *extra_gradient = nullptr;
-    // Or, in place of input, outputs and their gradients:
-    const GroupSource<T>* source = nullptr;
-    const GroupLoss<T>* loss = nullptr;
-    double* total = nullptr;
+    detail::ByGroups<T> by_groups = {};
 
     static constexpr Index input_size = Index{config.tokens} * config.channels;  // of a group
     static constexpr Index own_size = Index{config.tokens} * config.data_dim;
     static constexpr Index extra_size = Index{config.extra_tokens} * config.data_dim;
+    static constexpr Index output_size = own_size + extra_size;
     static constexpr Index extra_input_size = Index{config.extra_tokens} * config.extra_channels;
 
     void start(const detail::Chunk& groups, T* x, Tape& tape) const {
       const auto start = tape.mark();
-      const T* from = groups.of(input, input_size);
-      if (source) {
-        T* tokens = tape.allocate<T>(groups.count * input_size);  // [groups, tokens, channels]
-        source->fill(groups.number, groups.count, tokens);
-        from = tokens;
-      }
+      const T* from = by_groups.read(groups, input, input_size, tape);
       if constexpr (!has_extra) {
         nn::forward(p->stem_, from, x, groups.count, tape);
       } else {
@@ -186,57 +180,42 @@ class Encoder {
 
     void start_backward(const detail::Chunk& groups, const T* x_gradient, Tape& tape) const {
       const auto frame = tape.pop();
-      const bool told = source && source->gradient;
-      T* to = told ? tape.scratch<T>(groups.count * input_size) : groups.of(input_gradient, input_size);
-      if constexpr (!has_extra) {
-        nn::backward<T>(p->stem_, x_gradient, to, gradient->stem_, groups.count, tape);
-      } else {
+      const T* own = x_gradient;
+      if constexpr (has_extra) {
         const Index rows = groups.count * config.extra_tokens;
         T* more = tape.scratch<T>(rows * config.data_dim);
         T* between = detail::zeros<T>(rows * config.data_dim, tape);
-        T* own = tape.scratch<T>(groups.count * own_size);
-        detail::split<T>(x_gradient, more, extra_size, own, own_size, groups.count);
+        T* rest = tape.scratch<T>(groups.count * own_size);
+        detail::split<T>(x_gradient, more, extra_size, rest, own_size, groups.count);
+        own = rest;
         nn::backward<T>(p->extra_stem_norm_, more, between, gradient->extra_stem_norm_, rows, tape);
         nn::backward<T>(p->extra_stem_, between, groups.of(extra_gradient, extra_input_size), gradient->extra_stem_,
                         rows, tape);
-        nn::backward<T>(p->stem_, own, to, gradient->stem_, groups.count, tape);
       }
-      if (told) source->gradient(groups.number, groups.count, to);
+      by_groups.read_backward(groups, input_gradient, input_size, tape,
+                              [&](T* to) { nn::backward<T>(p->stem_, own, to, gradient->stem_, groups.count, tape); });
     }
 
     void end(const detail::Chunk& groups, T* x, bool again, Tape& tape) const {
-      if (loss) {
-        if (!again) end_loss(groups, x, tape);
-        return;
-      }
-      nn::forward<T>(p->data_norm_, x, again ? x : groups.of(data, own_size + extra_size), groups.count * all_tokens,
-                     tape);
+      const auto norm = [&](T* to) { nn::forward<T>(p->data_norm_, x, to, groups.count * all_tokens, tape); };
+      if (!by_groups.loss) return norm(again ? x : groups.of(data, output_size));
+      if (again) return;
+      // x becomes its own gradient.
+      by_groups.add_loss(groups, output_size, gradient != nullptr, tape, norm,
+                         [&](const T* from) { backward_norm(groups, from, x, tape); });
     }
 
     void end_backward(const detail::Chunk& groups, T* x_gradient, Tape& tape) const {
-      if (loss) return;
+      if (by_groups.loss) return;
       const Arena::Scope scope(tape.arena());
-      const T* from = groups.of(data_gradient, own_size + extra_size);
-      backward_norm(groups, from ? from : detail::zeros<T>(size_of(groups), tape), x_gradient, tape);
+      const T* from = groups.of(data_gradient, output_size);
+      backward_norm(groups, from ? from : detail::zeros<T>(groups.count * output_size, tape), x_gradient, tape);
     }
 
    private:
-    static Index size_of(const detail::Chunk& groups) { return groups.count * (own_size + extra_size); }
-
     void backward_norm(const detail::Chunk& groups, const T* from, T* x_gradient, Tape& tape) const {
-      std::fill_n(x_gradient, size_of(groups), T(0));
+      std::fill_n(x_gradient, groups.count * output_size, T(0));
       nn::backward<T>(p->data_norm_, from, x_gradient, gradient->data_norm_, groups.count * all_tokens, tape);
-    }
-
-    /// Adds to the total and, with a gradient, goes back at once: x becomes its own gradient.
-    void end_loss(const detail::Chunk& groups, T* x, Tape& tape) const {
-      const Tape::Recording recording(tape, gradient != nullptr);
-      const Arena::Scope scope(tape.arena());
-      T* output = tape.scratch<T>(size_of(groups));
-      T* output_gradient = gradient ? tape.scratch<T>(size_of(groups)) : nullptr;
-      nn::forward<T>(p->data_norm_, x, output, groups.count * all_tokens, tape);
-      *total += (*loss)(groups.number, groups.count, output, output_gradient);
-      if (gradient) backward_norm(groups, output_gradient, x, tape);
     }
   };
 
@@ -274,9 +253,7 @@ class Encoder {
     const auto start = tape.mark();
     Ends ends{this, nullptr, nullptr, nullptr};
     ends.gradient = gradient;
-    ends.source = &source;
-    ends.loss = &loss;
-    ends.total = &total;
+    ends.by_groups = {&source, &loss, &total};
     T* x = tape.allocate<T>(sizes.data_rows() * config.data_dim);      // [B, groups, tokens, data_dim]
     T* z = tape.allocate<T>(sizes.latent_rows() * config.latent_dim);  // [B, groups, latents, latent_dim]
     write_positions(sizes, z, source.grid);

@@ -169,7 +169,7 @@ TEST_CASE("products that are not of few rows' kind are refused", "[cached_kernel
           "a right factor that is plain");
   refused([&](Product& p) { p.finish.row_scale = x.data(); }, "row_scale");
   refused([](Product& p) { p.dropout = {1, 0.5f}; }, "drop-out");
-  refused([](Product& p) { p.activation = kernels::Activation::gelu_backward; }, "the slope of GELU");
+  refused([](Product& p) { p.activation = kernels::Activation::times_slope; }, "the slope of GELU");
   refused(
       [&](Product& p) {
         p.activation = kernels::Activation::gelu;

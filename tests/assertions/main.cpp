@@ -84,8 +84,8 @@ void check_products() {
   });
   must_refuse("empty || p.activation != Activation::gelu ||",
               [](Product& p) { p.activation = kernels::Activation::gelu; });
-  must_refuse("empty || p.activation != Activation::gelu_backward",
-              [](Product& p) { p.activation = kernels::Activation::gelu_backward; });
+  must_refuse("empty || p.activation != Activation::times_slope",
+              [](Product& p) { p.activation = kernels::Activation::times_slope; });
   must_refuse("depth >= 0", [](Product& p) { p.factors[0].depth = -1; });
   must_refuse("a.data && b.data", [](Product& p) { p.factors[0].b.data = nullptr; });
   must_refuse("a.data != p.c", [](Product& p) { p.factors[0].a.data = c; });
@@ -171,7 +171,9 @@ void check_reductions() {
   must_fail("rate >= 0", [] { kernels::Dropout{1, 1.0f}.apply(a, 4, 0); });
   must_fail("count == 0", [] { kernels::Dropout{1, 0.5f}.apply<float>(nullptr, 4, 0); });
   must_fail("count == 0", [] { kernels::gelu<float>(nullptr, c, 4); });
-  must_fail("count == 0", [] { kernels::gelu_backward<float>(a, nullptr, 4); });
+  must_fail("count == 0", [] { kernels::gelu_and_slope<float>(a, nullptr, 4); });
+  must_fail("count == 0", [] { kernels::gelu_and_slope<float>(a, a, 4); });
+  must_fail("count == 0", [] { kernels::times_slope<float>(a, nullptr, 4); });
   must_fail("count == 0", [] { kernels::silu<float>(a, c, -1); });
   must_fail("count == 0", [] { kernels::silu_backward<float>(nullptr, c, 4); });
 }

@@ -97,7 +97,7 @@ struct DiffusionDecoder {
   constexpr void end(Index groups, bool again, Meter<T>& meter) const {
     const Index size = groups * c.tokens * c.output_channels;
     if (by_groups) {
-      if (!again) end_loss(groups, meter);
+      if (!again) add_loss(groups, meter);
       return;
     }
     const Index start = meter.mark();
@@ -180,13 +180,13 @@ struct DiffusionDecoder {
     metered::backward(data_norm(), rows, meter);
   }
   template <class T>
-  constexpr void end_loss(Index groups, Meter<T>& meter) const {
+  constexpr void add_loss(Index groups, Meter<T>& meter) const {
     const Index size = groups * c.tokens * c.output_channels;
     const bool training = meter.recording() || again_groups(meter.options());
     meter.record_briefly(training, [&] {
       meter.in_scope([&] {
         meter.scratch(size);                // output
-        if (training) meter.scratch(size);  // output_gradient
+        if (training) meter.scratch(size);  // gradient
         predict(groups, meter);
         if (!training) return;
         meter.set_backward(true);

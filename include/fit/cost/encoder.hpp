@@ -68,7 +68,7 @@ struct Encoder {
     if (c.extra_tokens > 0) {
       meter.scratch(rows * c.data_dim);               // more
       meter.scratch(rows * c.data_dim);               // between
-      meter.scratch(groups * c.tokens * c.data_dim);  // own
+      meter.scratch(groups * c.tokens * c.data_dim);  // rest
       metered::backward(data_norm(), rows, meter);
       metered::backward(extra_stem(), false, rows, meter);
     }
@@ -83,7 +83,7 @@ struct Encoder {
     meter.record_briefly(training, [&] {
       meter.in_scope([&] {
         meter.scratch(rows * c.data_dim);                // output
-        if (training) meter.scratch(rows * c.data_dim);  // output_gradient
+        if (training) meter.scratch(rows * c.data_dim);  // gradient
         metered::forward(data_norm(), rows, meter);
         if (training) metered::backward(data_norm(), rows, meter);
       });

@@ -99,11 +99,11 @@ constexpr void forward(const MLP& p, Index rows, Meter<T>& meter) {
   meter.allocate(rows * p.width);  // normed
   forward(p.norm(), rows, meter);
   const Index inside = meter.mark();
-  meter.allocate(rows * p.width * p.ratio);                         // before
-  if (meter.recording()) meter.allocate(rows * p.width * p.ratio);  // activated
+  meter.allocate(rows * p.width * p.ratio);                         // activated
+  if (meter.recording()) meter.allocate(rows * p.width * p.ratio);  // slope
   meter.multiply({output_product<T>(p.fc1(), rows)});
   meter.multiply({output_product<T>(p.fc2(), rows)});
-  meter.finish(inside, 3 * sizeof(void*) + path_size + sizeof(kernels::Dropout));
+  meter.finish(inside, 3 * sizeof(void*) + path_size);
   meter.finish(start);
 }
 template <class T>

@@ -10,8 +10,8 @@ namespace fit {
 inline namespace FIT_ABI {
 namespace kernels {
 
-/// Drop-out as a function of a key and an element's number: kept elements are scaled by 1 / keep, and the way back
-/// draws the same ones again. Srivastava et al., JMLR 15 (2014).
+/// Drop-out as a function of a key and an element's number: kept elements are scaled by 1 / keep, and are the same
+/// ones whenever they are asked for again. Srivastava et al., JMLR 15 (2014).
 struct Dropout {
   std::uint64_t key = 0;
   float rate = 0;

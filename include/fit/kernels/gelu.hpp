@@ -18,7 +18,7 @@ void gelu(const T* x, T* output, Index count) {
   }
 }
 
-/// The same, and the slope d gelu(x) / dx = Phi(x) + x phi(x) in place of x.
+/// output = gelu(x), in other memory, and x = its slope d gelu(x) / dx = Phi(x) + x phi(x).
 template <class T>
 void gelu_and_slope(T* x, T* output, Index count) {
   FIT_ASSERT(count == 0 || (count > 0 && x && output && x != output));

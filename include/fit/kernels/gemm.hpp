@@ -28,8 +28,8 @@ struct Factors {
 
 enum class Activation {
   none,
-  gelu,           // activated = gelu(the sums), dropped out; c, where that is other memory, = the slope of activated
-  gelu_backward,  // c = the sums times the slope
+  gelu,         // activated = gelu(c) and, unless c is the same memory, c = its slope; both dropped out alike
+  times_slope,  // c *= slope
 };
 
 /// c = row_scale * (sum of the factors + bias), plus c if `accumulate`; then the activation.
@@ -43,8 +43,8 @@ struct Product {
   Finish<T> finish = {};
   Activation activation = Activation::none;
   T* activated = nullptr;    // [rows, columns], laid out as c
-  const T* slope = nullptr;  // [rows, columns], laid out as c: that of gelu, for the way back
-  Dropout dropout = {};
+  const T* slope = nullptr;  // [rows, columns], laid out as c: what gelu made of its c
+  Dropout dropout = {};      // of gelu alone
 };
 
 /// x [rows, width] as a left or right operand, and its transpose.
@@ -68,7 +68,7 @@ void check(const Product<T>& p) {
   FIT_ASSERT(p.rows <= 1 || p.c_row >= p.columns);
   FIT_ASSERT(!p.finish.row_scale || p.finish.rows_per_scale >= 1);
   FIT_ASSERT(empty || p.activation != Activation::gelu || p.activated);
-  FIT_ASSERT(empty || p.activation != Activation::gelu_backward || (p.slope && p.slope != p.c));
+  FIT_ASSERT(empty || p.activation != Activation::times_slope || (p.slope && p.slope != p.c));
   for (int f = 0; f < p.count; ++f) {
     const auto& [a, b, depth] = p.factors[f];
     FIT_ASSERT(depth >= 0);
@@ -135,20 +135,17 @@ void multiply_block(const Product<T>& product, const T* const* packed, int f, In
       if (!last || product.activation == Activation::none) continue;
       for (Index r = 0; r < down; ++r) {
         const Index at = (i + r) * product.c_row + j;
-        if (product.activation == Activation::gelu_backward) {
+        if (product.activation == Activation::times_slope) {
           times_slope(product.slope + at, product.c + at, wide);
           continue;
         }
         T* activated = product.activated + at;
-        if (product.activated == product.c) {
-          gelu(activated, activated, wide);
-        } else {
-          gelu_and_slope(product.c + at, activated, wide);
-        }
+        T* slope = product.activated == product.c ? nullptr : product.c + at;
+        slope ? gelu_and_slope(slope, activated, wide) : gelu(activated, activated, wide);
         if (!product.dropout) continue;
         const auto element = static_cast<std::uint64_t>((i + r) * product.columns + j);
         product.dropout.apply(activated, wide, element);
-        if (product.activated != product.c) product.dropout.apply(product.c + at, wide, element);
+        if (slope) product.dropout.apply(slope, wide, element);
       }
     }
   }

@@ -15,7 +15,8 @@ struct ByGroups {
   const GroupLoss<T>* loss = nullptr;
   double* total = nullptr;  // of the losses
 
-  /// The groups' input, `each` elements of a group: that of a tensor, or what the source makes, on the tape.
+  /// The groups' input, `each` elements of a group: that of a tensor, or what the source makes, which is kept as long
+  /// as what a layer allocates.
   const T* read(const Chunk& groups, const T* input, Index each, Tape& tape) const {
     if (!source) return groups.of(input, each);
     T* tokens = tape.allocate<T>(groups.count * each);
@@ -32,8 +33,8 @@ struct ByGroups {
     if (told) source->gradient(groups.number, groups.count, to);
   }
 
-  /// Adds the loss of the output, `each` elements of a group, that forward(output) writes; then, where there is a way
-  /// back, goes it at once with back(output_gradient).
+  /// Adds the loss of the output, `each` elements of a group, that forward(output) writes; then, if `goes_back`, calls
+  /// back(output_gradient).
   template <class Forward, class Back>
   void add_loss(const Chunk& groups, Index each, bool goes_back, Tape& tape, Forward&& forward, Back&& back) const {
     const Tape::Recording recording(tape, goes_back);

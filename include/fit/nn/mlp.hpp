@@ -36,8 +36,8 @@ void forward(const MLP<T, Width, Ratio>& p, const T* input, T* residual, Index r
              const kernels::Dropout& dropout, Tape& tape, const StepKernels<T>& with = {}) {
   const auto start = tape.mark();
   T* activated = tape.allocate<T>(rows * Width * Ratio);
-  T* slope = tape.recording() ? tape.allocate<T>(rows * Width * Ratio) : nullptr;
-  auto up = output_product(p.fc1, input, slope ? slope : activated, rows);
+  T* slope = tape.recording() ? tape.allocate<T>(rows * Width * Ratio) : activated;
+  auto up = output_product(p.fc1, input, slope, rows);
   up.activation = kernels::Activation::gelu;
   up.activated = activated;
   up.dropout = dropout;
@@ -54,7 +54,7 @@ void backward(const MLP<T, Width, Ratio>& p, const T* residual_gradient, T* inpu
   const T* branch = branch_gradient(saved->path, residual_gradient, rows, Index{Width}, tape);
   T* hidden = tape.scratch<T>(rows * Width * Ratio);
   auto through = input_product(p.fc2.weight, branch, hidden, rows);
-  through.activation = kernels::Activation::gelu_backward;
+  through.activation = kernels::Activation::times_slope;
   through.slope = saved->slope;
   kernels::multiply({through, weight_product(gradient.fc2.weight, saved->activated, branch, rows)}, tape);
   kernels::multiply({input_product<T>(p.fc1.weight, hidden, input_gradient, rows),

@@ -400,6 +400,51 @@ TEST_CASE("generation of any number of groups is that of the decoder for so many
   CHECK(start(plane, 4) != start(plane, 30));
 }
 
+TEST_CASE("a source of any number of groups on a grid gives what tensors give, one of no example nothing",
+          "[any_groups]") {
+  static constexpr auto config = [] {
+    auto c = with<encoder_config, Positions::sin_cos_grid, fit::any>;
+    c.extra_tokens = c.extra_channels = 0;
+    return c;
+  }();
+  constexpr Index size = Index{config.tokens} * config.data_dim, input_size = Index{config.tokens} * config.channels;
+  const auto encoder = lively<fit::Encoder<config>>();
+  const fit::GroupLoss<float> loss = [](Index, Index count, const float* data, float* to) {
+    if (to) std::fill_n(to, count * size, 1.0f);
+    return std::accumulate(data, data + count * size, 0.0);
+  };
+  fit::Tape tape;
+  const auto sum_of = [&](const auto& input, const fit::Grid& grid) {
+    const auto data = encoder({.input = input, .grid = grid}).data;
+    return std::accumulate(data.data(), data.data() + data.size(), 0.0);
+  };
+  Index filled = 0;
+  const auto loss_of = [&](const auto& input, const fit::Grid& grid, fit::Encoder<config>& gradient) {
+    fit::GroupSource<float> source{.batch = input.dimension(0), .groups = input.dimension(1)};
+    source.grid = grid;
+    source.fill = [&](Index first, Index count, float* to) {
+      std::copy_n(input.data() + first * input_size, count * input_size, to);
+      filled += count;
+    };
+    const double inferred = encoder.loss(source, loss, tape), learnt = encoder.loss(source, loss, gradient, tape);
+    CHECK(learnt == inferred);
+    return inferred;
+  };
+  fit::Encoder<config> gradient;
+  const auto input = noise<4>(1, 3, 6, config.tokens, config.channels);
+  const double high = loss_of(input, {.rows = 3, .columns = 2}, gradient), wide = loss_of(input, picture, gradient);
+  CHECK(high == Approx(sum_of(input, {.rows = 3, .columns = 2})).epsilon(1e-9));
+  CHECK(wide == Approx(sum_of(input, picture)).epsilon(1e-9));
+  CHECK(high != Approx(wide).epsilon(1e-6));
+  CHECK(filled == 4 * 3 * 6);
+
+  fit::Encoder<config> nothing;
+  CHECK(loss_of(noise<4>(1, 0, 6, config.tokens, config.channels), picture, nothing) == 0);
+  CHECK(filled == 4 * 3 * 6);
+  const auto values = test::values_of(nothing);
+  CHECK(std::all_of(values.begin(), values.end(), [](float value) { return value == 0; }));
+}
+
 TEST_CASE("wrong numbers of groups and wrong grids are errors", "[any_groups]") {
   const fit::Encoder<with<encoder_config, Positions::shared, fit::any>> shared;
   const fit::Encoder<with<encoder_config, Positions::sin_cos_grid, fit::any>> grid;

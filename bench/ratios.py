@@ -76,12 +76,13 @@ def best(threads, seconds, shares):
         for count in threads:
             name = f"{work}/threads:{count}"
             peers = {library: time for (of, library), time in seconds.items() if of == name and library != "fit"}
-            if not peers:
+            if not peers or (name, "fit") not in seconds:
+                cells += ["-", "-"]
                 continue
             fastest = min(peers, key=peers.get)
             ratio = peers[fastest] / seconds[(name, "fit")]
             cells += [f"{100 * shares[(name, 'fit')]:.0f} %", f"{ratio:.2f} ({fastest})"]
-        if cells:
+        if any(cell != "-" for cell in cells):
             print("|", work.replace("/", " "), "|", " | ".join(cells), "|")
 
 

@@ -75,6 +75,12 @@ TEST_CASE("what cannot be drawn is a gap", "[chart]") {
     CHECK(count(text, "nan") + count(text, "inf") == 0);
   }
   CHECK(circles(svg({.series = {{"zero on a linear axis", {{0, 0}, {1, -1}}}}})).size() == 2);
+  // Numbers next to each other are one to an axis.
+  const double next = std::nextafter(1e-3, 1);
+  CHECK(circles(svg({.series = {{"next", {{0, 1e-3}, {1, next}, {2, -next}}}}})).size() == 3);
+  for (const double sign : {1.0, -1.0}) {
+    CHECK(circles(svg({.series = {{"next", {{0, sign * 1e-3}, {1, sign * next}}}}})).size() == 2);
+  }
   CHECK(count(svg({.x = {"x", Scale::log10}}), "</svg>") == 1);
 }
 

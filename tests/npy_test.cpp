@@ -164,6 +164,53 @@ TEST_CASE("arrays and archives are read again, by NumPy too", "[npy]") {
   }
 }
 
+TEST_CASE("what cannot be written as an array is an error, and what was there stays", "[npy]") {
+  const test::TemporaryFolder folder;
+  const float numbers[] = {1, 2, 3};
+  const auto refused = [&](const fit::NpzEntry& entry) {
+    write_bytes(folder / "a.npz", "before");
+    const std::string text = test::error_of([&] { fit::write_npz(folder / "a.npz", {&entry, 1}); });
+    CHECK(bytes_of(folder / "a.npz") == "before");
+    return text;
+  };
+  CHECK(test::contains(refused({"x", DType::F32, {3}, nullptr}), "a.npz: \"x\" has no data"));
+  for (const char* name : {"\xff", "a\x80", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xc3"}) {
+    CHECK(test::contains(refused({name, DType::F32, {3}, numbers}), " is not UTF-8"));
+  }
+  const std::string names[] = {"x", "\xc3\xa4", "\xe2\x82\xac", "\xed\x9f\xbf", "\xf0\x9f\x98\x80", "\xf4\x8f\xbf\xbf"};
+  std::vector<fit::NpzEntry> entries;
+  for (const std::string& name : names) entries.push_back({name, DType::F32, {3}, numbers});
+  entries.push_back({"none", DType::F32, {0}, nullptr});
+  fit::write_npz(folder / "a.npz", entries);
+  CHECK(fit::NpzFile(folder / "a.npz").names().size() == 7);
+  const float* const null = nullptr;
+  const std::vector<Index> three{3}, zero{0};
+  CHECK(test::contains(test::error_of([&] { fit::write_npy(folder / "a.npy", null, three); }), "no data to write"));
+  fit::write_npy(folder / "a.npy", null, zero);
+  CHECK(fit::read_npy(folder / "a.npy").size() == 0);
+}
+
+TEST_CASE("an archive without 64-bit records may have as many arrays as 16 bits can count", "[npy]") {
+  const test::TemporaryFolder folder;
+  constexpr std::size_t count = 65'535;
+  const auto number = [](auto value) { return std::string(reinterpret_cast<const char*>(&value), sizeof(value)); };
+  std::string bytes, directory;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::string name = std::to_string(i) + ".npy";
+    // Version, flags, method, time, date, checksum, two sizes, and the lengths of the name and of what is extra.
+    const std::string entry = number(std::uint16_t{20}) + std::string(20, '\0') +
+                              number(static_cast<std::uint16_t>(name.size())) + number(std::uint16_t{0});
+    directory += "PK\1\2" + number(std::uint16_t{20}) + entry + std::string(10, '\0') +
+                 number(static_cast<std::uint32_t>(bytes.size())) + name;
+    bytes += "PK\3\4" + entry + name;
+  }
+  const auto size = static_cast<std::uint32_t>(directory.size()), begin = static_cast<std::uint32_t>(bytes.size());
+  const std::string counts = number(std::uint16_t{count}) + number(std::uint16_t{count});
+  bytes += directory + "PK\5\6" + std::string(4, '\0') + counts + number(size) + number(begin) + std::string(2, '\0');
+  write_bytes(folder / "many.npz", bytes);
+  CHECK(fit::NpzFile(folder / "many.npz").names().size() == count);
+}
+
 TEST_CASE("a large array goes through in pieces", "[npy]") {
   const test::TemporaryFolder folder;
   const std::vector<float> noise = test::normal_values<float>(600'000, 3);  // hardly deflates

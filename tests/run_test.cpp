@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <fstream>
 #include <limits>
+#include <locale>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -82,6 +83,7 @@ TEST_CASE("every epoch is a permutation of its own", "[run]") {
   for (Index epoch = 0; epoch < 10'000; ++epoch) ++first[static_cast<std::size_t>(order(10 * epoch))];
   for (const int times : first) CHECK(std::abs(times - 1000) < 150);
   CHECK_THROWS_AS(fit::Epochs(0, fit::Random(1)), fit::Error);
+  CHECK_THROWS_WITH(order(-1), "the places of an order begin with 0, not -1");
 }
 
 TEST_CASE("batches are made ahead, in order, by any number of threads", "[run]") {
@@ -117,6 +119,7 @@ TEST_CASE("what goes wrong with a batch is said when it is wanted, and the next 
   CHECK_THROWS_WITH(batches.next(), "no batch 2");
   CHECK(batches.next() == 3);
   CHECK_THROWS_AS((fit::Prefetch<Index>([](Index, Index&) {}, 0, 0, 0)), fit::Error);
+  CHECK_THROWS_WITH((fit::BatchNumbers(0, 4, {2, 0})), "who takes batches needs some of every 4");
 }
 
 TEST_CASE("a log is a table, lines and a picture, and is read again", "[run]") {
@@ -153,6 +156,28 @@ TEST_CASE("a log is a table, lines and a picture, and is read again", "[run]") {
     std::ofstream(folder / "bad.csv", std::ios::trunc) << "step,seconds,loss\n" << step << ",2,3\n";
     CHECK(test::contains(test::error_of([&] { fit::RunLog(folder / "bad").read(5); }), "not the log of a run"));
   }
+}
+
+TEST_CASE("a log is the same in any locale, and one that cannot be read stays as it is", "[run]") {
+  struct Grouped : std::numpunct<char> {
+    char do_decimal_point() const override { return ','; }
+    char do_thousands_sep() const override { return '.'; }
+    std::string do_grouping() const override { return "\3"; }
+  };
+  const test::TemporaryFolder folder;
+  const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Grouped));
+  fit::RunLog log(folder / "log");
+  log.add({1'234'567, 0.5, {{"loss", 0.25}}});
+  log.write();
+  fit::RunLog again(folder / "log");
+  again.read(2'000'000);
+  std::locale::global(before);
+  CHECK(text_of(folder / "log.csv") == "step,seconds,loss\n1234567,0.5,0.25\n");
+  CHECK(text_of(folder / "log.jsonl") == "{\"step\": 1234567, \"seconds\": 0.5, \"loss\": 0.25}\n");
+  REQUIRE(again.rows().size() == 1);
+  CHECK(again.rows()[0].step == 1'234'567);
+  std::filesystem::create_directory(folder / "folder.csv");
+  CHECK(test::contains(test::error_of([&] { fit::RunLog(folder / "folder").read(5); }), "not a regular file"));
 }
 
 TEST_CASE("a run that is interrupted and resumed has the bits of one that was not", "[run]") {
@@ -331,6 +356,63 @@ TEST_CASE("an interruption after the last step changes nothing", "[run]") {
   CHECK(run.finish() == 0);
 }
 
+TEST_CASE("an interruption after an update that is left out, and a last one, lose no step", "[run]") {
+  const test::TemporaryFolder folder;
+  const auto steps_saved = [&](Index interrupt_at, Index left_out) {
+    State state = new_state();
+    fit::Workspace workspace;
+    Point gradient;
+    fit::Run run(state, {.folder = folder / "", .steps = 20, .terminal = nullptr});
+    while (run.next()) {
+      const Index batch = run.batch();
+      if (batch == interrupt_at) std::raise(SIGINT);
+      const double loss = loss_of(state.model, batch, gradient, fit::Random(1));
+      run.update(gradient, batch == left_out ? std::nan("") : loss, workspace);
+    }
+    CHECK(run.finish() == (interrupt_at >= 0 ? 130 : 0));
+    return fit::SafetensorsFile(folder / "model_state.safetensors").metadata().at("state.step");
+  };
+  CHECK(steps_saved(7, 7) == "9");
+  CHECK(steps_saved(7, 5) == "8");
+  CHECK(steps_saved(-1, 19) == "20");
+}
+
+TEST_CASE("a run goes on where its log cannot be written, and does not resume with numbers that cannot be", "[run]") {
+  const test::TemporaryFolder folder;
+  State state = new_state();
+  fit::Workspace workspace;
+  Point gradient;
+  {
+    fit::Run run(state, {.folder = folder / "", .steps = 12, .log_every = 1, .terminal = nullptr});
+    std::filesystem::remove(folder / "model.csv");
+    std::filesystem::create_directories(folder / "model.csv" / "in the way");
+    for (Index i = 0; i < 11; ++i) {
+      REQUIRE(run.next());
+      run.update(gradient, loss_of(state.model, run.batch(), gradient, fit::Random(1)), workspace);
+    }
+    CHECK(state.step == 11);
+    std::filesystem::remove_all(folder / "model.csv");
+    REQUIRE(run.next());
+    run.update(gradient, loss_of(state.model, run.batch(), gradient, fit::Random(1)), workspace);
+    CHECK_FALSE(run.next());
+    CHECK(run.finish() == 0);
+    CHECK(run.log().rows().size() == 12);
+    CHECK(test::contains(text_of(folder / "model.csv"), "\n12,"));
+  }
+  const auto file = folder / "model_state.safetensors";
+  const fit::Metadata good = fit::SafetensorsFile(file).metadata();
+  for (const char* key : {"run.batch", "run.total", "run.since_best", "run.returns", "run.seconds"}) {
+    fit::Metadata wrong = good;
+    wrong[key] = "-1";
+    std::erase_if(wrong, [](const auto& entry) { return !entry.first.starts_with("run."); });
+    fit::save(file, state, {.metadata = wrong});
+    CHECK(test::contains(test::error_of([&] {
+                           fit::Run(state, {.folder = folder / "", .steps = 12, .resume = true, .terminal = nullptr});
+                         }),
+                         key));
+  }
+}
+
 namespace {
 std::atomic<int> signals_seen = 0;
 }
@@ -346,13 +428,16 @@ TEST_CASE("signals are what they were before and after", "[run]") {
     std::raise(SIGTERM);
     CHECK(fit::Interrupt::asked());
     CHECK(signals_seen == 0);
+    std::raise(SIGINT);
+    std::raise(SIGTERM);
+    CHECK(signals_seen == 1);
   }
   std::signal(SIGINT, old_interrupt);
   std::signal(SIGTERM, old);
   std::signal(SIGTERM, [](int) { ++signals_seen; });
   { const fit::Interrupt again; }
   std::raise(SIGTERM);
-  CHECK(signals_seen == 1);
+  CHECK(signals_seen == 2);
   std::signal(SIGTERM, old);
 }
 

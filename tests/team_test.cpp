@@ -84,6 +84,12 @@ TEST_CASE("members of a team exchange what they have, and lead by the first", "[
       team.lead([&] { ++told; });
       CHECK(told == 1);
       CHECK(test::error_of([&] { team.lead([] { fit::require(false, "the disk is full"); }); }) == "the disk is full");
+      const auto fails = [&] { team.lead([] { throw 7; }); };
+      if (team.leads()) {
+        CHECK_THROWS_AS(fails(), int);
+      } else {
+        CHECK(test::error_of(fails) == "the first member of the team failed");
+      }
     });
   }
 }

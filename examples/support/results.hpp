@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <locale>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -32,19 +33,24 @@ class Results {
 
   /// Reads the table, if there is one. Throws fit::Error for one that is none.
   explicit Results(std::filesystem::path path) : path_(std::move(path)) {
+    if (!std::filesystem::exists(path_)) return;
     std::ifstream stream(path_);
+    fit::require(stream.is_open(), path_.string(), ": cannot be opened");
+    stream.imbue(std::locale::classic());
     std::string line;
     if (!std::getline(stream, line)) return;
     fit::require(line == head, path_.string(), ": not a table of results");
     while (std::getline(stream, line)) {
       std::replace(line.begin(), line.end(), ',', ' ');
       std::istringstream cells(line);
+      cells.imbue(std::locale::classic());
       Row row;
       cells >> row.task >> row.length >> row.model >> row.minutes >> row.steps >> row.parameters >> row.tests >>
           row.accuracy;
       fit::require(!cells.fail(), path_.string(), ": not a row of results: ", line);
       rows_.push_back(row);
     }
+    fit::require(!stream.bad(), path_.string(), ": cannot be read");
   }
 
   const std::vector<Row>& rows() const { return rows_; }
@@ -55,6 +61,7 @@ class Results {
     rows_.push_back(row);
     std::sort(rows_.begin(), rows_.end(), [](const Row& a, const Row& b) { return a.key() < b.key(); });
     std::ostringstream text;
+    text.imbue(std::locale::classic());
     text << head << '\n';
     for (const Row& r : rows_) {
       text << r.task << ',' << r.length << ',' << r.model << ',' << r.minutes << ',' << r.steps << ',' << r.parameters

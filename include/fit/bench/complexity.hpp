@@ -173,7 +173,8 @@ inline Results sweep(const std::vector<Curve>& curves, const SweepOptions& optio
     require(options.lengths[i] > (i == 0 ? 0 : options.lengths[i - 1]), "lengths must be positive and ascend, but ",
             options.lengths[i], " follows ", i == 0 ? 0 : options.lengths[i - 1]);
   }
-  require(options.seconds > 0, "a point needs some time, not ", options.seconds, " seconds");
+  require(options.seconds > 0 && std::isfinite(options.seconds), "a point needs some time, not ", options.seconds,
+          " seconds");
   require(options.memory > 0, "a memory limit must be positive, not ", options.memory);
   std::set<std::tuple<std::string, Work, Index, bool>> lines;
   for (const Curve& curve : curves) {

@@ -95,7 +95,8 @@ class Team {
     return text;
   }
 
-  /// What only the first member does, such as files: calls f there. All throw Error when it throws.
+  /// What only the first member does, such as files: calls f there. When it throws, the first member does, and the
+  /// others throw Error.
   template <class F>
   void lead(F&& f) {
     std::string error;
@@ -106,8 +107,10 @@ class Team {
       } catch (const std::exception& caught) {
         thrown = std::current_exception();
         error = caught.what();
-        if (error.empty()) error = "the first member of the team failed";
+      } catch (...) {
+        thrown = std::current_exception();
       }
+      if (thrown && error.empty()) error = "the first member of the team failed";
     }
     error = of_first(error);
     if (thrown) std::rethrow_exception(thrown);

@@ -21,6 +21,7 @@ class InputFile {
   explicit InputFile(const std::filesystem::path& path) {
     std::error_code error;
     const auto status = std::filesystem::status(path, error);
+    require(status.type() != std::filesystem::file_type::none, "cannot open: ", error.message());
     require(std::filesystem::exists(status), "no such file");
     require(std::filesystem::is_regular_file(status), "not a regular file");
     stream_.open(path, std::ios::binary | std::ios::ate);

@@ -273,12 +273,13 @@ inline NpyArray read_npy(const std::filesystem::path& path) {
 }
 
 /// Writes elements, row-major, as a .npy file of version 1.0. A file at the path is replaced only once the new one is
-/// complete on the disk. Throws Error with the path and the reason when it cannot.
+/// complete on the disk. Throws Error with the path and the reason when it cannot, and for elements that are null.
 template <class T>
 void write_npy(const std::filesystem::path& path, const T* elements, std::span<const Index> shape) {
   constexpr DType dtype = dtype_of<T>();
   const std::string header = detail::make_npy_header(path.string(), dtype, shape);
   const Index count = detail::count_elements(shape, dtype, path.string());
+  require(count == 0 || elements, path.string(), ": there are no data to write");
   AtomicFile file(path);
   file.write(header.data(), header.size());
   file.write(elements, static_cast<std::size_t>(count * size_of(dtype)));

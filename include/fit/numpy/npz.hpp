@@ -90,14 +90,18 @@ struct NpzEntry {
 };
 
 /// Writes a .npz archive, as numpy.load() reads it, the arrays in the order given. A file at the path is replaced only
-/// once the new one is complete on the disk. Throws Error with the path and the reason when it cannot, and for a name
-/// that is empty, too long or there twice.
+/// once the new one is complete on the disk. Throws Error with the path and the reason when it cannot, for a name that
+/// is empty, too long, not UTF-8 or there twice, and for an array without data.
 inline void write_npz(const std::filesystem::path& path, std::span<const NpzEntry> arrays, bool compressed = true) {
   std::set<std::string_view> names;
   for (const NpzEntry& array : arrays) {
     require(!array.name.empty() && array.name.size() <= 1000, path.string(),
             ": an array's name must have 1 to 1000 bytes, not ", array.name.size());
     require(names.insert(array.name).second, path.string(), ": two arrays are called ", detail::printable(array.name));
+    const std::string what = path.string() + ": " + detail::printable(array.name);
+    require(detail::is_utf8(array.name), what, " is not UTF-8");
+    const Index count = detail::count_elements(array.shape, array.dtype, what);
+    require(count == 0 || array.elements, what, " has no data");
   }
   detail::ZipWriter file(path);
   for (const NpzEntry& array : arrays) {

@@ -69,13 +69,18 @@ class ZipReader {
                   directory = zip_number<std::uint32_t>(record + 16);
     const Index end_at = file_.size() - tail_size + static_cast<Index>(end);
     if (count == zip_large16 || directory_size == zip_large32 || directory == zip_large32) {
-      const std::string locator = bytes_at(end_at - locator_size, locator_size);
-      require(locator.starts_with("PK\6\7"), "a damaged zip file: its 64-bit end record is not announced");
-      const std::string end64 = bytes_at(as_index(zip_number<std::uint64_t>(locator.data() + 8)), end64_size);
-      require(end64.starts_with("PK\6\6"), "a damaged zip file: its 64-bit end record is not where it should be");
-      count = zip_number<std::uint64_t>(end64.data() + 32);
-      directory_size = zip_number<std::uint64_t>(end64.data() + 40);
-      directory = zip_number<std::uint64_t>(end64.data() + 48);
+      const std::string locator = end_at >= locator_size ? bytes_at(end_at - locator_size, locator_size) : "";
+      const bool announced = locator.starts_with("PK\6\7");
+      // There may be just as many entries as the largest number of 16 bits.
+      require(announced || (directory_size != zip_large32 && directory != zip_large32),
+              "a damaged zip file: its 64-bit end record is not announced");
+      if (announced) {
+        const std::string end64 = bytes_at(as_index(zip_number<std::uint64_t>(locator.data() + 8)), end64_size);
+        require(end64.starts_with("PK\6\6"), "a damaged zip file: its 64-bit end record is not where it should be");
+        count = zip_number<std::uint64_t>(end64.data() + 32);
+        directory_size = zip_number<std::uint64_t>(end64.data() + 40);
+        directory = zip_number<std::uint64_t>(end64.data() + 48);
+      }
     }
     const std::string list = bytes_at(as_index(directory), as_index(directory_size));
     std::size_t at = 0;

@@ -54,6 +54,28 @@ class Deflater {
   z_stream stream_{};
 };
 
+/// Whether a text is UTF-8 (RFC 3629).
+inline bool is_utf8(std::string_view text) {
+  for (std::size_t at = 0; at < text.size();) {
+    const auto byte_at = [&](std::size_t i) { return static_cast<unsigned char>(i < text.size() ? text[i] : 0); };
+    const unsigned lead = byte_at(at++);
+    const int more = lead < 0x80 ? 0 : lead >= 0xc2 && lead < 0xe0 ? 1 : lead >= 0xe0 && lead < 0xf0 ? 2 : 3;
+    if (more == 3 && (lead < 0xf0 || lead > 0xf4)) return false;
+    // The first byte that follows is bounded where a shorter form, a surrogate or a number beyond the last would begin.
+    unsigned low = lead == 0xe0   ? 0xa0
+                   : lead == 0xf0 ? 0x90
+                                  : 0x80,
+             high = lead == 0xed   ? 0x9f
+                    : lead == 0xf4 ? 0x8f
+                                   : 0xbf;
+    for (int i = 0; i < more; ++i, low = 0x80, high = 0xbf) {
+      const unsigned next = byte_at(at++);
+      if (next < low || next > high) return false;
+    }
+  }
+  return true;
+}
+
 /// What stands before an entry and in the directory alike: from the flags to the length of the name.
 inline void append_entry(std::string& to, const ZipEntry& entry, std::size_t name_size, std::uint16_t extra_size) {
   append_number<std::uint16_t>(to, 45);       // needs a reader of 64-bit sizes

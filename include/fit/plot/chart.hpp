@@ -129,7 +129,9 @@ class Ruler {
     high_ = at_scale(high);
     if (axis.scale == Scale::linear) {
       if (low_ > 0 && low_ < high_ / 2) low_ = 0;
-      if (high_ == low_) high_ = low_ + std::max(1.0, std::abs(low_));
+      // Ticks closer to each other than numbers are could not be counted.
+      if (high_ - low_ <= 1e-9 * std::max(std::abs(low_), std::abs(high_)))
+        high_ = low_ + std::max(1.0, std::abs(low_));
       step_ = nice((high_ - low_) / 5);
       low_ = std::floor(low_ / step_ + 1e-9) * step_;
       high_ = std::ceil(high_ / step_ - 1e-9) * step_;

@@ -23,8 +23,9 @@ class Epochs {
 
   Index count() const { return count_; }
 
-  /// The example at a place, 0, 1, 2, and so on.
+  /// The example at a place, 0, 1, 2, and so on. Throws Error for a negative one.
   Index operator()(Index place) const {
+    require(place >= 0, "the places of an order begin with 0, not ", place);
     const Random of_epoch = random_.fork(place / count_);
     auto x = static_cast<std::uint64_t>(place % count_);
     do {

@@ -8,22 +8,19 @@
 namespace fit {
 inline namespace FIT_ABI {
 
-/// While there is one, Ctrl-C (SIGINT) and SIGTERM ask a program to come to an end, and do not end it; asked twice, it
-/// ends as without one. What the program ignored before stays ignored. Signals belong to the whole program: have one at
-/// a time.
+/// While there is one, the first Ctrl-C (SIGINT) or SIGTERM asks a program to come to an end, and does not end it; the
+/// next one, of either, does what it did before. What the program ignored stays ignored. Signals belong to the whole
+/// program: have one at a time.
 class Interrupt {
  public:
   Interrupt() {
     flag() = false;
-    old_interrupt_ = install(SIGINT);
-    old_terminate_ = install(SIGTERM);
+    install(SIGINT, old_interrupt());
+    install(SIGTERM, old_terminate());
   }
   Interrupt(const Interrupt&) = delete;
   Interrupt& operator=(const Interrupt&) = delete;
-  ~Interrupt() {
-    std::signal(SIGINT, old_interrupt_);
-    std::signal(SIGTERM, old_terminate_);
-  }
+  ~Interrupt() { restore(); }
 
   static bool asked() { return flag(); }
 
@@ -36,17 +33,27 @@ class Interrupt {
     static std::atomic<bool> value = false;
     return value;
   }
-  static void note(int signal) {
+  static std::atomic<Handler>& old_interrupt() {
+    static_assert(std::atomic<Handler>::is_always_lock_free);
+    static std::atomic<Handler> handler = SIG_DFL;
+    return handler;
+  }
+  static std::atomic<Handler>& old_terminate() {
+    static std::atomic<Handler> handler = SIG_DFL;
+    return handler;
+  }
+  static void restore() {
+    std::signal(SIGINT, old_interrupt());
+    std::signal(SIGTERM, old_terminate());
+  }
+  static void note(int) {
     flag() = true;
-    std::signal(signal, SIG_DFL);
+    restore();
   }
-  static Handler install(int signal) {
-    const Handler old = std::signal(signal, note);
+  static void install(int signal, std::atomic<Handler>& old) {
+    old = std::signal(signal, note);
     if (old == SIG_IGN) std::signal(signal, SIG_IGN);
-    return old;
   }
-
-  Handler old_interrupt_, old_terminate_;
 };
 
 }  // namespace FIT_ABI

@@ -4,7 +4,6 @@
 #include <charconv>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -16,6 +15,7 @@
 #include <fit/core/memory.hpp>
 #include <fit/io/atomic_file.hpp>
 #include <fit/io/dtype.hpp>
+#include <fit/io/input_file.hpp>
 #include <fit/plot/chart.hpp>
 
 namespace fit {
@@ -24,7 +24,7 @@ inline namespace FIT_ABI {
 using NamedValues = std::vector<std::pair<std::string, double>>;
 
 /// What a run tells of itself, as a table, a picture, and lines for other tools: PREFIX.csv, PREFIX.svg and
-/// PREFIX.jsonl. Each is written whole every time, so that a reader never finds half of one.
+/// PREFIX.jsonl, the same in any locale. Each is written whole every time, so that a reader never finds half of one.
 class RunLog {
  public:
   struct Row {
@@ -58,11 +58,13 @@ class RunLog {
   }
 
   /// Reads the table of a run that goes on from a step; what came after that is forgotten. None is as good as an empty
-  /// one. Throws Error for a table that is none of ours.
+  /// one. Throws Error for a table that is none of ours, or cannot be read.
   void read(Index last_step) {
     rows_.clear();
     names_.clear();
-    std::ifstream stream(path("csv"));
+    std::error_code error;
+    if (std::filesystem::status(path("csv"), error).type() == std::filesystem::file_type::not_found) return;
+    std::istringstream stream(text_of(path("csv")));
     std::string line;
     if (!std::getline(stream, line)) return;
     std::vector<std::string> names = cells_of(line);
@@ -117,6 +119,17 @@ class RunLog {
     return result += std::string(".") + extension;
   }
 
+  static std::string text_of(const std::filesystem::path& path) {
+    try {
+      detail::InputFile file(path);
+      std::string text(static_cast<std::size_t>(file.size()), '\0');
+      file.get(text.data(), text.size());
+      return text;
+    } catch (const Error& error) {
+      throw Error(concatenate(path.string(), ": ", error.what()));
+    }
+  }
+
   static std::vector<std::string> cells_of(const std::string& line) {
     std::vector<std::string> cells{""};
     for (const char c : line) {
@@ -149,7 +162,7 @@ class RunLog {
     for (const std::string& name : names_) out << ',' << name;
     out << '\n';
     for (const Row& row : rows_) {
-      out << row.step << ',' << detail::shortest_text(row.seconds);
+      out << std::to_string(row.step) << ',' << detail::shortest_text(row.seconds);
       for (const std::string& name : names_) {
         const double* const value = value_of(row, name);
         out << ',' << (value ? detail::shortest_text(*value) : "");
@@ -161,7 +174,7 @@ class RunLog {
   /// JSON has no infinities and no NaN: null.
   void write_json_lines(std::ostream& out) const {
     for (const Row& row : rows_) {
-      out << "{\"step\": " << row.step << ", \"seconds\": " << detail::shortest_text(row.seconds);
+      out << "{\"step\": " << std::to_string(row.step) << ", \"seconds\": " << detail::shortest_text(row.seconds);
       for (const auto& [name, value] : row.values) {
         out << ", \"" << name << "\": " << (std::isfinite(value) ? detail::shortest_text(value) : "null");
       }

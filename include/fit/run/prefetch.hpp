@@ -19,8 +19,10 @@ inline namespace FIT_ABI {
 class BatchNumbers {
  public:
   BatchNumbers(Index first = 0) : start_(first) {}
-  /// From place `start` of one's own batches on.
-  BatchNumbers(Index start, Index all, const IndexRange& own) : start_(start), all_(all), own_(own) {}
+  /// From place `start` of one's own batches on. Throws Error where none is one's own.
+  BatchNumbers(Index start, Index all, const IndexRange& own) : start_(start), all_(all), own_(own) {
+    require(own.count >= 1, "who takes batches needs some of every ", all);
+  }
 
   /// The number of a batch by its place, from 0.
   Index operator()(Index place) const {

@@ -66,7 +66,10 @@ class Run {
       std::error_code error;
       std::filesystem::create_directories(options_.folder, error);
       require(!error, options_.folder.string(), ": cannot create this folder: ", error.message());
-      resumes = options_.resume && std::filesystem::exists(file("_state"));
+      const auto saved = std::filesystem::status(file("_state"), error);
+      require(saved.type() != std::filesystem::file_type::none, file("_state").string(),
+              ": cannot be looked up: ", error.message());
+      resumes = options_.resume && std::filesystem::exists(saved);
       if (resumes) return;
       put_aside(file("_state"), file("_state_before"));
       put_aside(prefix().string() + ".csv", prefix().string() + "_before.csv");
@@ -100,10 +103,11 @@ class Run {
   bool next() {
     if (gathered_ == 0) {
       const bool done = out_of_patience() || (total_ > 0 && state_.step >= total_);
-      interrupted_ = interrupted_ || (!done && asked_to_stop());
-      const bool over = done || interrupted_;
       // Not in the middle of what may be a return: the state from before stays good.
-      if (skipped_ == 0 && (save_due_ || (over && saved_step_ != state_.step))) save_state();
+      const bool settled = done || skipped_ == 0;
+      interrupted_ = interrupted_ || (!done && settled && asked_to_stop());
+      const bool over = done || interrupted_;
+      if (settled && (save_due_ || (over && saved_step_ != state_.step))) save_state();
       if (over) return false;
     }
     began_ = Clock::now();
@@ -112,7 +116,8 @@ class Run {
 
   /// Takes the gradient of a batch's mean loss, and what else to log of it. Of an update of several batches all add to
   /// the same gradient; the last one leaves it at zero. Throws Error for names that a log cannot have, or that the run
-  /// logs itself, and as TrainingState::update().
+  /// logs itself, having changed nothing; and as TrainingState::update(), when the batches have been taken and the run
+  /// cannot go on. A log that cannot be written is told of on the terminal, and tried again later.
   void update(Model& gradient, double loss, Workspace& workspace, const NamedValues& values = {}) {
     require(total_ == 0 || state_.step < total_, "a run is updated after its last step, ", total_);
     RunLog::check(values);
@@ -312,8 +317,13 @@ class Run {
     log_.add(std::move(row));
     const auto now = Clock::now();
     if (now - log_written_ < std::chrono::seconds(2)) return;
-    if (team_.leads()) log_.write();
     log_written_ = now;
+    if (!team_.leads()) return;
+    try {
+      log_.write();
+    } catch (const Error& error) {
+      note(error.what());
+    }
   }
 
   void go_back() {
@@ -362,11 +372,18 @@ class Run {
       require(then == now, file("_state").string(), ": ", key, " was ", then, ", and cannot become ", now);
     }
     const bool has_best = saved.metadata().contains("run.best");
+    for (const char* key : {"run.batch", "run.total", "run.since_best", "run.returns"}) {
+      const auto number = detail::number_in<Index>(saved, key);
+      require(number >= 0, file("_state").string(), ": ", key, " must not be negative, but is ", number);
+    }
+    const auto seconds = detail::number_in<double>(saved, "run.seconds");
+    require(seconds >= 0 && std::isfinite(seconds), file("_state").string(),
+            ": run.seconds must be finite and not negative, but is ", seconds);
     return {.batch = detail::number_in<Index>(saved, "run.batch"),
             .total = detail::number_in<Index>(saved, "run.total"),
             .since_best = detail::number_in<Index>(saved, "run.since_best"),
             .returns = detail::number_in<int>(saved, "run.returns"),
-            .seconds = detail::number_in<double>(saved, "run.seconds"),
+            .seconds = seconds,
             .minutes = detail::number_in<double>(saved, "run.minutes"),
             .best = has_best ? detail::number_in<double>(saved, "run.best") : 0,
             .has_best = has_best};

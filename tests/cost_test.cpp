@@ -641,6 +641,19 @@ TEST_CASE("a summary has a line for every part, and they add up to the cost", "[
   CHECK(text.str().find("peak ") != std::string::npos);
 }
 
+TEST_CASE("a summary for a member of a team has the shapes of its share", "[cost]") {
+  const fit::CostOptions options{.training = true, .members = 2, .member = 1};
+  const fit::Summary whole = fit::summary<labelled>(3, {.training = true}), part = fit::summary<labelled>(3, options);
+  REQUIRE(whole.lines.size() == part.lines.size());
+  for (std::size_t i = 0; i < whole.lines.size(); ++i) {
+    const auto& [batch, groups, rows, width] = whole.lines[i].shape;
+    INFO(whole.lines[i].name);
+    // What is of an example, and not of a group, each member has.
+    if (whole.lines[i].name.find("condition") != std::string::npos) continue;
+    CHECK(part.lines[i].shape == std::array<Index, 4>{batch, groups / 2, rows, width});
+  }
+}
+
 TEST_CASE("numbers of a summary have three digits", "[cost]") {
   using fit::detail::short_text;
   CHECK(short_text(0, "B") == "0 B");

@@ -410,6 +410,25 @@ static_assert(keeps_temporaries<Encoder, Encoder::Inputs>);
 static_assert(!keeps_temporaries<fit::Classifier<config, 3>, fit::Tensor<float, 4>>);
 static_assert(std::is_invocable_v<const Encoder&, fit::Tensor<float, 4>>);
 
+TEST_CASE("a model or a gradient that was moved from is an error", "[encoder]") {
+  constexpr auto codes = [] {
+    auto c = config;
+    c.latent_positions = fit::Positions::sin_cos;
+    return c;
+  }();
+  const auto input = random_input(2);
+  fit::Tape tape;
+  const auto gone = [](auto&& call) { CHECK(test::contains(test::error_of(call), "moved away")); };
+  fit::Encoder<codes> model(fit::Random(1)), gradient;
+  const auto taken = std::move(gradient);
+  tape.record();
+  const auto output = model.forward(input, tape);
+  gone([&] { model.backward({.latents = output.latents}, gradient, tape); });
+  const auto also = std::move(model);
+  gone([&] { model(input, tape); });
+  gone([&] { model.forward(input, tape); });
+}
+
 TEST_CASE("calls on one encoder from several threads are safe and equal", "[encoder]") {
   const Encoder encoder(fit::Random(5));
   const auto input = random_input(8);

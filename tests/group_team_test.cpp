@@ -615,6 +615,64 @@ TEST_CASE("a pass that goes back more often than it says is an error", "[group_t
   });
 }
 
+TEST_CASE("an update over leaves that is refused may be made again, one that fails is over", "[group_team]") {
+  using Model = fit::AutoregressiveDecoder<causal>;
+  fit::Solo solo;
+  std::vector<std::vector<float>> once, twice;
+  for (const bool wrong_before : {false, true}) {
+    fit::take_turns(solo, 2, [&](Team& team, Index) {
+      fit::Executor executor(1);
+      fit::ShardedState<Model> state(team, stirred<Model>());
+      fit::Leaves<Model> leaves(team, {.parts = 4}, executor);
+      const auto pass = [&](float factor) {
+        leaves.pass([&](fit::Tape& tape, Model& gradient, Index part) {
+          fit::Tensor<std::int32_t, 3> ids(1, groups, 6);
+          ids.setConstant(static_cast<std::int32_t>(part));
+          const double loss = state.model.loss(ids, gradient, tape);
+          fit::for_each_parameter([&](const fit::ParameterName&, auto p) { p.data[0] *= factor; }, gradient);
+          return loss;
+        });
+      };
+      pass(1);
+      if (wrong_before) {
+        CHECK(test::contains(test::error_of([&] { leaves.update(state, {.clip = 0}); }), "must be positive"));
+      }
+      leaves.update(state, {});
+      once.push_back(test::values_of(state.model));
+      pass(std::numeric_limits<float>::infinity());
+      CHECK(test::contains(test::error_of([&] { leaves.update(state, {}); }), "is not finite"));
+      CHECK(test::contains(test::error_of([&] { leaves.update(state, {}); }), "follows a pass"));
+      pass(1);
+      leaves.update(state, {});
+      twice.push_back(test::values_of(state.model));
+    });
+  }
+  for (const auto& models : {once, twice}) {
+    REQUIRE(models.size() == 4);
+    for (const auto& model : models) CHECK(test::same_bits(model, models[0]));
+  }
+}
+
+TEST_CASE("leaves that cannot be, and sums that are not complete, are errors", "[group_team]") {
+  using Model = fit::AutoregressiveDecoder<causal>;
+  fit::Solo solo;
+  fit::Executor executor(1);
+  fit::Workspace workspace(executor);
+  for (const fit::LeafCounts& counts :
+       {fit::LeafCounts{0, 1}, fit::LeafCounts{1, -1}, fit::LeafCounts{(Index{1} << 62) + 1, 4}}) {
+    CHECK(test::contains(test::error_of([&] { fit::Leaves<Model>(solo, counts, executor); }), "leaves are at least"));
+    CHECK(
+        test::contains(test::error_of([&] { fit::process_cost_of(causal, 1, counts, 1, 0); }), "leaves are at least"));
+  }
+  fit::ShardedState<Model> state(solo, stirred<Model>());
+  fit::GradientTree<Model> tree(2, {0, 2}), other(2, {0, 1});
+  CHECK(test::error_of([&] { state.sum(tree, workspace); }) == "a sum over 2 leaves is not complete");
+  tree.add(Model(), workspace);
+  CHECK(test::error_of([&] { state.sum(tree, workspace); }) == "a sum over 2 leaves is not complete");
+  other.add(Model(), workspace);
+  CHECK(test::error_of([&] { state.sum(other, workspace); }) == "a member's leaves are 2 from 0 on, not 1 from 0 on");
+}
+
 namespace {
 
 /// A decoder that counts how many of them have been made from nothing, as gradients are.

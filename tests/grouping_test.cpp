@@ -282,6 +282,18 @@ TEST_CASE("groupings that do not fit are refused", "[grouping]") {
        "shift_right: the output must have the shape [2, 15, 4], not [2, 16, 4]");
 }
 
+TEST_CASE("views of null are refused", "[grouping]") {
+  const fit::TensorView<const float, 4> image(nullptr, 1, 4, 4, 3);
+  const fit::TensorView<const float, 3> sequence(nullptr, 1, 4, 3);
+  const fit::TensorView<const std::int32_t, 3> ids(nullptr, 1, 4, 3);
+  const auto refused = [](auto&& call) { CHECK(test::contains(test::error_of(call), "a view of null")); };
+  refused([&] { fit::group_image(image, {{2, 2}, {1, 1}}); });
+  refused([&] { fit::ungroup_image(image, {4, 4}, {{2, 2}, {1, 1}}); });
+  refused([&] { fit::group_sequence(sequence, 2); });
+  refused([&] { fit::ungroup_sequence(sequence); });
+  refused([&] { fit::shift_right(ids); });
+}
+
 TEST_CASE("an image of more pixels than can be counted is refused", "[grouping]") {
   const fit::Tensor<float, 4> groups(0, 1, 1, 1);
   const fit::Index huge = fit::Index{1} << 40;

@@ -83,7 +83,22 @@ TEST_CASE("AdamW takes the steps of its definition", "[training]") {
   check(
       model.bias.data(), start.bias.data(), [](const Small& s) { return s.bias.data(); }, 7, 0);
   CHECK(test::contains(test::error_of([&] { optimizer.step(model, start, std::nan(""), tape); }), "finite"));
+  Small gone = start;
+  const Small kept = std::move(gone);
+  CHECK(test::contains(test::error_of([&] { optimizer.step(model, gone, 0.01, tape); }), "moved away"));
   CHECK(optimizer.steps == 5);
+}
+
+TEST_CASE("a gradient whose square is too large to hold is forgotten in time", "[training]") {
+  fit::Tape tape;
+  fit::AdamW<Small> optimizer{.options = {.beta2 = 0.5, .weight_decay = 0}};
+  Small model, gradient;
+  gradient.bias.data()[0] = 1e21f;
+  optimizer.step(model, gradient, 0.01, tape);
+  gradient.bias.data()[0] = 1;
+  const float before = model.bias.data()[0];
+  for (int step = 0; step < 300; ++step) optimizer.step(model, gradient, 0.01, tape);
+  CHECK(std::abs(model.bias.data()[0] - before) > 0.5);
 }
 
 TEST_CASE("weight decay is for matrices but positions and tables of embeddings", "[training]") {
@@ -433,6 +448,9 @@ TEST_CASE("the learning rate warms up in a line, and falls as it is told", "[tra
   CHECK(rate(3, total) == 2);
   CHECK(rate(78, total) == 2);
   CHECK(std::abs(rate(91, total) - 1.25) < 1e-12);
+  rate.part = 0;
+  CHECK(rate(103, total) == 2);
+  CHECK(rate(104, total) == 0.5);
   rate.part = 1;  // of what the warm-up leaves
   CHECK(std::abs(rate(54, total) - 1.25) < 1e-12);
   for (const fit::Decay decay : {fit::Decay::cosine, fit::Decay::linear, fit::Decay::late}) {
@@ -457,6 +475,8 @@ TEST_CASE("metrics of parts add up to those of the whole", "[training]") {
   batches.add(1.5, 2);
   batches.add(28.0 / 3, 3);
   CHECK(std::abs(batches.value() - 6.2) < 1e-15);
+  batches.add(fit::Mean().value(), 0);
+  CHECK(std::abs(batches.value() - 6.2) < 1e-15);
   CHECK(std::isnan(fit::Mean().value()));
 
   fit::Tensor<float, 2> logits(4, 3);
@@ -469,6 +489,8 @@ TEST_CASE("metrics of parts add up to those of the whole", "[training]") {
   CHECK(share.count == 4);
   CHECK(test::contains(test::error_of([&] { fit::accuracy(fit::Tensor<double, 2>(3, 2), targets); }),
                        "a target for each of 3 rows, not 4"));
+  const fit::TensorView<const float, 2> null(nullptr, 4, 3);
+  CHECK(test::error_of([&] { fit::accuracy(null, targets); }) == "an accuracy is given a view of null");
   fit::ConfusionMatrix all(3), one(3), other(3);
   const int seen[][2] = {{0, 0}, {0, 1}, {1, 1}, {1, 1}, {2, 0}, {0, 0}};
   for (std::size_t i = 0; i < 6; ++i) {
@@ -493,6 +515,10 @@ TEST_CASE("metrics of parts add up to those of the whole", "[training]") {
   CHECK_THROWS_AS(all.add(0, -1), fit::Error);
   CHECK_THROWS_AS(all += fit::ConfusionMatrix(2), fit::Error);
   CHECK_THROWS_AS(fit::ConfusionMatrix(0), fit::Error);
+  CHECK_THROWS_AS(fit::ConfusionMatrix(Index{1} << 32), fit::Error);
+  CHECK_THROWS_AS(all(3, 0), fit::Error);
+  CHECK_THROWS_AS(all.recall(-1), fit::Error);
+  CHECK_THROWS_AS(all.precision(3), fit::Error);
 
   CHECK(std::abs(fit::perplexity(std::log(7.0)) - 7) < 1e-12);
   CHECK(std::abs(fit::peak_signal_to_noise(0.01, 1) - 20) < 1e-12);

@@ -56,7 +56,7 @@ void add_sharded(ProcessCost& cost, const Cost& of_leaf, Index leaves, int proce
 template <class T = float, class Config>
 ProcessCost process_cost_of(const Config& config, Index batch, const LeafCounts& counts, int processes, int process,
                             CostOptions options = {}, GoesBack goes_back = GoesBack::often) {
-  const Index leaves = counts.parts * counts.shares;
+  const Index leaves = counts.leaves();
   const IndexRange own = detail::leaves_of(leaves, processes, process);
   options.training = true;
   options.members = static_cast<int>(counts.shares);

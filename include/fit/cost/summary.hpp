@@ -69,13 +69,13 @@ Summary summary_of(const Config& of, Index batch = 1, const CostOptions& options
                               !options.training || options.options.recompute == Recompute::none ? ""
                               : options.options.recompute == Recompute::stage                   ? ", recompute by stage"
                                                                                                 : ", streamed");
-  const Index groups = batch * config.groups;
+  const Index own = share_of_groups(config, config.groups, options.member, options.members).count;
   const auto add = [&](const PartCost& part, std::string name) {
     const auto all = static_cast<double>(summary.cost.flops().total());
     summary.lines.push_back({std::move(name),
                              part.part,
                              part.stage,
-                             {batch, config.groups, part.rows / groups, part.width},
+                             {batch, own, part.rows / (batch * own), part.width},
                              part.parameters,
                              part.forward,
                              part.backward,

@@ -142,6 +142,7 @@ Tensor<typename Model::Scalar, 4> sample(const Model& denoiser, const SampleOpti
   require(all >= 1, "a denoiser of any number of groups samples options.groups of them, at least 1, not ", all);
   require(options.groups == 0 || options.groups == all, "this denoiser samples ", all,
           " groups, and not options.groups, ", options.groups);
+  detail::require_counts<c>(count, all, c.tokens);
   detail::require_grid<c>(options.grid, all);
   const Index groups = detail::own_groups<c>(all, tape.team());
   const bool ddpm = options.method == Sampler::ddpm_large || options.method == Sampler::ddpm_small;

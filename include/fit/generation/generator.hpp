@@ -115,7 +115,8 @@ class Generator {
           return sequence.ids == first.ids && sequence.processed == 0 && sequence.finished == first.finished;
         });
     const auto through = std::span(sequences_).first(alike ? 1 : sequences_.size());
-    for (Sequence& sequence : through) append(sequence, own);
+    make_room(own.size());
+    for (Sequence& sequence : sequences_) append(sequence, own);
     decoder_.catch_up(through);
     if (alike) std::fill(sequences_.begin() + 1, sequences_.end(), sequences_[0]);
   }
@@ -146,6 +147,7 @@ class Generator {
     require(!sampling.end || (*sampling.end >= 0 && *sampling.end < config.vocabulary),
             "the end of a sequence must be in 0 .. ", config.vocabulary - 1, ", not ", sampling.end.value_or(0));
     decoder_.catch_up(sequences_);
+    make_room(1);
     std::vector<float> logits(static_cast<std::size_t>(config.vocabulary));
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       const Sequence& sequence = sequences_[i];
@@ -251,6 +253,13 @@ class Generator {
     }
   }
 
+  /// So that no sequence gets ids while others find no memory.
+  void make_room(std::size_t more) {
+    for (Sequence& sequence : sequences_) {
+      auto& ids = sequence.ids;
+      if (ids.capacity() - ids.size() < more) ids.reserve(std::max(ids.size() + more, 2 * ids.size()));
+    }
+  }
   void append(Sequence& sequence, std::span<const std::int32_t> ids) const {
     sequence.ids.insert(sequence.ids.end(), ids.begin(), ids.end());
     if (static_cast<Index>(sequence.ids.size()) == length()) sequence.finished = true;

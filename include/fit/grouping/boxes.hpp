@@ -82,10 +82,11 @@ struct Boxes {
   Index pixels() const { return patch[0] * patch[1] * patch[2]; }
 
   /// [B, H, W, c] or [B, F, H, W, c] -> groups [B, T, n, C] or, of a single box, [B, n, C]; `snake` runs through every
-  /// odd row of patches from its end. Throws Error when the output has another shape.
+  /// odd row of patches from its end. Throws Error when the output has another shape, and for a view of null.
   template <class X, int Rank>
   void group(const X& whole, const TensorView<ScalarOf<X>, Rank>& groups, bool snake = false) const {
     const Index channels = whole.dimension(rank_of<X> - 1);
+    require_shape(whole, shape_of(whole), function, ": the input");
     require_shape(groups, shape_of_groups<Rank>(whole), function, ": the output");
     for_each_row(whole.dimension(0), channels, snake,
                  [&](Index at, Index grouped) { copy_row(groups.data() + grouped, whole.data() + at, channels); });
@@ -102,6 +103,7 @@ struct Boxes {
   void ungroup(std::string_view what, const X& groups, const TensorView<ScalarOf<X>, Rank>& whole,
                bool snake = false) const {
     const auto shape = shape_of_whole<Rank>(what, groups);
+    require_shape(groups, shape_of(groups), function, ": the input");
     require_shape(whole, shape, function, ": the output");
     for_each_row(shape.front(), shape.back(), snake,
                  [&](Index at, Index grouped) { copy_row(whole.data() + at, groups.data() + grouped, shape.back()); });

@@ -25,6 +25,7 @@ void copy_elements(const From& from, To& to) {
 
 template <class X>
 auto grouped_shape(const X& x, Index tokens) {
+  require_shape(x, shape_of(x), "group_sequence: the input");
   require(tokens > 0, "group_sequence: the tokens of a group must be positive, not ", tokens);
   require(x.dimension(1) % tokens == 0, "group_sequence: the sequence's length, ", x.dimension(1),
           ", must be a multiple of the tokens of a group, ", tokens);
@@ -35,6 +36,7 @@ auto grouped_shape(const X& x, Index tokens) {
 
 template <class X>
 auto ungrouped_shape(const X& x) {
+  require_shape(x, shape_of(x), "ungroup_sequence: the input");
   std::array<Index, rank_of<X> - 1> shape{x.dimension(0), x.dimension(1) * x.dimension(2)};
   for (std::size_t i = 3; i < rank_of<X>; ++i) shape[i - 1] = x.dimensions()[i];
   return shape;

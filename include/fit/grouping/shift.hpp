@@ -15,6 +15,7 @@ inline namespace FIT_ABI {
 /// it has another shape.
 template <detail::TensorOf<3> Ids>
 void shift_right(const Ids& ids, TensorView<detail::ScalarOf<Ids>, 3> shifted) {
+  detail::require_shape(ids, detail::shape_of(ids), "shift_right: the input");
   detail::require_shape(shifted, detail::shape_of(ids), "shift_right: the output");
   const Index batch = ids.dimension(0), length = ids.dimension(1) * ids.dimension(2);
   if (length == 0) return;

@@ -69,6 +69,7 @@ class Trunk {
   template <class Ends>
   void forward(const Ends& ends, T* x, T* z, const Conditioning<T>& condition, const Sizes& sizes, Tape& tape,
                const Trace<T>& trace = {}, const Watch& watch = {}) const {
+    check();
     const auto start = tape.mark();
     Kept* kept = tape.allocate<Kept>(static_cast<Index>(plan.count));
     for (std::size_t i = 0; i < plan.count; ++i) {
@@ -92,6 +93,8 @@ class Trunk {
   template <class Ends>
   void backward(const Ends& ends, T* x_gradient, T* z_gradient, const Conditioning<T>& condition, Trunk& gradient,
                 const Sizes& sizes, Tape& tape, const Watch& watch = {}) const {
+    check();
+    gradient.check();
     const Trace<T> untraced;
     const auto saved = tape.pop<Record>();
     const Kept* kept = saved->kept;
@@ -120,6 +123,8 @@ class Trunk {
   const std::vector<Stage<T, c>>& stages() const { return stages_; }
 
  private:
+  void check() const { require(stages_.size() == plan.count, "a model is used whose stages were moved away"); }
+
   /// What is left of the beginning of a stage, as long as it may be needed again.
   struct Kept {
     const T* before = nullptr;   // see latents_before(); null where groups are written from their own latents

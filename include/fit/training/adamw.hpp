@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -60,10 +61,10 @@ class AdamWStep {
     const T rate = static_cast<T>(own_rate / correction1_);
     const T keep = treatment.decay ? static_cast<T>(1 - own_rate * weight_decay_) : T(1);
     const T beta1 = beta1_, beta2 = beta2_, rest1 = rest1_, rest2 = rest2_, correction = correction_;
-    const T epsilon = epsilon_;
+    const T epsilon = epsilon_, most = std::numeric_limits<T>::max();  // an infinite one would stay so for ever
     for (Index i = 0; i < size; ++i) {
       m[i] = beta1 * m[i] + rest1 * slope[i];
-      v[i] = beta2 * v[i] + rest2 * slope[i] * slope[i];
+      v[i] = std::min(beta2 * v[i] + rest2 * slope[i] * slope[i], most);
       x[i] = keep * x[i] - rate * m[i] / (std::sqrt(v[i]) * correction + epsilon);
     }
   }
@@ -91,7 +92,7 @@ struct AdamW {
   /// One step of the given learning rate: changes the model and the moments. Throws Error as prepare().
   void step(Model& model, const Model& gradient, double learning_rate, Workspace& workspace) {
     prepare(model, learning_rate);
-    const detail::AdamWStep<T> step(options, learning_rate, ++steps);
+    const detail::AdamWStep<T> step(options, learning_rate, steps + 1);
     struct Piece {
       T* values;
       const T* slopes;
@@ -104,6 +105,7 @@ struct AdamW {
                piece.second_moment, piece.size);
         },
         workspace, model, gradient, first_moment, second_moment);
+    ++steps;
   }
 
   /// Makes sure that a step can be taken, and asks the rule where that has not been done. Throws Error unless the betas

@@ -86,6 +86,7 @@ class GradientTree {
   GradientTree(Index leaves, IndexRange own) : leaves_(leaves), own_(own), next_(own.first) {}
 
   Index leaves() const { return leaves_; }
+  const IndexRange& own() const { return own_; }
   Index next() const { return next_; }  ///< the leaf whose gradient is to be added
   bool complete() const { return next_ == own_.end(); }
 

@@ -24,6 +24,7 @@ struct LearningRate {
 
   /// The rate of a step, the first being 0, of a run of `total`.
   double operator()(Index step, Index total) const {
+    if (total > 0 && step >= total) return floor;
     const Index rise = std::min(warm_up, total / 5);
     if (step < rise) return peak * static_cast<double>(step + 1) / static_cast<double>(rise);
     const auto end = static_cast<double>(total);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -16,6 +17,14 @@ inline namespace FIT_ABI {
 /// How a training step is cut: a batch in parts, and the groups of each part's examples in shares.
 struct LeafCounts {
   Index parts = 1, shares = 1;
+
+  /// How many leaves there are. Throws Error for no parts, no shares, and more than can be counted.
+  Index leaves() const {
+    require(parts >= 1 && shares >= 1 && parts <= std::numeric_limits<Index>::max() / shares,
+            "leaves are at least 1 part of at least 1 share, and as many as can be counted, not ", parts, " parts of ",
+            shares, " shares");
+    return parts * shares;
+  }
 };
 
 /// How often a pass over a leaf goes back through a trunk. Once, and if it adds nothing to the trunk's gradient
@@ -38,9 +47,9 @@ class Leaves {
  public:
   /// The team and the executor must outlive it. Throws Error for fewer leaves than members.
   Leaves(Team& team, LeafCounts counts, Executor& executor)
-      : team_(team), counts_(counts), workspace_(executor), tree_(counts.parts * counts.shares, own(team, counts)) {
-    require(counts.parts >= 1 && counts.shares >= 1 && counts.parts * counts.shares >= team.size(), "a team of ",
-            team.size(), " needs as many leaves, not ", counts.parts, " parts of ", counts.shares, " shares");
+      : team_(team), counts_(counts), workspace_(executor), tree_(counts.leaves(), own(team, counts)) {
+    require(counts.leaves() >= team.size(), "a team of ", team.size(), " needs as many leaves, not ", counts.parts,
+            " parts of ", counts.shares, " shares");
     for (Index i = 0; i < own(team, counts).count; ++i) tapes_.emplace_back(executor);
   }
 
@@ -75,12 +84,19 @@ class Leaves {
   }
 
   /// What follows a pass: State::update() with the mean of the parts' gradients. Returns its norm. Throws Error without
-  /// a pass, and as State::update().
+  /// a pass and for wrong options, having changed nothing, and as State::update(), after which there has been no pass.
   double update(ShardedState<Model>& state, const UpdateOptions& options) {
     require(tree_.complete(), "an update of leaves follows a pass, and there is none since the last one");
-    Model& sum = summed_ ? tree_.fragments().front().gradient : state.sum(tree_, workspace_);
-    if (counts_.parts > 1) detail::scale_gradient(sum, 1.0 / static_cast<double>(counts_.parts), workspace_);
-    const double norm = state.update(sum, options, workspace_);
+    state.prepare(options);
+    double norm;
+    try {
+      Model& sum = summed_ ? tree_.fragments().front().gradient : state.sum(tree_, workspace_);
+      if (counts_.parts > 1) detail::scale_gradient(sum, 1.0 / static_cast<double>(counts_.parts), workspace_);
+      norm = state.update(sum, options, workspace_);
+    } catch (...) {
+      tree_.clear();
+      throw;
+    }
     tree_.clear(true);
     return norm;
   }
@@ -111,7 +127,7 @@ class Leaves {
   }
 
   static IndexRange own(const Team& team, const LeafCounts& counts) {
-    return share_of(counts.parts * counts.shares, team.rank(), team.size());
+    return share_of(counts.leaves(), team.rank(), team.size());
   }
 
   Team& team_;

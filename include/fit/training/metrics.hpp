@@ -21,6 +21,7 @@ struct Mean {
 
   /// The mean over `of` examples.
   void add(double mean, Index of = 1) {
+    if (of == 0) return;  // whose mean is NaN
     sum += mean * static_cast<double>(of);
     count += of;
   }
@@ -41,11 +42,14 @@ Index best_class(const Logits& logits, Index row) {
   return std::max_element(first, first + from.dimension(1)) - first;
 }
 
-/// The share of rows whose best class is the target, from 0 to 1. Throws Error for another number of targets.
+/// The share of rows whose best class is the target, from 0 to 1. Throws Error for another number of targets, and for a
+/// view of null.
 template <class Logits>
 Mean accuracy(const Logits& logits, TensorView<const std::int32_t, 1> targets) {
   require(targets.dimension(0) == logits.dimension(0), "an accuracy needs a target for each of ", logits.dimension(0),
           " rows, not ", targets.dimension(0));
+  const bool given = targets.data() && (logits.dimension(1) == 0 || logits.data());
+  require(targets.dimension(0) == 0 || given, "an accuracy is given a view of null");
   Mean right;
   for (Index i = 0; i < targets.dimension(0); ++i) right.add(best_class(logits, i) == targets(i) ? 1 : 0);
   return right;
@@ -62,19 +66,15 @@ inline double peak_signal_to_noise(double mean_squared_error, double range) {
 /// How often what is of one class was taken for another: whole numbers, so batches are added exactly.
 class ConfusionMatrix {
  public:
-  /// Throws Error without classes.
+  /// Throws Error without classes, and for more than 2^20.
   explicit ConfusionMatrix(Index classes) : classes_(classes) {
-    require(classes > 0, "a confusion matrix needs classes, not ", classes);
+    require(classes > 0 && classes <= (Index{1} << 20), "a confusion matrix needs classes, 2^20 at most, not ",
+            classes);
     counts_.resize(static_cast<std::size_t>(classes * classes));
   }
 
   /// Throws Error for a class outside 0 .. classes-1.
-  void add(Index is, Index found, Index times = 1) {
-    for (const Index one : {is, found}) {
-      require(one >= 0 && one < classes_, "a class must be in 0 .. ", classes_ - 1, ", not ", one);
-    }
-    counts_[static_cast<std::size_t>(is * classes_ + found)] += times;
-  }
+  void add(Index is, Index found, Index times = 1) { counts_[place(is, found)] += times; }
   /// Throws Error for another number of classes.
   ConfusionMatrix& operator+=(const ConfusionMatrix& other) {
     require(other.classes_ == classes_, "confusion matrices of ", classes_, " and of ", other.classes_,
@@ -84,7 +84,8 @@ class ConfusionMatrix {
   }
 
   Index classes() const { return classes_; }
-  Index operator()(Index is, Index found) const { return counts_[static_cast<std::size_t>(is * classes_ + found)]; }
+  /// These throw Error for a class outside 0 .. classes-1, too.
+  Index operator()(Index is, Index found) const { return counts_[place(is, found)]; }
 
   Index total() const {
     Index sum = 0;
@@ -133,6 +134,13 @@ class ConfusionMatrix {
   }
 
  private:
+  std::size_t place(Index is, Index found) const {
+    for (const Index one : {is, found}) {
+      require(one >= 0 && one < classes_, "a class must be in 0 .. ", classes_ - 1, ", not ", one);
+    }
+    return static_cast<std::size_t>(is * classes_ + found);
+  }
+
   Index classes_;
   std::vector<Index> counts_;
 };

@@ -59,15 +59,25 @@ class ShardedState {
   void changed() { gathered_.reset(); }
 
   /// The sum of a tree's gradients over all members, of which this one has its own part: for update(). For all members.
+  /// Throws Error for a tree that is not complete, or not of this member's share of the leaves.
   Model& sum(GradientTree<Model>& tree, Workspace& workspace) const {
+    const IndexRange wanted = share_of(tree.leaves(), team_->rank(), team_->size());
+    require(tree.own() == wanted, "a member's leaves are ", wanted.count, " from ", wanted.first, " on, not ",
+            tree.own().count, " from ", tree.own().first, " on");
+    require(wanted.count > 0 && tree.complete(), "a sum over ", wanted.count, " leaves is not complete");
     return detail::add_over(*team_, shards_, tree, workspace);
+  }
+
+  /// Throws Error for options that update() refuses.
+  void prepare(const UpdateOptions& options) {
+    detail::check_largest_norm(options.clip);
+    detail::check_average_decay(options.average_decay);
+    optimizer.prepare(model, options.learning_rate);
   }
 
   /// As TrainingState::update(), of a gradient that sum() gave. For all members, which get the same norm.
   double update(Model& gradient, const UpdateOptions& options, Workspace& workspace) {
-    detail::check_largest_norm(options.clip);
-    detail::check_average_decay(options.average_decay);
-    optimizer.prepare(model, options.learning_rate);
+    prepare(options);
     optimizer.zero_frozen(gradient);
     const IndexRange pieces = shards_.pieces_of(team_->rank());
     const double norm = detail::clip_pieces(
@@ -90,7 +100,7 @@ class ShardedState {
   IndexRange own() const { return shards_.elements_of(team_->rank()); }
 
   void step_own(const Model& gradient, const UpdateOptions& options, const IndexRange& pieces, Workspace& workspace) {
-    const detail::AdamWStep<Scalar> step_of(optimizer.options, options.learning_rate, ++optimizer.steps);
+    const detail::AdamWStep<Scalar> step_of(optimizer.options, options.learning_rate, optimizer.steps + 1);
     const auto share = static_cast<Scalar>(1 - options.decay_in(step));
     struct Piece {
       Scalar* values;
@@ -106,6 +116,7 @@ class ShardedState {
           if (average) detail::average_elements(average->data() + at, piece.values, share, piece.size);
         },
         workspace, model, gradient);
+    ++optimizer.steps;
   }
 
   Team* team_;

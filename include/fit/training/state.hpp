@@ -54,8 +54,7 @@ struct TrainingState {
 
   /// What follows the way back of each step: clips the gradient, changes the model and its average, counts the step,
   /// and sets the gradient to zero for the next one. Returns the gradient's norm before it was clipped, frozen
-  /// parameters left out. Where that is not finite, model, moments and average stay; a step
-  /// that is skipped counts.
+  /// parameters left out. Where that is not finite, model, moments and average stay; a step that is skipped counts.
   ///
   /// Throws Error for wrong options, having changed nothing, and, if they say so, for a norm that is not finite, having
   /// set the gradient to zero.

@@ -131,7 +131,7 @@ void Block(benchmark::State& state) {
 BENCHMARK_TEMPLATE(Block, false)->Name("BlockForward")->Apply(block_shapes);
 BENCHMARK_TEMPLATE(Block, true)->Name("BlockForwardBackward")->Apply(block_shapes);
 
-// The encoder of examples/classify_images.cpp, and a wider one.
+// An encoder of 49 patches of 4 x 4 pixels, and a wider one.
 constexpr fit::EncoderConfig small{.layers = "(1)1(1)1",
                                    .groups = 7,
                                    .tokens = 7,

@@ -19,13 +19,12 @@ prepare() {
     done
     [ -n "$missing" ] || return 0
     if [ "$(id -u)" -eq 0 ]; then
-      install_packages
-      return
+      install_packages && return
     elif command -v sudo >/dev/null; then
-      install_packages sudo
-      return
+      install_packages sudo && return
+    else
+      echo "These packages are missing, and it takes root or sudo to install them:$missing"
     fi
-    echo "These packages are missing, and it takes root or sudo to install them:$missing"
   else
     echo "There is no apt-get here. What is needed, by the names of Debian's packages: $*"
   fi
@@ -41,5 +40,5 @@ install_packages() {
   apt="$* env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300"
   $apt update </dev/null || echo "apt-get update failed: going on with the package lists that are here."
   # shellcheck disable=SC2086 # both are lists of words
-  $apt install -y --no-install-recommends $missing </dev/null || stop "apt-get could not install:$missing"
+  $apt install -y --no-install-recommends $missing </dev/null || { echo "apt-get could not install:$missing"; return 1; }
 }

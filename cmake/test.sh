@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 . cmake/prepare.sh
 
 prepare g++ cmake ninja-build libeigen3-dev libxsimd-dev nlohmann-json3-dev catch2 libbenchmark-dev \
-  zlib1g-dev libpng-dev libjpeg62-turbo-dev libcli11-dev dataset-fashion-mnist pkg-config python3-numpy python3-dev \
+  zlib1g-dev libpng-dev libjpeg-dev libcli11-dev dataset-fashion-mnist pkg-config python3-numpy python3-dev \
   pybind11-dev libopenmpi-dev openmpi-bin
 cmake --preset release "$@"
 cmake --build --preset release --parallel

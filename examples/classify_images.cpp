@@ -15,6 +15,7 @@
 #include <fit/run/prefetch.hpp>
 #include <fit/run/run.hpp>
 
+#include "support/checks.hpp"
 #include "support/fashion.hpp"
 #include "support/machine.hpp"
 #include "support/png.hpp"
@@ -149,12 +150,12 @@ int main(int argc, char** argv) {
   app.add_option("--out", options.out, "folder for weights and pictures")->capture_default_str();
   app.add_option("--minutes", options.minutes, "as many steps as fit into them")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   app.add_option("--epochs", options.epochs, "passes over the training images, instead of --minutes")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   app.add_option("--shift", options.changes.shift,
                  "training images are shifted by up to as many pixels; 1 pays in long runs")
       ->capture_default_str()
@@ -162,12 +163,13 @@ int main(int argc, char** argv) {
   app.add_option("--erase", options.changes.erase,
                  "share of training images of which a rectangle becomes gray; 0.25 pays in long runs")
       ->capture_default_str()
+      ->check(examples::finite)
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--seed", options.seed, "of initial values, order and drop-outs")->capture_default_str();
   app.add_option("--leaves", options.leaves,
                  "parts that a batch is cut into: with as many, any number of processes compute the same")
       ->default_str("1 for each process");
-  app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(examples::positive);
   auto* from =
       app.add_option("--from", options.from, "weights of a classifier, whose encoder goes on, with a new head");
   app.add_flag("--freeze", options.freeze, "the encoder of --from stays as it is, and only the head learns")

@@ -10,6 +10,7 @@
 #include <fit/fit.hpp>
 #include <fit/run/progress.hpp>
 
+#include "support/checks.hpp"
 #include "support/decoder_comparison.hpp"
 #include "support/decoder_training.hpp"
 
@@ -199,10 +200,10 @@ int main(int argc, char** argv) {
   complete->add_option("prefix", options.prefix, "the beginning of a text")->required();
   complete->add_option("--bytes", options.bytes, "at most as many more")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   complete->add_option("--temperature", options.sampling.temperature, "0 for the likeliest byte each time")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   complete->add_option("--top-k", options.sampling.top_k, "of the likeliest bytes only; 0 for all")
       ->capture_default_str();
   complete->add_option("--top-p", options.sampling.top_p, "of the likeliest bytes with this probability together")

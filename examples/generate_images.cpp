@@ -14,6 +14,7 @@
 #include <fit/run/prefetch.hpp>
 #include <fit/run/run.hpp>
 
+#include "support/checks.hpp"
 #include "support/fashion.hpp"
 #include "support/machine.hpp"
 #include "support/png.hpp"
@@ -192,6 +193,7 @@ int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
 }
 
 int sample(const Options& options, fit::Tape& tape) {
+  examples::prepare_file(options.picture);
   Model model;
   fit::load(options.weights, model);
   fit::Progress progress("sampling", options.count * options.sampling.steps);
@@ -205,6 +207,7 @@ int sample(const Options& options, fit::Tape& tape) {
 
 /// Test images with noise on them, and what the model makes of them.
 int denoise(const Options& options, fit::Tape& tape) {
+  examples::prepare_file(options.picture);
   Model model;
   fit::load(options.weights, model);
   const auto data = examples::load_fashion(options.data).test;
@@ -336,23 +339,23 @@ int main(int argc, char** argv) {
   app.add_option("--data", options.data, "folder with the four IDX files, compressed or not")->capture_default_str();
   app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   app.add_option("--seed", options.seed, "of everything random")->capture_default_str();
 
   auto* train_command = app.add_subcommand("train", "trains, with a sheet of samples every so often");
   train_command->add_option("--out", options.out, "folder for weights and pictures")->capture_default_str();
   train_command->add_option("--steps", options.steps, "batches of 64 images")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   train_command->add_option("--every", options.every, "steps from one sheet and saved state to the next")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   train_command->add_option("--sheet-steps", options.sampling.steps, "denoising steps of a sheet's samples")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   train_command->add_option("--rate", options.rate, "highest learning rate")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   train_command->add_flag("--resume", options.resume, "go on from the state in the output folder, if there is one");
 
   auto* sample_command = app.add_subcommand("sample", "draws a sheet of samples");
@@ -373,11 +376,14 @@ int main(int argc, char** argv) {
       {"ddim", fit::Sampler::ddim}, {"ddpm_large", fit::Sampler::ddpm_large}, {"ddpm_small", fit::Sampler::ddpm_small}};
   for (auto* command : {sample_command, denoise_command, evaluate_command}) {
     command->add_option("--weights", options.weights, "file that train saved")->capture_default_str();
-    command->add_option("--count", options.count, "images")->check(CLI::Range(1, 1'000'000));
+    command->add_option("--count", options.count, "images")
+        ->check(CLI::Range(1, command == evaluate_command ? 1'000'000 : 10'000));
     command->add_option("--steps", options.sampling.steps, "denoising steps")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
-    command->add_option("--guidance", options.sampling.guidance, "towards the class; 0 is none")->capture_default_str();
+        ->check(examples::positive);
+    command->add_option("--guidance", options.sampling.guidance, "towards the class; 0 is none")
+        ->capture_default_str()
+        ->check(examples::finite);
     command->add_option("--sampler", options.sampling.method, "ddim, ddpm_large or ddpm_small")
         ->transform(CLI::CheckedTransformer(samplers));
     if (command != evaluate_command) {
@@ -390,6 +396,7 @@ int main(int argc, char** argv) {
   }
   denoise_command->add_option("--level", options.level, "time of the noise, 0 none, 1 nothing but noise")
       ->capture_default_str()
+      ->check(examples::finite)
       ->check(CLI::Range(0.001, 1.0));
   evaluate_command->add_option("--classifier", options.classifier, "file that classify_images saved")
       ->capture_default_str();

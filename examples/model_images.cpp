@@ -11,6 +11,7 @@
 #include <fit/run/epochs.hpp>
 #include <fit/run/progress.hpp>
 
+#include "support/checks.hpp"
 #include "support/decoder_comparison.hpp"
 #include "support/decoder_training.hpp"
 #include "support/fashion.hpp"
@@ -124,6 +125,7 @@ struct Commands {
 
   /// Upper halves of test images, continued.
   int complete() const {
+    examples::prepare_file(options.picture);
     const auto data = examples::load_fashion(options.data).test.images;
     const Index count = std::min<Index>(options.count > 0 ? options.count : 10, data.count);
     const Model model = load();
@@ -148,6 +150,7 @@ struct Commands {
   }
 
   int sample() const {
+    examples::prepare_file(options.picture);
     const Index count = options.count > 0 ? options.count : 40;
     const Model model = load();
     examples::Sheet sheet(10, side, side, 1, "", {.scale = 3, .text_scale = 1, .gap = 8});
@@ -193,12 +196,12 @@ int main(int argc, char** argv) {
   auto* compare = app.add_subcommand("compare", "draws how FIT and the plain transformer learnt, beside xz and zstd");
   auto* sample = app.add_subcommand("sample", "draws images from nothing");
   for (auto* command : {evaluate, complete, sample}) {
-    command->add_option("--count", options.count, "images")->check(CLI::PositiveNumber);
+    command->add_option("--count", options.count, "images")->check(CLI::Range(1, 10'000));
   }
   for (auto* command : {complete, sample}) {
     command->add_option("--temperature", options.temperature, "below 1 likelier, above 1 more varied")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(examples::not_negative);
     command->add_option("--picture", options.picture, "PNG file to write, by default in the output folder");
   }
   complete->add_option("--continuations", options.continuations, "of each image")

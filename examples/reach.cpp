@@ -13,6 +13,7 @@
 #include <fit/run/prefetch.hpp>
 #include <fit/run/run.hpp>
 
+#include "support/checks.hpp"
 #include "support/machine.hpp"
 #include "support/png.hpp"
 #include "support/reach_tasks.hpp"
@@ -361,16 +362,16 @@ int main(int argc, char** argv) {
     command
         ->add_option("--pretrain", options.pretrain,
                      "minutes before these in which the model learns to find one of four tokens that is hidden")
-        ->check(CLI::PositiveNumber);
+        ->check(examples::positive);
     command->add_option("--tests", options.tests, "examples of a test, fewer where they are long")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(examples::positive);
     command->add_option("--threads", options.threads, "threads; 0 is one for each processor")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(examples::not_negative);
   }
-  train->add_option("--minutes", options.minutes, "of training")->capture_default_str()->check(CLI::PositiveNumber);
-  train->add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
+  train->add_option("--minutes", options.minutes, "of training")->capture_default_str()->check(examples::positive);
+  train->add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(examples::positive);
   train->add_option("--seed", options.seed, "of initial values and of examples")->capture_default_str();
   train->add_flag("--resume", options.resume, "go on from the states in the output folder, if there are some");
   CLI11_PARSE(app, argc, argv);

@@ -6,6 +6,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include "support/checks.hpp"
+
 namespace {
 
 using fit::Index;
@@ -51,7 +53,11 @@ void print_row(Index size, Index members, double gigabits, double gigaflops) {
   const double plain_alone = fit::ring_step(plain, 1, 1, speed).seconds();
   options.members = static_cast<int>(members);
   std::printf("%5td %5.0f Gb/s |", members, gigabits);
-  print(fit::shared_step(fit_config, 1, options, speed), alone, members);
+  if (members <= groups) {
+    print(fit::shared_step(fit_config, 1, options, speed), alone, members);
+  } else {
+    std::printf(" %37s", "more members than groups |");
+  }
   print(fit::ring_step(plain, 1, members, speed), plain_alone, members);
   if (members <= plain.data_heads) {
     print(fit::ulysses_step(plain, 1, members, speed), plain_alone, members);
@@ -67,12 +73,15 @@ int main(int argc, char** argv) {
   Index size = 12800;
   double rate = 0;
   CLI::App app("What a training step on one large picture would take on many machines, on paper.");
-  app.add_option("--size", size, "pixels of a side")->capture_default_str()->check(CLI::Range(320, 102400));
+  app.add_option("--size", size, "pixels of a side, a multiple of 320")
+      ->capture_default_str()
+      ->check(CLI::Range(320, 37760));
   app.add_option("--rate", rate, "GFLOP/s of one machine in such a step, as train_gigapixel measures them")
       ->required()
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   CLI11_PARSE(app, argc, argv);
   try {
+    fit::require(size % 320 == 0, "the pixels of a side must be a multiple of 320, not ", size);
     std::printf(
         "A step on one picture of %td x %td pixels, at %.0f GFLOP/s a machine: seconds that computing and sending "
         "take,\n"

@@ -31,6 +31,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "support/checks.hpp"
 #include "support/machine.hpp"
 #include "support/picture.hpp"
 #include "support/png.hpp"
@@ -388,6 +389,7 @@ class Training {
     first_step_ = state_.step;
     for (std::size_t i = 0; i < arenas.size(); ++i) leaves_->tapes()[i].reserve(arenas[i]);
     team.lead([&] { prepare_files(); });
+    if (options.resume.empty()) save();  // so that there is always the state before a step
   }
 
   int run() {
@@ -438,6 +440,13 @@ class Training {
     const std::uintmax_t room = std::filesystem::space(state.parent_path()).available;
     fit::require(room > needed, state.string(), ": the state takes ", gigabytes(static_cast<double>(needed)),
                  ", and there is room for ", gigabytes(static_cast<double>(room)));
+    if (options_.resume.empty()) {
+      for (const std::filesystem::path& file : {state, std::filesystem::absolute(options_.out / "loss.csv")}) {
+        auto before = file;
+        before.replace_filename(file.stem().string() + "_before" + file.extension().string());
+        if (std::filesystem::exists(file)) std::filesystem::rename(file, before);
+      }
+    }
     log_.write();
   }
 
@@ -460,7 +469,13 @@ class Training {
       say("step %td: loss %.4f, %.2f s, %.0f GFLOP/s", state_.step, loss, seconds, work_.total(true) / seconds / 1e9);
       seconds_ += seconds;
       log_.add({state_.step, seconds_, {{"loss", loss}, {"step_seconds", seconds}}});
-      team_.lead([&] { log_.write(); });
+      team_.lead([&] {
+        try {
+          log_.write();
+        } catch (const fit::Error& error) {  // no reason to lose an hour
+          say("%s", error.what());
+        }
+      });
       const bool due = team_.of_first(Clock::now() - last_saved > std::chrono::minutes(10) ? 1 : 0) == 1;
       if (state_.step == options_.steps || due) {
         save();
@@ -509,8 +524,9 @@ class Training {
     constexpr Index side = 448;
     const Picture& picture = picture_.picture();
     const PictureSize &size = picture.size, part{std::min(size.width, side), std::min(size.height, side)};
-    std::array views{View(0, 0, size, (std::max(size.width, size.height) + side - 1) / side),
-                     View((size.width - part.width) / 2, (size.height - part.height) / 2, part, 1)};
+    std::array views{
+        View(0, 0, size, std::min({(std::max(size.width, size.height) + side - 1) / side, part.width, part.height})),
+        View((size.width - part.width) / 2, (size.height - part.height) / 2, part, 1)};
     picture_.hide(state_.random.fork(0));
     leaves_.reset();  // a pass at inference needs other memory than a step, and less
     fit::Tape tape(executor_, team_);
@@ -585,8 +601,8 @@ class Training {
   [[noreturn]] void leave() {
     try {
       if (unsaved_) save();
-      std::printf("Interrupted in step %td.\n", state_.step + 1);
-      if (state_.step > first_step_) std::printf("The state before it is in %s.\n", options_.state().c_str());
+      std::printf("Interrupted in step %td.\nThe state before it is in %s.\n", state_.step + 1,
+                  (state_.step > first_step_ || options_.resume.empty() ? options_.state() : options_.resume).c_str());
     } catch (const std::exception& error) {
       std::fprintf(stderr, "%s\n", error.what());
     }
@@ -693,17 +709,17 @@ int main(int argc, char** argv) {
           {"none", fit::Recompute::none}, {"stage", fit::Recompute::stage}, {"stream", fit::Recompute::stream}}));
   app.add_option("--steps", options.steps, "in all, with those of the run that is resumed")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
+      ->check(examples::not_negative);
+  app.add_option("--rate", options.rate, "highest learning rate")->capture_default_str()->check(examples::positive);
   app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   app.add_option("--leaves", options.leaves,
                  "shares of the picture's groups: with as many, any number of processes compute the same")
       ->default_str("1 for each process");
   app.add_option("--seed", options.seed, "of everything random")->capture_default_str();
   app.add_option("--memory-limit", options.memory_limit, "in GB: what needs more is refused; the machine's by default")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   app.add_option("--out", options.out, "folder of losses and pictures")->capture_default_str();
   app.add_option("--save", options.save, "where the state goes, at the end, every ten minutes and when interrupted");
   app.add_option("--resume", options.resume, "a state to go on from");

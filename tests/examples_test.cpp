@@ -39,12 +39,14 @@ void write_bars(const std::filesystem::path& folder, const std::string& part, st
   std::ofstream(folder / (part + "-labels-idx1-ubyte"), std::ios::binary) << labels;
 }
 
-const std::string classify = std::string(FIT_EXAMPLES_DIR) + "/classify_images";
-const std::string generate = std::string(FIT_EXAMPLES_DIR) + "/generate_images";
-const std::string model_images = std::string(FIT_EXAMPLES_DIR) + "/model_images";
-const std::string complete_text = std::string(FIT_EXAMPLES_DIR) + "/complete_text";
-const std::string reach = std::string(FIT_EXAMPLES_DIR) + "/reach";
-const std::string train_gigapixel = std::string(FIT_EXAMPLES_DIR) + "/train_gigapixel";
+// Quoted for a shell: the folder may have spaces.
+const std::string classify = "'" FIT_EXAMPLES_DIR "/classify_images'";
+const std::string generate = "'" FIT_EXAMPLES_DIR "/generate_images'";
+const std::string model_images = "'" FIT_EXAMPLES_DIR "/model_images'";
+const std::string complete_text = "'" FIT_EXAMPLES_DIR "/complete_text'";
+const std::string reach = "'" FIT_EXAMPLES_DIR "/reach'";
+const std::string scaling_table = "'" FIT_EXAMPLES_DIR "/scaling_table'";
+const std::string train_gigapixel = "'" FIT_EXAMPLES_DIR "/train_gigapixel'";
 
 /// A command must fail and say so.
 void fail(const std::string& command, const char* expected) {
@@ -295,6 +297,34 @@ TEST_CASE("train_gigapixel trains, resumes to the same bits, and draws", "[examp
   CHECK(fit::SafetensorsFile(state).metadata().at("state.step") == "3");
   fail(small + " --config large --out " + out.string() + " --resume " + state, "config.data_dim");
   CHECK(bytes_of(out / "loss.csv").starts_with(losses));
+
+  // Another run puts this one's files aside, and begins with a state of its own.
+  const std::string before = bytes_of(state);
+  succeed(small + " --steps 0 --out " + out.string());
+  CHECK((bytes_of(out / "state_before.safetensors") == before));
+  CHECK(bytes_of(out / "loss_before.csv").starts_with(losses));
+  CHECK(fit::SafetensorsFile(state).metadata().at("state.step") == "0");
+}
+
+TEST_CASE("numbers that are none are refused by every program, and a picture without a place before it is drawn",
+          "[examples]") {
+  const test::TemporaryFolder folder;
+  const std::string out = " --out " + (folder / "out").string();
+  for (const char* number : {"nan", "inf", "-1", "1e999", "x"}) {
+    INFO(number);
+    fail(classify + out + " --erase " + number, "--erase");
+    fail(classify + out + " --minutes " + number, "--minutes");
+    fail(complete_text + out + " train --minutes " + number, "--minutes");
+    fail(reach + out + " train --pretrain " + number, "--pretrain");
+    fail(train_gigapixel + out + " --memory-limit " + number, "--memory-limit");
+  }
+  CHECK(!std::filesystem::exists(folder / "out"));
+  std::ofstream(folder / "file") << "no folder";
+  fail(generate + " sample --picture " + (folder / "file" / "a.png").string(), "a.png");
+  fail(model_images + " sample --picture " + (folder / "file" / "a.png").string(), "a.png");
+  const std::string table = succeed(scaling_table + " --size 6400 --rate 100");
+  CHECK(test::contains(table, "more members than groups"));
+  fail(scaling_table + " --size 1000 --rate 100", "a multiple of 320, not 1000");
 }
 
 TEST_CASE("train_gigapixel ends soon when it is interrupted, with what it has", "[examples]") {

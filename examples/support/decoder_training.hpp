@@ -12,6 +12,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "checks.hpp"
 #include "machine.hpp"
 
 namespace examples {
@@ -40,17 +41,17 @@ inline CLI::App* add_training_options(CLI::App& app, DecoderTraining& plan, cons
   app.add_option("--out", plan.out, "folder of weights and pictures")->capture_default_str();
   app.add_option("--threads", plan.threads, "threads; 0 is one for each processor")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(examples::not_negative);
   app.add_option("--seed", plan.seed, "of everything random")->capture_default_str();
   app.add_flag("--plain", plan.plain, "a plain causal transformer with as many parameters instead");
   auto* train = app.add_subcommand("train", "trains");
-  train->add_option("--steps", plan.steps, "batches of " + unit)->capture_default_str()->check(CLI::PositiveNumber);
+  train->add_option("--steps", plan.steps, "batches of " + unit)->capture_default_str()->check(examples::positive);
   train->add_option("--minutes", plan.minutes, "as many steps as fit into them, instead of --steps")
-      ->check(CLI::PositiveNumber);
+      ->check(examples::positive);
   train->add_option("--every", plan.every, "steps from one saved state to the next")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  train->add_option("--rate", plan.rate, "highest learning rate")->capture_default_str()->check(CLI::PositiveNumber);
+      ->check(examples::positive);
+  train->add_option("--rate", plan.rate, "highest learning rate")->capture_default_str()->check(examples::positive);
   train->add_flag("--resume", plan.resume, "go on from the state in the output folder, if there is one");
   return train;
 }

@@ -18,6 +18,14 @@
 
 namespace examples {
 
+/// Makes the folder of a file that will be written. Throws fit::Error where that cannot be: better now than after
+/// hours.
+inline void prepare_file(const std::filesystem::path& path) {
+  std::error_code error;
+  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path(), error);
+  const fit::AtomicFile writable(path);
+}
+
 /// Writes a PNG file of `height` rows of `width` pixels with `channels` values, 1 for gray or 3 for red, green and
 /// blue. The file appears whole or not at all. Throws std::runtime_error when it cannot be written, as when its folder
 /// is not there, or when the channels are neither 1 nor 3 or a size is not positive.

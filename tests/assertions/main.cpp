@@ -89,6 +89,10 @@ void check_products() {
   must_refuse("depth >= 0", [](Product& p) { p.factors[0].depth = -1; });
   must_refuse("a.data && b.data", [](Product& p) { p.factors[0].b.data = nullptr; });
   must_refuse("a.data != p.c", [](Product& p) { p.factors[0].a.data = c; });
+  must_refuse("p.activation != Activation::gelu ||", [](Product& p) {
+    p.activation = kernels::Activation::gelu;
+    p.activated = a;
+  });
   must_refuse("a.row == 1", [](Product& p) { p.factors[0].a.column = 2; });
   must_refuse("(b.column == 1", [](Product& p) { p.factors[0].b.column = 15; });
   must_fail("p.rows >= 0", [&] {
@@ -137,6 +141,7 @@ void check_attention() {
   must_fail("heads * shape.queries == 0", [&] { backward({a, b, b, c}, {a, q, k, v}); });
   must_fail("heads * shape.keys == 0", [&] { backward(tensors, {a, q, k, k}); });
   must_fail("heads * shape.queries * shape.keys == 0", [&] { backward(tensors, {v, q, k, v}); });
+  must_fail("heads * shape.queries == 0 || gradients.o != gradients.q", [&] { backward(tensors, {q, q, k, v}); });
 
   const auto cached = [&](const kernels::CachedQuery<float>& query, Index heads, Index sharing = 1) {
     kernels::cached_attention<float>(std::span(&query, 1), {heads, 4, sharing}, workspace);

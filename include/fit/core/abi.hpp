@@ -10,8 +10,9 @@
 
 /// FIT_ABI names the inline namespace that every declaration of the library lives in. It spells the version, the
 /// instruction set this translation unit is compiled for, and whether it checks assertions (assert.hpp) or counts its
-/// work (work_count.hpp), so that units built with different flags may be linked into one program: each keeps its own
-/// copy of every inline function, and handing a fit type across such a border fails to link.
+/// work (work_count.hpp), so that units built with different flags may be linked into one program: each level below
+/// keeps its own copy of every inline function, and handing a fit type across such a border fails to link. Units of one
+/// level must be built for one processor, as their copies are taken for the same.
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512CD__)
 #define FIT_ABI_LEVEL avx512

@@ -71,6 +71,7 @@ class Tape {
     records_.rewind({});
     arena().rewind({});
     outputs_.rewind({});
+    outputs_.consolidate();
     consolidate();
     state_ = {};
   }

@@ -203,6 +203,7 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
   FIT_ASSERT(heads * shape.queries == 0 || (tensors.log_sum && gradients.o && gradients.q));
   FIT_ASSERT(heads * shape.keys == 0 || (gradients.k && gradients.v && gradients.k != gradients.v));
   FIT_ASSERT(heads * shape.queries * shape.keys == 0 || (gradients.o != gradients.k && gradients.o != gradients.v));
+  FIT_ASSERT(heads * shape.queries == 0 || gradients.o != gradients.q);
   if (shape.keys == 0) {
     std::fill_n(gradients.q, heads * shape.queries * shape.head_width, T(0));
     return;

@@ -75,6 +75,7 @@ void check(const Product<T>& p) {
     if (empty || depth == 0) continue;
     FIT_ASSERT(a.data && b.data);
     FIT_ASSERT(a.data != p.c && b.data != p.c);
+    FIT_ASSERT(p.activation != Activation::gelu || (a.data != p.activated && b.data != p.activated));
     FIT_ASSERT(a.row == 1 || a.column == 1);
     FIT_ASSERT((b.column == 1 && b.row >= p.columns) || (b.row == 1 && b.column >= depth));
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include <fit/core/assert.hpp>
 #include <fit/nn/layer.hpp>
 
 namespace fit {
@@ -29,7 +30,10 @@ struct EmbeddingRecord {
 template <class T, int Vocabulary, int Width>
 void forward(const Embedding<T, Vocabulary, Width>& p, const std::int32_t* ids, T* x, Index rows, Tape& tape) {
   const auto start = tape.mark();
-  for (Index i = 0; i < rows; ++i) std::copy_n(p.weight.data() + ids[i] * Index{Width}, Width, x + i * Width);
+  for (Index i = 0; i < rows; ++i) {
+    FIT_ASSERT(ids[i] >= 0 && ids[i] < Vocabulary);
+    std::copy_n(p.weight.data() + ids[i] * Index{Width}, Width, x + i * Width);
+  }
   tape.finish(start, detail::EmbeddingRecord{ids});
 }
 

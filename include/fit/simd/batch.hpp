@@ -135,7 +135,7 @@ inline Batch<T> rotate(const Batch<T>& value, std::index_sequence<Lane...>) {
       reinterpret_cast<Register>(__builtin_shufflevector(x, x, static_cast<int>((Lane + Step) % sizeof...(Lane))...)));
 }
 
-/// combine over all elements as a tree of halves, in every element of the result.
+/// combine over all elements, as a tree of halves.
 template <class T, class Combine, int Step = static_cast<int>(Batch<T>::size) / 2>
 inline T reduce(const Batch<T>& value, Combine combine) {
   if constexpr (Step == 0) {

@@ -193,20 +193,28 @@ TEST_CASE("what cannot be written as an array is an error, and what was there st
 TEST_CASE("an archive without 64-bit records may have as many arrays as 16 bits can count", "[npy]") {
   const test::TemporaryFolder folder;
   constexpr std::size_t count = 65'535;
-  const auto number = [](auto value) { return std::string(reinterpret_cast<const char*>(&value), sizeof(value)); };
+  const auto put = [](std::string& to, std::string_view text, auto... numbers) {
+    to += text;
+    (to.append(reinterpret_cast<const char*>(&numbers), sizeof(numbers)), ...);
+  };
+  constexpr std::uint16_t version = 20;
+  constexpr std::uint32_t none = 0;
   std::string bytes, directory;
   for (std::size_t i = 0; i < count; ++i) {
     const std::string name = std::to_string(i) + ".npy";
-    // Version, flags, method, time, date, checksum, two sizes, and the lengths of the name and of what is extra.
-    const std::string entry = number(std::uint16_t{20}) + std::string(20, '\0') +
-                              number(static_cast<std::uint16_t>(name.size())) + number(std::uint16_t{0});
-    directory += "PK\1\2" + number(std::uint16_t{20}) + entry + std::string(10, '\0') +
-                 number(static_cast<std::uint32_t>(bytes.size())) + name;
-    bytes += "PK\3\4" + entry + name;
+    // Version, flags and method, time and date, checksum, two sizes, and the lengths of the name and of what is extra.
+    std::string entry;
+    put(entry, "", version, none, none, none, none, none, static_cast<std::uint16_t>(name.size()), std::uint16_t{0});
+    put(directory, "PK\1\2", version);
+    put(directory, entry, none, none, std::uint16_t{0}, static_cast<std::uint32_t>(bytes.size()));
+    put(directory, name);
+    put(bytes, "PK\3\4");
+    put(bytes, entry);
+    put(bytes, name);
   }
   const auto size = static_cast<std::uint32_t>(directory.size()), begin = static_cast<std::uint32_t>(bytes.size());
-  const std::string counts = number(std::uint16_t{count}) + number(std::uint16_t{count});
-  bytes += directory + "PK\5\6" + std::string(4, '\0') + counts + number(size) + number(begin) + std::string(2, '\0');
+  put(bytes, directory);
+  put(bytes, "PK\5\6", none, std::uint16_t{count}, std::uint16_t{count}, size, begin, std::uint16_t{0});
   write_bytes(folder / "many.npz", bytes);
   CHECK(fit::NpzFile(folder / "many.npz").names().size() == count);
 }

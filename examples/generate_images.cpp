@@ -193,9 +193,9 @@ int train(const Options& options, fit::Tape& tape, fit::Tape& sampling) {
 }
 
 int sample(const Options& options, fit::Tape& tape) {
-  examples::prepare_file(options.picture);
   Model model;
   fit::load(options.weights, model);
+  examples::check_writable(options.picture);
   fit::Progress progress("sampling", options.count * options.sampling.steps);
   const auto set =
       generate(model, options.sampling, labels_of(options.count, options.only), options.seed, tape, &progress);
@@ -207,9 +207,9 @@ int sample(const Options& options, fit::Tape& tape) {
 
 /// Test images with noise on them, and what the model makes of them.
 int denoise(const Options& options, fit::Tape& tape) {
-  examples::prepare_file(options.picture);
   Model model;
   fit::load(options.weights, model);
+  examples::check_writable(options.picture);
   const auto data = examples::load_fashion(options.data).test;
   const Index count = std::min(options.count, data.images.count);
   const fit::Epochs order(data.images.count, fit::Random(options.seed));
@@ -381,9 +381,7 @@ int main(int argc, char** argv) {
     command->add_option("--steps", options.sampling.steps, "denoising steps")
         ->capture_default_str()
         ->check(examples::positive);
-    command->add_option("--guidance", options.sampling.guidance, "towards the class; 0 is none")
-        ->capture_default_str()
-        ->check(examples::finite);
+    command->add_option("--guidance", options.sampling.guidance, "towards the class; 0 is none")->capture_default_str();
     command->add_option("--sampler", options.sampling.method, "ddim, ddpm_large or ddpm_small")
         ->transform(CLI::CheckedTransformer(samplers));
     if (command != evaluate_command) {
@@ -406,16 +404,18 @@ int main(int argc, char** argv) {
     fit::Tape tape(executor), second(executor);
     const auto given = [&](const char* name) { return app.get_subcommands().front()->count(name) > 0; };
     if (*train_command) return train(options, tape, second);
+    if (!*evaluate_command && !given("--picture")) {
+      options.picture = *denoise_command ? "out/denoised.png" : "out/samples.png";
+      std::filesystem::create_directories(options.picture.parent_path());
+    }
     if (*denoise_command) {
       if (!given("--count")) options.count = 24;
-      if (!given("--picture")) options.picture = "out/denoised.png";
       return denoise(options, tape);
     }
     if (*evaluate_command) {
       if (!given("--count")) options.count = 1'000;
       return evaluate(options, tape);
     }
-    if (!given("--picture")) options.picture = "out/samples.png";
     return sample(options, tape);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "generate_images: %s\n", error.what());

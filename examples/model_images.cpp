@@ -125,10 +125,10 @@ struct Commands {
 
   /// Upper halves of test images, continued.
   int complete() const {
-    examples::prepare_file(options.picture);
     const auto data = examples::load_fashion(options.data).test.images;
     const Index count = std::min<Index>(options.count > 0 ? options.count : 10, data.count);
     const Model model = load();
+    examples::check_writable(options.picture);
     const fit::Epochs order(data.count, fit::Random(options.training.seed));
     examples::Sheet sheet(static_cast<int>(options.continuations) + 2, side, side, 1,
                           "upper half, continuations, truth", {.scale = 3, .text_scale = 1, .gap = 8});
@@ -150,9 +150,9 @@ struct Commands {
   }
 
   int sample() const {
-    examples::prepare_file(options.picture);
     const Index count = options.count > 0 ? options.count : 40;
     const Model model = load();
+    examples::check_writable(options.picture);
     examples::Sheet sheet(10, side, side, 1, "", {.scale = 3, .text_scale = 1, .gap = 8});
     fit::Generator generator(model, count, executor);
     fit::Progress progress("sampling", pixels);

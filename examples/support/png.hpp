@@ -18,13 +18,8 @@
 
 namespace examples {
 
-/// Makes the folder of a file that will be written. Throws fit::Error where that cannot be: better now than after
-/// hours.
-inline void prepare_file(const std::filesystem::path& path) {
-  std::error_code error;
-  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path(), error);
-  const fit::AtomicFile writable(path);
-}
+/// Throws fit::Error where a file cannot be written: better now than after hours.
+inline void check_writable(const std::filesystem::path& path) { const fit::AtomicFile writable(path); }
 
 /// Writes a PNG file of `height` rows of `width` pixels with `channels` values, 1 for gray or 3 for red, green and
 /// blue. The file appears whole or not at all. Throws std::runtime_error when it cannot be written, as when its folder

@@ -117,4 +117,17 @@ TEST_CASE("a generator that runs out of memory goes on to the ids that it would 
     REQUIRE(std::ranges::equal(found, expected));
   }
   if (can_fail()) CHECK(allocation > 2);
+
+  // Of a batch all sequences have them, or none.
+  allocation = 0;
+  for (bool failed = true; failed;) {
+    fit::Generator generator(decoder, 3, executor);
+    failed = fails(++allocation, [&] { generator.prompt(ids); });
+    if (generator.ids(0).empty()) generator.prompt(ids);
+    for (Index sequence = 0; sequence < 3; ++sequence) {
+      REQUIRE(std::ranges::equal(generator.ids(sequence), ids));
+      REQUIRE(std::ranges::equal(generator.logits(sequence), expected));
+    }
+  }
+  if (can_fail()) CHECK(allocation > 2);
 }

@@ -485,6 +485,7 @@ TEST_CASE("wrong numbers of groups and wrong grids are errors", "[any_groups]") 
   };
   says("samples options.groups of them, at least 1, not 0", [&] { sample(denoiser, 0, picture); });
   says("the grid must have as many groups as an example, 7", [&] { sample(denoiser, 7, picture); });
+  says("an example must have 1 to ", [&] { sample(denoiser, Index{1} << 58, picture); });
   says("this denoiser samples 6 groups, and not options.groups, 7", [&] { sample(six, 7, {}); });
   says("must be told how many its sequences have, 1 to 2147483647, not -1", [&] { fit::Generator generator(decoder); });
   const fit::AutoregressiveDecoder<sequence_config> learned;

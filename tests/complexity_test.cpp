@@ -217,7 +217,9 @@ TEST_CASE("wrong sweeps say what was expected, before anything runs", "[complexi
   CHECK(refusal(curves, {.lengths = {0, 8}}) == "lengths must be positive and ascend, but 0 follows 0");
   CHECK(refusal(curves, {.lengths = {-8}}) == "lengths must be positive and ascend, but -8 follows 0");
   CHECK(refusal(curves, {.lengths = {8, 8}}) == "lengths must be positive and ascend, but 8 follows 8");
-  CHECK(refusal(curves, {.lengths = {8}, .seconds = 0}).starts_with("a point needs some time"));
+  for (const double seconds : {0.0, std::numeric_limits<double>::infinity()}) {
+    CHECK(refusal(curves, {.lengths = {8}, .seconds = seconds}).starts_with("a point needs some time"));
+  }
   CHECK(refusal(curves, {.lengths = {8}, .memory = 0}) == "a memory limit must be positive, not 0");
   CHECK(refusal(curves, {.lengths = {8}, .threads = 0}) == "an executor needs at least 1 thread, not 0");
   CHECK(refusal({curve<encoder>("mine", groups_of_16)}, {.lengths = {32, 40}}) ==

@@ -654,6 +654,39 @@ TEST_CASE("a summary for a member of a team has the shapes of its share", "[cost
   }
 }
 
+TEST_CASE("members of a team compute together what the cost says", "[cost]") {
+  // Heads that go back in parts of two and three: three of them by themselves would take fewer products.
+  constexpr fit::EncoderConfig spread{.layers = "(1)1(1)",
+                                      .groups = 32,
+                                      .tokens = 4,
+                                      .channels = 3,
+                                      .latents = 8,
+                                      .data_dim = 16,
+                                      .latent_dim = 320,
+                                      .data_heads = 1,
+                                      .latent_heads = 5};
+  using Encoder = fit::Encoder<spread>;
+  const Encoder encoder(fit::Random(1));
+  fit::CostOptions options{.training = true, .threads = 4, .members = 2};
+  fit::Flops expected{};
+  for (options.member = 0; options.member < 2; ++options.member) expected += fit::cost<spread>(1, options).flops();
+  fit::Solo solo;
+  const fit::Flops flops = count_of([&] {
+    fit::take_turns(solo, 2, [&](fit::Team& team, Index) {
+      fit::Executor executor(4);
+      fit::Tape tape(executor, team);
+      const auto input = filled<float>(1, 16, 4, 3), data = filled<float>(1, 16, 4, 16);
+      Encoder gradient;
+      tape.record();
+      encoder.forward(input, tape);
+      encoder.backward({.data = data}, gradient, tape);
+    });
+  });
+  CHECK(flops.products == expected.products);
+  CHECK(flops.attention == expected.attention);
+  CHECK(flops.executed == expected.executed);
+}
+
 TEST_CASE("numbers of a summary have three digits", "[cost]") {
   using fit::detail::short_text;
   CHECK(short_text(0, "B") == "0 B");

@@ -501,6 +501,26 @@ TEST_CASE("gradients of another shape, and backward before forward, are errors",
   CHECK(test::contains(test::error_of([&] { model.backward({}, gradient, tape); }), "backward does not find"));
 }
 
+TEST_CASE("a gradient that was moved from is an error where its first part is a stage's", "[diffusion]") {
+  static constexpr auto ends_with_latents = [] {
+    auto c = bare;
+    c.layers = "(1)1";
+    return c;
+  }();
+  using Model = fit::DiffusionDecoder<ends_with_latents>;
+  const Model decoder(fit::Random(1));
+  Model gradient;
+  const Model taken = std::move(gradient);
+  const auto noisy = random_values(fit::Tensor<float, 4>(2, 3, 4, 2), 1);
+  const auto latents = random_values(fit::Tensor<float, 4>(2, 3, 2, 12), 2);
+  fit::Tensor<double, 1> gamma(2);
+  gamma.setConstant(0.5);
+  fit::Tape tape;
+  tape.record();
+  decoder.forward({.noisy = noisy, .gamma = gamma}, tape);
+  CHECK(test::contains(test::error_of([&] { decoder.backward({.latents = latents}, gradient, tape); }), "moved away"));
+}
+
 TEST_CASE("a loss refuses wrong objectives and batches and leaves the gradient alone", "[diffusion]") {
   const auto error_of = [](auto&& change) {
     auto changed = objective;

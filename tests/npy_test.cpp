@@ -238,6 +238,8 @@ TEST_CASE("what is no array is an error that says why", "[npy]") {
     write_bytes(folder / "a.npy", bytes);
     return test::error_of([&] { fit::read_npy(folder / "a.npy"); });
   };
+  std::filesystem::create_symlink("loop.npy", folder / "loop.npy");
+  CHECK(test::contains(test::error_of([&] { fit::read_npy(folder / "loop.npy"); }), "loop.npy: cannot open: "));
   const std::string right = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }";
   for (const std::string& good : {right, std::string("{\"shape\":(2,),'fortran_order':True,'descr':'=f4'}  \n")}) {
     write_bytes(folder / "good.npy", npy(good, 8));

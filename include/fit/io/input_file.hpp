@@ -7,11 +7,22 @@
 #include <cstddef>
 #include <filesystem>
 #include <fstream>
+#include <string>
 #include <system_error>
 
 namespace fit {
 inline namespace FIT_ABI {
 namespace detail {
+
+/// What f returns. An Error that it throws says first what it is about.
+template <class F>
+auto naming(const std::string& what, F&& f) {
+  try {
+    return f();
+  } catch (const Error& error) {
+    throw Error(concatenate(what, ": ", error.what()));
+  }
+}
 
 /// A regular file that is read. Once it is open, a save that replaces it changes nothing: all that is read is of one
 /// file. Messages do not name the file.

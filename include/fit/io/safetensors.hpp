@@ -24,11 +24,7 @@ class SafetensorsFile {
   /// a header of at most 100 MB that is one JSON object, every name once, every dtype known, every shape as large as
   /// its offsets span, and the data covered without holes and overlaps.
   explicit SafetensorsFile(std::filesystem::path path) : path_(std::move(path)) {
-    try {
-      load();
-    } catch (const Error& error) {
-      throw Error(concatenate(path_.string(), ": ", error.what()));
-    }
+    detail::naming(path_.string(), [&] { load(); });
   }
 
   const std::filesystem::path& path() const { return path_; }
@@ -93,13 +89,11 @@ namespace detail {
 /// What comes in a file before the tensors' bytes, which follow each other in the order given.
 inline std::string safetensors_start(const std::filesystem::path& path, std::span<const SafetensorsEntry> tensors,
                                      const Metadata& metadata) {
-  try {
+  return naming(path.string(), [&] {
     const std::string header = make_safetensors_header(tensors, metadata);
     const std::uint64_t length = header.size();
     return std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + header;
-  } catch (const Error& error) {
-    throw Error(concatenate(path.string(), ": ", error.what()));
-  }
+  });
 }
 
 inline void write_elements(AtomicFile& file, const SafetensorsEntry& tensor) {

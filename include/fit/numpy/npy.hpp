@@ -259,7 +259,7 @@ inline std::string make_npy_header(const std::string& what, DType dtype, std::sp
 /// Error with the path and the reason when it cannot be read, is anything else, or is not exactly as long as its shape
 /// says.
 inline NpyArray read_npy(const std::filesystem::path& path) {
-  try {
+  return detail::naming(path.string(), [&]() -> NpyArray {
     detail::InputFile file(path);
     const auto header = detail::read_npy_header([&](void* to, std::size_t bytes) { file.get(to, bytes); });
     const Index bytes = detail::bytes_of(header), left = file.left();
@@ -267,9 +267,7 @@ inline NpyArray read_npy(const std::filesystem::path& path) {
     auto elements = Buffer<std::byte>::uninitialised(bytes);
     file.get(elements.data(), static_cast<std::size_t>(bytes));
     return {path.string(), header.dtype, header.shape, detail::in_order(header, std::move(elements))};
-  } catch (const Error& error) {
-    throw Error(concatenate(path.string(), ": ", error.what()));
-  }
+  });
 }
 
 /// Writes elements, row-major, as a .npy file of version 1.0. A file at the path is replaced only once the new one is

@@ -43,11 +43,7 @@ class NpzFile {
     const std::string what = concatenate(path_.string(), ": array ", detail::printable(name));
     const auto found = zip_.entries().find(file_of(name));
     require(found != zip_.entries().end(), path_.string(), ": no array ", detail::printable(name));
-    try {
-      return read(found->second, what);
-    } catch (const Error& error) {
-      throw Error(concatenate(what, ": ", error.what()));
-    }
+    return detail::naming(what, [&] { return read(found->second, what); });
   }
 
  private:
@@ -56,11 +52,7 @@ class NpzFile {
   static std::string file_of(std::string_view name) { return std::string(name) += suffix; }
 
   static detail::ZipReader open(const std::filesystem::path& path) {
-    try {
-      return detail::ZipReader(path);
-    } catch (const Error& error) {
-      throw Error(concatenate(path.string(), ": ", error.what()));
-    }
+    return detail::naming(path.string(), [&] { return detail::ZipReader(path); });
   }
 
   NpyArray read(const detail::ZipEntry& entry, const std::string& what) {

@@ -54,24 +54,21 @@ class Deflater {
   z_stream stream_{};
 };
 
-/// Whether a text is UTF-8 (RFC 3629).
+/// Whether a text is UTF-8 (RFC 3629): no form longer than it needs to be, no surrogate, nothing beyond the last code.
 inline bool is_utf8(std::string_view text) {
-  for (std::size_t at = 0; at < text.size();) {
-    const auto byte_at = [&](std::size_t i) { return static_cast<unsigned char>(i < text.size() ? text[i] : 0); };
-    const unsigned lead = byte_at(at++);
-    const int more = lead < 0x80 ? 0 : lead >= 0xc2 && lead < 0xe0 ? 1 : lead >= 0xe0 && lead < 0xf0 ? 2 : 3;
-    if (more == 3 && (lead < 0xf0 || lead > 0xf4)) return false;
-    // The first byte that follows is bounded where a shorter form, a surrogate or a number beyond the last would begin.
-    unsigned low = lead == 0xe0   ? 0xa0
-                   : lead == 0xf0 ? 0x90
-                                  : 0x80,
-             high = lead == 0xed   ? 0x9f
-                    : lead == 0xf4 ? 0x8f
-                                   : 0xbf;
-    for (int i = 0; i < more; ++i, low = 0x80, high = 0xbf) {
-      const unsigned next = byte_at(at++);
-      if (next < low || next > high) return false;
+  constexpr std::uint32_t least[] = {0, 0x80, 0x800, 0x10000}, last = 0x10ffff;  // of codes of 1 to 4 bytes
+  while (!text.empty()) {
+    const auto lead = static_cast<unsigned char>(text[0]);
+    const std::size_t more = lead < 0xc0 ? 0 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : 3;
+    if ((more == 0 && lead >= 0x80) || lead >= 0xf8 || text.size() <= more) return false;
+    std::uint32_t code = more == 0 ? lead : lead & (0x3fu >> more);
+    for (std::size_t i = 1; i <= more; ++i) {
+      const auto next = static_cast<unsigned char>(text[i]);
+      if ((next & 0xc0) != 0x80) return false;
+      code = code << 6 | (next & 0x3fu);
     }
+    if (code < least[more] || code > last || (code >= 0xd800 && code < 0xe000)) return false;
+    text.remove_prefix(1 + more);
   }
   return true;
 }

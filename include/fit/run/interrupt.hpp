@@ -14,46 +14,36 @@ inline namespace FIT_ABI {
 class Interrupt {
  public:
   Interrupt() {
-    flag() = false;
-    install(SIGINT, old_interrupt());
-    install(SIGTERM, old_terminate());
+    asked_ = false;
+    install(SIGINT, old_interrupt_);
+    install(SIGTERM, old_terminate_);
   }
   Interrupt(const Interrupt&) = delete;
   Interrupt& operator=(const Interrupt&) = delete;
   ~Interrupt() { restore(); }
 
-  static bool asked() { return flag(); }
+  static bool asked() { return asked_; }
 
  private:
   using Handler = void (*)(int);
 
-  /// Handlers run on any thread.
-  static std::atomic<bool>& flag() {
-    static_assert(std::atomic<bool>::is_always_lock_free);
-    static std::atomic<bool> value = false;
-    return value;
-  }
-  static std::atomic<Handler>& old_interrupt() {
-    static_assert(std::atomic<Handler>::is_always_lock_free);
-    static std::atomic<Handler> handler = SIG_DFL;
-    return handler;
-  }
-  static std::atomic<Handler>& old_terminate() {
-    static std::atomic<Handler> handler = SIG_DFL;
-    return handler;
-  }
-  static void restore() {
-    std::signal(SIGINT, old_interrupt());
-    std::signal(SIGTERM, old_terminate());
-  }
-  static void note(int) {
-    flag() = true;
-    restore();
-  }
   static void install(int signal, std::atomic<Handler>& old) {
     old = std::signal(signal, note);
     if (old == SIG_IGN) std::signal(signal, SIG_IGN);
   }
+  static void note(int) {
+    asked_ = true;
+    restore();
+  }
+  static void restore() {
+    std::signal(SIGINT, old_interrupt_);
+    std::signal(SIGTERM, old_terminate_);
+  }
+
+  // Handlers run on any thread.
+  static inline std::atomic<bool> asked_ = false;
+  static inline std::atomic<Handler> old_interrupt_ = SIG_DFL, old_terminate_ = SIG_DFL;
+  static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<Handler>::is_always_lock_free);
 };
 
 }  // namespace FIT_ABI

@@ -120,14 +120,12 @@ class RunLog {
   }
 
   static std::string text_of(const std::filesystem::path& path) {
-    try {
+    return detail::naming(path.string(), [&] {
       detail::InputFile file(path);
       std::string text(static_cast<std::size_t>(file.size()), '\0');
       file.get(text.data(), text.size());
       return text;
-    } catch (const Error& error) {
-      throw Error(concatenate(path.string(), ": ", error.what()));
-    }
+    });
   }
 
   static std::vector<std::string> cells_of(const std::string& line) {

@@ -372,19 +372,20 @@ class Run {
       require(then == now, file("_state").string(), ": ", key, " was ", then, ", and cannot become ", now);
     }
     const bool has_best = saved.metadata().contains("run.best");
-    for (const char* key : {"run.batch", "run.total", "run.since_best", "run.returns"}) {
-      const auto number = detail::number_in<Index>(saved, key);
-      require(number >= 0, file("_state").string(), ": ", key, " must not be negative, but is ", number);
-    }
-    const auto seconds = detail::number_in<double>(saved, "run.seconds");
-    require(seconds >= 0 && std::isfinite(seconds), file("_state").string(),
-            ": run.seconds must be finite and not negative, but is ", seconds);
-    return {.batch = detail::number_in<Index>(saved, "run.batch"),
-            .total = detail::number_in<Index>(saved, "run.total"),
-            .since_best = detail::number_in<Index>(saved, "run.since_best"),
-            .returns = detail::number_in<int>(saved, "run.returns"),
-            .seconds = seconds,
-            .minutes = detail::number_in<double>(saved, "run.minutes"),
+    const auto number = [&]<class Number>(const char* key, Number most) {
+      const auto value = detail::number_in<Number>(saved, key);
+      require(value >= 0 && value <= most, file("_state").string(), ": ", key,
+              " must be finite and not negative, but is ", value);
+      return value;
+    };
+    constexpr Index most = std::numeric_limits<Index>::max();
+    constexpr double largest = std::numeric_limits<double>::max();
+    return {.batch = number("run.batch", most),
+            .total = number("run.total", most),
+            .since_best = number("run.since_best", most),
+            .returns = number("run.returns", std::numeric_limits<int>::max()),
+            .seconds = number("run.seconds", largest),
+            .minutes = number("run.minutes", largest),
             .best = has_best ? detail::number_in<double>(saved, "run.best") : 0,
             .has_best = has_best};
   }

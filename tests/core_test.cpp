@@ -443,22 +443,6 @@ TEST_CASE("a workspace moves with its memory and keeps its executor", "[core]") 
   CHECK(workspace.arena().allocate<int>(1) != nullptr);
 }
 
-TEST_CASE("outputs of a tape are one block after the first pass", "[core]") {
-  fit::Tape tape;
-  const auto pass = [&] {
-    tape.record();
-    tape.output<float>(100'000);
-    tape.output<float>(1'000);
-  };
-  pass();
-  const std::size_t grown = tape.capacity();
-  tape.clear();
-  const std::size_t held = tape.capacity();
-  CHECK(held < grown);
-  pass();
-  CHECK(tape.capacity() == held);
-}
-
 TEST_CASE("a tape moves with its records", "[core]") {
   static_assert(!std::is_copy_constructible_v<fit::Tape> && !std::is_copy_assignable_v<fit::Tape>);
   static_assert(std::is_nothrow_move_constructible_v<fit::Tape> && std::is_nothrow_move_assignable_v<fit::Tape>);

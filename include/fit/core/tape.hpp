@@ -70,8 +70,7 @@ class Tape {
   void clear() {
     records_.rewind({});
     arena().rewind({});
-    outputs_.rewind({});
-    outputs_.consolidate();
+    outputs_.rewind({});  // stays as it grew: it is in use until a pass begins, which is to allocate nothing
     consolidate();
     state_ = {};
   }

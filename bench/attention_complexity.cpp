@@ -44,8 +44,13 @@ std::vector<Curve> curves_of(int width, bool causal) {
 /// What was asked for, attention of all curves before layers, and these before models.
 std::vector<Curve> chosen_curves(const Settings& settings) {
   std::vector<Curve> chosen;
-  const auto runtime =
-      settings.onnxruntime.empty() ? nullptr : std::make_shared<const onnx::Runtime>(settings.onnxruntime);
+  std::shared_ptr<const onnx::Runtime> runtime;
+  if (!settings.onnxruntime.empty()) {
+    fit::require(contains<std::string>(settings.works, "attention") && contains<std::string>(settings.masks, "none"),
+                 "--onnxruntime is of attention without a mask, which --works or --masks leave out");
+    runtime = std::make_shared<const onnx::Runtime>(settings.onnxruntime);
+    onnx::attention(runtime, 1, 8, 8, 64, 1, false, 1)->run();  // better wrong now than in the middle of a sweep
+  }
   for (const int width : settings.widths) {
     for (const bool causal : {false, true}) {
       if (!contains(settings.masks, std::string(causal ? "causal" : "none"))) continue;
@@ -148,10 +153,10 @@ class Files {
                                 from + "; elif command -v inkscape >/dev/null; then inkscape -o " + to + " " + from +
                                 " >/dev/null 2>&1; else exit 9; fi";
     if (std::system(command.c_str()) == 0) return true;
-    std::fprintf(
-        stderr,
-        "%s: cannot draw: --png needs rsvg-convert (in Debian's librsvg2-bin) or inkscape; the picture is in %s\n",
-        settings_.png.c_str(), settings_.svg.c_str());
+    std::fprintf(stderr,
+                 "%s: not drawn: --png takes a working rsvg-convert (in Debian's librsvg2-bin) or inkscape; the "
+                 "picture is in %s\n",
+                 settings_.png.c_str(), settings_.svg.c_str());
     return false;
   }
 
@@ -163,8 +168,11 @@ class Files {
 std::string with_prefix(double value, const char* unit, double base = 1000) {
   const char* const prefixes[] = {"n", "u", "m", "", "k", "M", "G", "T", "P"};
   int prefix = 3;
-  for (; value >= base && prefix < 8; ++prefix) value /= base;
-  for (; value < 1 && value > 0 && prefix > 0; --prefix) value *= base;
+  if (value >= 1) {
+    for (; value >= 999.5 && prefix < 8; ++prefix) value /= base;  // of more digits %.3g makes 1e+03
+  } else {
+    for (; value < 1 && value > 0 && prefix > 0; --prefix) value *= base;
+  }
   char text[48];
   std::snprintf(text, sizeof(text), "%.3g %s%s", value, prefixes[prefix], unit);
   return text;

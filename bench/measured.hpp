@@ -9,12 +9,18 @@
 #include <fit/core/random.hpp>
 #include <fit/cost/cost.hpp>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 /// What the entries of fit_bench share with those of its peers.
 namespace {
 
 using fit::Index;
+
+/// What BENCHMARK() makes: newer releases of Google Benchmark name it otherwise.
+using Entry =
+    std::remove_pointer_t<decltype(benchmark::RegisterBenchmark("", std::declval<void (*)(benchmark::State&)>()))>;
 
 inline std::vector<float> values(Index count) {
   fit::Random random(7);
@@ -52,7 +58,7 @@ void measure(benchmark::State& state, int threads, double flops, Body&& body) {
 }
 
 /// Products [M, K] x [K, N].
-inline void gemm_shapes(benchmark::internal::Benchmark* b) {
+inline void gemm_shapes(Entry* b) {
   b->ArgNames({"M", "K", "N", "threads"})->UseRealTime();
   for (const Index threads : {1, 2}) {
     for (const auto& [m, k, n] : {std::array<Index, 3>{256, 512, 512},
@@ -70,7 +76,7 @@ inline double gemm_flops(const benchmark::State& state) {
 }
 
 /// Sequences of queries and keys in 8 heads of 64; `causal` is 1 or 0.
-inline void attention_shapes(benchmark::internal::Benchmark* b) {
+inline void attention_shapes(Entry* b) {
   b->ArgNames({"sequences", "queries", "keys", "causal", "threads"})->UseRealTime();
   for (const Index threads : {1, 2}) {
     b->Args({64, 256, 256, 0, threads})->Args({64, 256, 256, 1, threads})->Args({1, 2048, 2048, 0, threads});
@@ -94,7 +100,7 @@ inline double attention_flops(const benchmark::State& state, bool backward = fal
 
 /// A transformer block of width 512, 8 heads and 4 times as many hidden units, over groups of 256 tokens.
 inline constexpr int block_width = 512, block_heads = 8, block_length = 256;
-inline void block_shapes(benchmark::internal::Benchmark* b) {
+inline void block_shapes(Entry* b) {
   b->ArgNames({"tokens", "threads"})->UseRealTime()->ArgsProduct({{4096, 16384}, {1, 2}});
 }
 inline double block_flops(const benchmark::State& state, bool training) {

@@ -94,10 +94,9 @@ class Runtime {
 #if __has_include(<dlfcn.h>)
     void* const library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     const char* const reason = library ? "" : ::dlerror();
-    fit::require(library != nullptr, "--onnxruntime needs the path of ONNX Runtime's libonnxruntime.so: ", reason);
+    fit::require(library != nullptr, "ONNX Runtime is not to be had: ", reason);
     const auto base = reinterpret_cast<const ApiBase* (*)()>(::dlsym(library, "OrtGetApiBase"));
-    fit::require(base != nullptr, "--onnxruntime needs the path of ONNX Runtime's libonnxruntime.so, and ", path,
-                 " is another library");
+    fit::require(base != nullptr, path, " is not ONNX Runtime's libonnxruntime.so but another library");
     api_ = base()->get_api(1);
 #endif
     fit::require(api_ != nullptr, path, ": this ONNX Runtime cannot be used here");

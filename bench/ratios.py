@@ -34,6 +34,8 @@ def entries(path):
         seconds[key].append(run["real_time"] * unit[run["time_unit"]])
         shares[key].append(run["of_peak"])
         moved[key].append("label" in run)
+    if not any(library != "fit" for _, library in seconds):
+        sys.exit(f"{path} has no runs of peers: fit_bench needs -DFIT_BENCH_PEERS=ON, and reports more than aggregates")
     median = {key: statistics.median(values) for key, values in seconds.items()}
     return median, {key: statistics.median(values) for key, values in shares.items()}, moved
 

@@ -13,6 +13,7 @@ function(fit_find_headers package target repository tag include)
   if(NOT TARGET ${target})
     FetchContent_GetProperties(${package} SOURCE_DIR source)
     add_library(${target} INTERFACE IMPORTED GLOBAL)
+    set_property(GLOBAL APPEND PROPERTY FIT_FETCHED ${package})
     target_include_directories(${target} INTERFACE ${source}/${include})
   endif()
 endfunction()
@@ -22,6 +23,9 @@ fit_find_headers(Eigen3 Eigen3::Eigen https://gitlab.com/libeigen/eigen.git 3.4.
 # xsimd's packages refuse every other major version than the one asked for, and 8.1 to 13 will do.
 fit_find_headers(xsimd xsimd https://github.com/xtensor-stack/xsimd.git 13.2.0 include)
 include(cmake/fit-xsimd.cmake)
+if(fit_xsimd_trouble)
+  message(FATAL_ERROR "${fit_xsimd_trouble}; -DCMAKE_DISABLE_FIND_PACKAGE_xsimd=ON fetches one that will do")
+endif()
 fit_find_headers(nlohmann_json nlohmann_json::nlohmann_json https://github.com/nlohmann/json.git v3.11.3 include 3.11)
 
 # Catch2 2.13 or 3.

@@ -5,18 +5,14 @@
 
 #include "../measured.hpp"
 
-#if defined(FIT_BENCH_OPENBLAS)
-#include <cblas.h>
-#endif
+extern "C" [[gnu::weak]] void openblas_set_num_threads(int);
 
 namespace {
 
 /// Its products may be those of OpenBLAS, which counts its own threads.
 void set_threads(int threads) {
   at::set_num_threads(threads);
-#if defined(FIT_BENCH_OPENBLAS)
-  openblas_set_num_threads(threads);
-#endif
+  if (openblas_set_num_threads) openblas_set_num_threads(threads);
 }
 
 /// [sequences, length, heads * width] as [sequences, heads, length, width].
@@ -102,7 +98,7 @@ void Block(benchmark::State& state) {
                       gradient = torch::ones_like(x);
   const torch::AutoGradMode recorded(training);
   measure(state, threads, block_flops(state, training), [&] {
-    const torch::Tensor y = block.forward(x);
+    torch::Tensor y = block.forward(x);
     if (training) y.backward(gradient);
     benchmark::DoNotOptimize(y);
   });

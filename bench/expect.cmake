@@ -1,0 +1,31 @@
+# cmake -P expect.cmake CODE TEXT FILES PROGRAM ARGUMENTS...
+#
+# Runs the program, which must return a code and print a text that match regular expressions, and leave these files.
+cmake_minimum_required(VERSION 3.25)
+
+set(code "${CMAKE_ARGV3}")
+set(text "${CMAKE_ARGV4}")
+set(files "${CMAKE_ARGV5}")
+set(command "")
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(i RANGE 6 ${last})
+  list(APPEND command "${CMAKE_ARGV${i}}")
+endforeach()
+
+if(files)
+  file(REMOVE ${files})
+endif()
+execute_process(COMMAND ${command} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+message(NOTICE "${output}")
+if(NOT result MATCHES "^${code}$")
+  message(FATAL_ERROR "It returned ${result}, not ${code}")
+endif()
+if(NOT output MATCHES "${text}")
+  message(FATAL_ERROR "It did not say: ${text}")
+endif()
+foreach(file IN LISTS files)
+  file(READ ${file} content LIMIT 1)
+  if(content STREQUAL "")
+    message(FATAL_ERROR "${file} is empty")
+  endif()
+endforeach()

@@ -112,7 +112,7 @@ TEST_CASE("the loss of long examples is the mean over all their elements", "[dif
                                              .channels = 47,
                                              .latents = 2,
                                              .data_dim = 8,
-                                             .latent_dim = 8,
+                                             .latent_dim = 12,
                                              .data_heads = 1,
                                              .latent_heads = 1,
                                              .mlp_ratio = 1,

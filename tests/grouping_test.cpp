@@ -294,6 +294,17 @@ TEST_CASE("views of null are refused", "[grouping]") {
   refused([&] { fit::shift_right(ids); });
 }
 
+TEST_CASE("an empty tensor of more channels or tokens than can be counted is refused", "[grouping]") {
+  const fit::Tensor<float, 4> images(0, 4, 4, Index{1} << 62);
+  CHECK(test::contains(test::error_of([&] {
+                         fit::group_image(images, {.sub_image = {4, 4}, .patch = {2, 2}});
+                       }),
+                       "4611686018427387904 channels are more than can be counted"));
+  const fit::Tensor<float, 3> groups(0, Index{1} << 40, Index{1} << 40);
+  CHECK(
+      test::contains(test::error_of([&] { fit::ungroup_sequence(groups); }), "1099511627776 tokens cannot be counted"));
+}
+
 TEST_CASE("an image of more pixels than can be counted is refused", "[grouping]") {
   const fit::Tensor<float, 4> groups(0, 1, 1, 1);
   const fit::Index huge = fit::Index{1} << 40;

@@ -781,7 +781,7 @@ TEST_CASE("residual perceptrons", "[layers]") {
 
 TEST_CASE("time embeddings", "[layers]") {
   for (const auto& [sequences, length] : {std::pair{1, 1}, {3, 7}, {2, 70}, {0, 4}}) {
-    check_contract(TimeEmbeddingAdaptor<8>{{sequences, length}});
+    check_contract(TimeEmbeddingAdaptor<12>{{sequences, length}});
     check_contract(TimeEmbeddingAdaptor<20>{{sequences, length}});
   }
 }

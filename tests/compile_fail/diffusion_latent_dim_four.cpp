@@ -1,4 +1,4 @@
-// expect: config.latent_dim of a diffusion decoder must be a multiple of 4, and at least 8
+// expect: config.latent_dim of a diffusion decoder must be a multiple of 4, and at least 12
 #include "right_diffusion.hpp"
 
 constexpr fit::DiffusionConfig config = [] {

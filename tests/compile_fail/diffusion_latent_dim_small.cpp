@@ -1,10 +1,10 @@
-// expect: config.latent_dim of a diffusion decoder must be a multiple of 4, and at least 8
+// expect: config.latent_dim of a diffusion decoder must be a multiple of 4, and at least 12
 #include "right_diffusion.hpp"
 
 constexpr fit::DiffusionConfig config = [] {
   auto changed = right;
 #ifdef FIT_MUST_FAIL
-  changed.latent_dim = 4;
+  changed.latent_dim = 8;
 #endif
   return changed;
 }();

@@ -52,7 +52,9 @@
 #define FIT_COUNT_WORK 0
 #endif
 
-#if FIT_COUNT_WORK
+#if FIT_COUNT_WORK && FIT_ASSERT_ENABLED
+#define FIT_ABI_ASSERT _count_assert
+#elif FIT_COUNT_WORK
 #define FIT_ABI_ASSERT _count
 #elif FIT_ASSERT_ENABLED
 #define FIT_ABI_ASSERT _assert

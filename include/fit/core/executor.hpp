@@ -125,7 +125,7 @@ class Executor {
     run(0);
     // A helper that has not come by now finds the loop closed, so a pool with other work to do cannot hold us up.
     state_.fetch_and(~open_bit, std::memory_order_acq_rel);
-    for (int spins = 0; (state_.load(std::memory_order_acquire) & helper_mask) != 0; ++spins) {
+    for (unsigned spins = 0; (state_.load(std::memory_order_acquire) & helper_mask) != 0; ++spins) {
       if (spins % 1024 == 1023) {
         std::this_thread::yield();
       } else {
@@ -230,6 +230,8 @@ class Executor {
   static void pause() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");  // which takes about as long as the other, as yield does not
 #endif
   }
 

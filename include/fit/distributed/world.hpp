@@ -98,7 +98,7 @@ class World final : public Team {
                                     [&](const Exchange& exchange) { return exchange.number == started; });
     require(found != exchanges_.end(), "no exchange of number ", started, " is under way");
     // MPI_Waitall may keep a processor that another process of this machine could use.
-    for (int polls = 0; !test(*found); ++polls) {
+    for (unsigned polls = 0; !test(*found); ++polls) {
       if (polls > 100) std::this_thread::yield();
     }
     for (std::size_t i = 0; i < found->expected.size(); ++i) {

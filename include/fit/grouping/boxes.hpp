@@ -58,15 +58,15 @@ struct Boxes {
   using Axes = std::array<Index, 3>;
   std::string_view function;
   Axes size, box, patch;
+  Index most_channels = std::numeric_limits<Index>::max();
 
   /// Throws Error unless the boxes divide the whole and the patches the boxes.
   Boxes(const BoxNames& names, const Axes& whole, const Axes& outer, const Axes& inner)
       : function(names.function), size(whole), box(outer), patch(inner) {
     constexpr std::string_view axes[] = {"frames", "height", "width"};
-    Index most = std::numeric_limits<Index>::max();
     for (std::size_t i = 0; i < 3; ++i) {
-      most /= std::max<Index>(1, std::max(size[i], box[i]));
-      require(most > 0, names.function, ": the ", names.whole, " has more pixels than can be counted");
+      most_channels /= std::max<Index>(1, std::max(size[i], box[i]));
+      require(most_channels > 0, names.function, ": the ", names.whole, " has more pixels than can be counted");
       require(patch[i] > 0, names.function, ": the ", names.patch, "'s ", axes[i], " must be positive, not ", patch[i]);
       require(box[i] > 0, names.function, ": the ", names.box, "'s ", axes[i], " must be positive, not ", box[i]);
       require(size[i] >= 0 && size[i] % box[i] == 0, names.function, ": the ", names.whole, "'s ", axes[i], ", ",
@@ -118,7 +118,7 @@ struct Boxes {
  private:
   template <int Rank, class X>
   auto shape_of_groups(const X& whole) const {
-    const Index batch = whole.dimension(0), values = pixels() * whole.dimension(rank_of<X> - 1);
+    const Index batch = whole.dimension(0), values = pixels() * counted(whole.dimension(rank_of<X> - 1));
     if constexpr (Rank == 4) return std::array<Index, 4>{batch, groups(), tokens(), values};
     if constexpr (Rank == 3) return std::array<Index, 3>{batch, tokens(), values};
   }
@@ -132,9 +132,15 @@ struct Boxes {
     shape[shape.size() - 2] = tokens();
     if constexpr (rank_of<X> == 4) shape[1] = groups();
     require_shape(x, shape, function, ": ", what);
-    const Index batch = shape[0], channels = values / pixels();
+    const Index batch = shape[0], channels = counted(values / pixels());
     if constexpr (Rank == 5) return std::array<Index, 5>{batch, size[0], size[1], size[2], channels};
     if constexpr (Rank == 4) return std::array<Index, 4>{batch, size[1], size[2], channels};
+  }
+
+  /// Channels, of which an empty tensor may have any number.
+  Index counted(Index channels) const {
+    require(channels <= most_channels, function, ": ", channels, " channels are more than can be counted");
+    return channels;
   }
 
   /// Calls copy(offset in [B, F, H, W, c], offset in [B, groups, tokens, pixels, c]) for every row of pixels of every

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 
 #include <fit/core/tensor.hpp>
 
@@ -37,6 +38,8 @@ auto grouped_shape(const X& x, Index tokens) {
 template <class X>
 auto ungrouped_shape(const X& x) {
   require_shape(x, shape_of(x), "ungroup_sequence: the input");
+  require(x.dimension(1) == 0 || x.dimension(2) <= std::numeric_limits<Index>::max() / x.dimension(1),
+          "ungroup_sequence: ", x.dimension(1), " groups of ", x.dimension(2), " tokens cannot be counted");
   std::array<Index, rank_of<X> - 1> shape{x.dimension(0), x.dimension(1) * x.dimension(2)};
   for (std::size_t i = 3; i < rank_of<X>; ++i) shape[i - 1] = x.dimensions()[i];
   return shape;

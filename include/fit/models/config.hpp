@@ -344,8 +344,8 @@ constexpr bool check_diffusion() {
   check_common<config>();
   static_assert(config.channels > 0, "fit: config.channels must be positive");
   static_assert(config.output_channels > 0, "fit: config.output_channels must be positive");
-  static_assert(config.latent_dim % 4 == 0 && config.latent_dim >= 8,
-                "fit: config.latent_dim of a diffusion decoder must be a multiple of 4, and at least 8");
+  static_assert(config.latent_dim % 4 == 0 && config.latent_dim >= 12,
+                "fit: config.latent_dim of a diffusion decoder must be a multiple of 4, and at least 12");
   static_assert(config.condition_channels >= 0, "fit: config.condition_channels must not be negative");
   static_assert(config.condition_tokens >= 0, "fit: config.condition_tokens must not be negative");
   static_assert(config.condition_tokens == 0 || config.condition_channels > 0,

@@ -174,7 +174,8 @@ void attend_spread_backward(SpreadKeys& spread, const kernels::AttentionShape& s
   };
   const BetweenPieces polls([&team = spread.team()] { team.poll(); });
   for_parts(
-      spread, shape.key_heads(), [&](Index heads) { return products(heads) == products(shape.key_heads()); },
+      spread, shape.key_heads(),
+      [&](Index heads) { return shape.keys > 0 && products(heads) == products(shape.key_heads()); },
       [&](const IndexRange& heads, const IndexRange& parts) {
         kernels::attention_backward(shape, tensors, gradients, tape, heads);
         for (Index part = parts.first; part < parts.end(); ++part) {

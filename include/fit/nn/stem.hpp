@@ -13,6 +13,11 @@ namespace nn {
 /// What tells the tokens of a group apart, [Tokens, Width], the same in every group.
 template <class T, int Tokens, int Width, Positions kind>
 struct DataPositions {
+  static_assert(kind == Positions::learned || kind == Positions::sin_cos || kind == Positions::sin_cos_2d,
+                "fit: positions of data tokens must be learned, sin_cos or sin_cos_2d");
+  static_assert(kind != Positions::sin_cos_2d || Tokens == 1 ||
+                    (grid_rows(Tokens, kind) * grid_rows(Tokens, kind) == Tokens && Width % 2 == 0),
+                "fit: sin_cos_2d positions need a square number of tokens and an even width");
   static constexpr Index size = Index{Tokens} * Width;
 
   If<kind == Positions::learned, Matrix<T, Tokens, Width>> table;
@@ -49,6 +54,10 @@ void backward(const DataPositions<T, Tokens, Width, kind>& p, const T* x_gradien
 /// learned; else it comes with each call.
 template <class T, int Groups, int Latents, int Width, Positions kind>
 struct LatentPositions {
+  static_assert(kind != Positions::sin_cos_2d && (kind != Positions::sin_cos_grid || Width >= 8),
+                "fit: positions of latents must not be sin_cos_2d, and need a width of 8 for sin_cos_grid");
+  static_assert(kind != Positions::sin_cos || Groups == 1 || Latents == 1 || Width % 2 == 0,
+                "fit: sin_cos positions of groups and slots need an even width");
   static constexpr bool learned = kind == Positions::learned;
   static constexpr Index size = Index{Latents} * Width;  // of a group
 

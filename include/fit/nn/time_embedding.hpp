@@ -11,11 +11,11 @@ inline namespace FIT_ABI {
 namespace nn {
 
 /// A token for a noise level g: fc2(silu(fc1(code))), the code being that of 1000 g in Width / 4 numbers, brought to
-/// mean 0 and deviation 1.
+/// mean 0 and deviation 1. Of two numbers that would leave a sign: there must be three.
 template <class T, int Width>
 struct TimeEmbedding {
-  static_assert(Width % 4 == 0 && Width >= 8,
-                "fit: the width of a time embedding must be a multiple of 4, and at least 8");
+  static_assert(Width % 4 == 0 && Width >= 12,
+                "fit: the width of a time embedding must be a multiple of 4, and at least 12");
   static constexpr int code_width = Width / 4;
 
   Linear<T, Width, code_width> fc1;

@@ -700,7 +700,7 @@ int main(int argc, char** argv) {
   app.add_option("--image", options.image, "a PNG or JPEG file; without one, a picture made by a formula");
   app.add_option("--size", options.size,
                  "pixels, as 6400 or 6400x3200: the picture is cropped or repeated by reflection to it");
-  app.add_option("--config", options.config, "base (35 M parameters), large, or local: local blocks alone")
+  app.add_option("--config", options.config, "base (32 M parameters), large, or local: local blocks alone")
       ->capture_default_str()
       ->check(CLI::IsMember({"base", "large", "local"}));
   app.add_option("--latents", options.latents, "of a group")->capture_default_str()->check(CLI::IsMember({4, 16}));

@@ -89,15 +89,15 @@ TEST_CASE("a training step that runs out of memory throws, and the next one is a
 }
 
 TEST_CASE("a generator that runs out of memory goes on to the ids that it would have drawn", "[allocation_failures]") {
-  constexpr fit::AutoregressiveConfig config{.layers = "(1)1(1)1(1)",
-                                             .groups = 3,
-                                             .tokens = 2,
-                                             .latents = 2,
-                                             .data_dim = 16,
-                                             .latent_dim = 24,
-                                             .data_heads = 2,
-                                             .latent_heads = 2,
-                                             .vocabulary = 7};
+  static constexpr fit::AutoregressiveConfig config{.layers = "(1)1(1)1(1)",
+                                                    .groups = 3,
+                                                    .tokens = 2,
+                                                    .latents = 2,
+                                                    .data_dim = 16,
+                                                    .latent_dim = 24,
+                                                    .data_heads = 2,
+                                                    .latent_heads = 2,
+                                                    .vocabulary = 7};
   fit::AutoregressiveDecoder<config> decoder(fit::Random{7});
   test::stir(decoder);
   fit::Executor executor(1);
@@ -128,6 +128,23 @@ TEST_CASE("a generator that runs out of memory goes on to the ids that it would 
       REQUIRE(std::ranges::equal(generator.ids(sequence), ids));
       REQUIRE(std::ranges::equal(generator.logits(sequence), expected));
     }
+  }
+  if (can_fail()) CHECK(allocation > 2);
+
+  // One that is assigned to is the other, or stays what it was.
+  static constexpr fit::AutoregressiveConfig free = [] {
+    auto c = config;
+    c.groups = fit::any;
+    c.latent_positions = fit::Positions::shared;
+    return c;
+  }();
+  const fit::AutoregressiveDecoder<free> any_groups(fit::Random{7});
+  const fit::Generator longer(any_groups, 2, executor, 64);
+  allocation = 0;
+  for (bool failed = true; failed;) {
+    fit::Generator generator(any_groups, 2, executor, 4);
+    failed = fails(++allocation, [&] { generator = longer; });
+    REQUIRE(generator.groups() == (failed ? 4 : 64));
   }
   if (can_fail()) CHECK(allocation > 2);
 }

@@ -238,7 +238,20 @@ TEST_CASE("wrong sweeps say what was expected, before anything runs", "[complexi
   const auto many_latents = [](Index length) { return Sizes{1, 1, length, Index{1} << 32}; };
   CHECK(refusal({{"wide", many_latents, {attention_task<encoder>()}}}, {.lengths = {32}})
             .starts_with("the operations of attention over such sequences"));
+  CHECK(refusal({counting_curve(runs, 0)}, {.lengths = {32}}) ==
+        "a task of curve counting has nothing to do at a length of 32");
   CHECK(runs.empty());
+}
+
+TEST_CASE("a task is causal where its latents are", "[complexity]") {
+  static constexpr fit::EncoderConfig causal = [] {
+    auto c = encoder;
+    c.mask = fit::LatentMask::causal;
+    return c;
+  }();
+  CHECK(model_task<causal>().causal);
+  CHECK(attention_task<decoder>().causal);
+  CHECK_FALSE(layer_task<encoder>().causal);
 }
 
 TEST_CASE("what runs does the work and takes the memory that the cost model has for it", "[complexity]") {
@@ -264,6 +277,10 @@ TEST_CASE("what runs does the work and takes the memory that the cost model has 
     check(model_task<decoder>(), pass, 0.2);
     check(model_task<talkative>(), pass, 0.02);
     check(layer_task<encoder>(), pass, 0.2);
+  }
+  for (const fit::Recompute recompute : test::recomputes) {
+    check(model_task<encoder>({.recompute = recompute}), Pass::forward_backward, 0.1);
+    check(model_task<decoder>({.recompute = recompute}), Pass::forward_backward, 0.3);
   }
   const Sizes sizes{1, 24, 16, 2};
   // Half as many heads of keys are half the keys.

@@ -588,6 +588,14 @@ TEST_CASE("what no model can be has no cost", "[cost]") {
   refused_options({.training = true, .options = {.drop_path = -1}}, "drop_path must be in [0, 1)");
   refused_options({.training = true, .options = {.keep_data_every = -3}}, "keep_data_every");
   CHECK_THROWS_AS(fit::cost_of(letters, 1, {.by_groups = true}), fit::Error);
+  auto d = unconditional;
+  d.latent_dim = 8;
+  CHECK_THROWS_WITH(fit::cost_of(d, 1), Catch::Matchers::ContainsSubstring("at least 12, not 8"));
+  d = unconditional;
+  d.condition_tokens = 8;
+  CHECK_THROWS_WITH(fit::cost_of(d, 1), Catch::Matchers::ContainsSubstring("condition_tokens need condition_channels"));
+  CHECK_THROWS_WITH(fit::process_cost_of(demo, 1, {.shares = (Index{1} << 32) + 1}, 1, 0),
+                    Catch::Matchers::ContainsSubstring("shares must be an int"));
   c = demo;
   c.latents = 2000000000;
   CHECK_THROWS_WITH(fit::cheapest_tokens(c, 97), Catch::Matchers::ContainsSubstring("no group size"));
@@ -608,6 +616,8 @@ TEST_CASE("the cost of a model of any number of groups is that of one with the n
                     "the cost of a model of any number of groups needs options.groups, at least 1, not 0");
   CHECK_THROWS_WITH(fit::cost<demo>(2, {.groups = 5}), "this model has 4 groups, and not options.groups, 5");
   CHECK_THROWS_AS(fit::summary<free>(), fit::Error);
+  const fit::CostOptions shared{.training = true, .groups = 16, .members = 4};
+  CHECK(fit::summary_of(free, 2, shared).cost.sent == fit::cost_of(free, 2, shared).sent);
   CHECK_THROWS_AS(fit::sampling_cost_of(any_groups<labelled, fit::Positions::shared>, 1), fit::Error);
   CHECK(fit::cheapest_tokens(free, 784) == fit::cheapest_tokens(demo, 784));
 }

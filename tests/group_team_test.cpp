@@ -431,6 +431,27 @@ TEST_CASE("a diffusion loss over a team is the one that is alone", "[group_team]
                                                                                          pass(drops, 1.0f));
 }
 
+TEST_CASE("leaves of a process cannot share a diffusion loss", "[group_team]") {
+  using Model = fit::DiffusionDecoder<denoiser>;
+  const auto model = stirred<Model>();
+  const auto x0 = noise<float>(1, Index{2}, groups, 7, 3);
+  const auto condition = noise<float>(3, Index{2}, 4);
+  fit::Tensor<double, 1> times(2);
+  times.setConstant(0.5);
+  fit::DiffusionLoss<Model> loss({.self_conditioning_rate = 0.5});
+  const auto together = [&] {
+    fit::Solo solo;
+    fit::take_turns(solo, 2, [&](Team& team, Index) {
+      fit::Tape tape(fit::default_executor(), team);
+      loss(model, x0, x0, times, condition, tape);
+    });
+  };
+  CHECK(test::error_of(together) ==
+        "a diffusion loss is called in the middle of another call: leaves of a process need one each");
+  fit::Tape tape;
+  CHECK(loss(model, x0, x0, times, condition, tape) > 0);  // it goes on
+}
+
 TEST_CASE("a team samples what one that is alone does", "[group_team]") {
   for (const fit::Sampler method : {fit::Sampler::ddim, fit::Sampler::ddpm_small}) {
     const auto pass = [&]<class T>(T) {

@@ -150,7 +150,11 @@ inline void check(const Curve& curve, Index length) {
   require(sizes.groups * sizes.tokens == length, "curve ", curve.name, " makes ", sizes.groups, " groups of ",
           sizes.tokens, " tokens of a length of ", length, ": choose lengths that it divides");
   for (const Task& task : curve.tasks) {
-    for (const Pass pass : task.passes) task.expect(sizes, pass, 1);  // the cost model refuses what it cannot count
+    for (const Pass pass : task.passes) {
+      const Expected expected = task.expect(sizes, pass, 1);  // the cost model refuses what it cannot count
+      require(expected.flops.total() > 0 && expected.bytes > 0, "a task of curve ", curve.name,
+              " has nothing to do at a length of ", length);
+    }
   }
 }
 

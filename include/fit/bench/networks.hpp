@@ -18,6 +18,18 @@ using fit::detail::Chunk;
 using fit::detail::Trunk;
 using fit::detail::trunk_of;
 
+/// Rules of what a network below can be of.
+template <auto c>
+constexpr bool check_swept() {
+  using Config = std::remove_const_t<decltype(c)>;
+  static_assert(std::is_same_v<Config, EncoderConfig> || std::is_same_v<Config, AutoregressiveConfig>,
+                "fit: a sweep goes over configurations of encoders and autoregressive decoders");
+  if constexpr (std::is_same_v<Config, EncoderConfig>) {
+    static_assert(c.extra_tokens == 0, "fit: a sweep goes over configurations without extra tokens");
+  }
+  return true;
+}
+
 /// Random numbers in [-1, 1), which repeat after some ten thousand.
 template <class T>
 Buffer<T> random_values(Index count) {
@@ -147,7 +159,9 @@ struct DecoderNetwork {
     void start_backward(const Chunk& groups, const T* x_gradient, Tape& tape) const {
       nn::backward<T>(p.embedding, x_gradient, gradient->embedding, rows(groups), tape);
     }
-    void end(const Chunk& groups, T* x, bool, Tape& tape) const {
+    void end(const Chunk& groups, T* x, bool again, Tape& tape) const {
+      if (again && !all_logits) return;
+      const Tape::Recording recording(tape, gradient != nullptr);
       const Arena::Scope scope(tape.arena());
       const Index piece = std::min(rows(groups), fit::detail::logit_rows(c.vocabulary));
       T* normed = tape.scratch<T>(rows(groups) * c.data_dim);
@@ -199,6 +213,8 @@ struct DecoderNetwork {
 /// The stages alone.
 template <auto c, class T>
 struct StagesNetwork {
+  static_assert(check_swept<c>());
+
   using Input = T;
   Trunk<T, trunk_of(c)> trunk;
 
@@ -230,11 +246,8 @@ struct StagesNetwork {
 
 template <class T, auto c>
 auto model_network() {
-  using Config = std::remove_const_t<decltype(c)>;
-  static_assert(std::is_same_v<Config, EncoderConfig> || std::is_same_v<Config, AutoregressiveConfig>,
-                "fit: a sweep goes over configurations of encoders and autoregressive decoders");
-  if constexpr (std::is_same_v<Config, EncoderConfig>) {
-    static_assert(c.extra_tokens == 0, "fit: a sweep goes over configurations without extra tokens");
+  static_assert(check_swept<c>());
+  if constexpr (std::is_same_v<decltype(c), const EncoderConfig>) {
     return std::type_identity<EncoderNetwork<c, T>>();
   } else {
     return std::type_identity<DecoderNetwork<c, T>>();

@@ -190,7 +190,8 @@ class NetworkJob final : public Job {
 template <auto config>
 Task task_of(Work work) {
   const TrunkConfig trunk = trunk_of(config);
-  return {.work = work, .width = config.data_dim, .causal = trunk.autoregressive, .expect = {}, .prepare = {}};
+  return {
+      .work = work, .width = config.data_dim, .causal = trunk.mask == LatentMask::causal, .expect = {}, .prepare = {}};
 }
 
 /// The cost of a pass of the whole model with these sizes.

@@ -98,6 +98,11 @@ constexpr bool check_counts(const Config& config, Index batch, int threads) {
     require((config.extra_tokens > 0) == (config.extra_channels > 0),
             "extra_tokens and extra_channels must both be positive or both be zero");
   }
+  if constexpr (std::is_same_v<Config, DiffusionConfig>) {
+    require(config.latent_dim % 4 == 0 && config.latent_dim >= 12,
+            "latent_dim of a diffusion decoder must be a multiple of 4, and at least 12, not ", config.latent_dim);
+    require(config.condition_tokens == 0 || config.condition_channels > 0, "condition_tokens need condition_channels");
+  }
   const Plan plan = plan_of(config.layers);
   require(plan.error == LayersError::none, "the layer string \"", config.layers.view(),
           "\" is not one like \"(2)4(2)\"");

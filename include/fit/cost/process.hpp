@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include <fit/cost/cost.hpp>
@@ -58,6 +59,7 @@ ProcessCost process_cost_of(const Config& config, Index batch, const LeafCounts&
                             CostOptions options = {}, GoesBack goes_back = GoesBack::often) {
   const Index leaves = counts.leaves();
   const IndexRange own = detail::leaves_of(leaves, processes, process);
+  require(counts.shares <= std::numeric_limits<int>::max(), "an example's shares must be an int, not ", counts.shares);
   options.training = true;
   options.members = static_cast<int>(counts.shares);
   ProcessCost cost;

@@ -63,7 +63,7 @@ Summary summary_of(const Config& of, Index batch = 1, const CostOptions& options
   const Config config = detail::with_groups(of, options.groups);
   const detail::Meter<T> meter = detail::meter_of<T>(config, batch, options);
   Summary summary;
-  summary.cost = cost_of<T>(config, batch, options);
+  summary.cost = cost_of<T>(of, batch, options);
   summary.title = concatenate(Config::kind, " ", config.layers.view(), ", batch ", batch,
                               options.training ? ", training step" : ", inference",
                               !options.training || options.options.recompute == Recompute::none ? ""

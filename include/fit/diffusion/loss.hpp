@@ -40,7 +40,8 @@ inline double logit_normal_time(Random& random, double mean = 0, double deviatio
 /// The training loss of a diffusion decoder and its gradient: mean squared error of the estimate of eps, x0 or their
 /// difference at x_t = sqrt(gamma(t)) x0 + sqrt(1 - gamma(t)) eps, or (1 - t) x0 + t eps for rectified flow. x_t, what
 /// the decoder makes of it and its gradient are made some groups at a time. Holds what little memory a step takes
-/// beside the tape, so that the next one allocates nothing.
+/// beside the tape, so that the next one allocates nothing; so it is for one call at a time: threads, and leaves of one
+/// process, need one each, and a call in the middle of another throws Error.
 template <class Model>
 class DiffusionLoss {
   static_assert(Model::config.channels == Model::config.output_channels,
@@ -114,6 +115,8 @@ class DiffusionLoss {
 
   double run(const Model& model, const Sources& of, Model* gradient, Tape& tape, const TrainingOptions& options,
              Random random, const Watch& watch) {
+    require(!running_, "a diffusion loss is called in the middle of another call: leaves of a process need one each");
+    const Running running(running_);
     detail::check(options);
     const Index batch = of.x0.batch;
     detail::require_source<Model::config>(of.x0, Model::config.tokens);
@@ -252,9 +255,20 @@ class DiffusionLoss {
     return total;
   }
 
+  class Running {
+   public:
+    explicit Running(bool& is) : is_(is) { is_ = true; }
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
+    ~Running() { is_ = false; }
+
+   private:
+    bool& is_;
+  };
   using Condition = Tensor<T, Model::condition_rank>;
 
   DiffusionObjective objective_;
+  bool running_ = false;
   Tensor<double, 1> gamma_;
   Condition condition_;
   Tensor<T, 4> previous_;

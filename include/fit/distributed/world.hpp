@@ -28,7 +28,7 @@ namespace fit {
 inline namespace FIT_ABI {
 
 /// The processes that mpirun has started, as a team; one that is started without it is a team of one. While it lives,
-/// MPI is there; have one at a time, where main() begins:
+/// MPI is there, which begins and ends once in a program; so make one, where main() begins:
 ///
 ///     int main(int argc, char** argv) {
 ///       fit::World world(argc, argv);
@@ -147,7 +147,7 @@ class World final : public Team {
   void begin(int* argc, char*** argv) {
     int initialised = 0, provided = 0;
     MPI_Initialized(&initialised);
-    require(!initialised, "MPI was initialised before: a program has one fit::World at a time");
+    require(!initialised, "MPI was initialised before: a program has one fit::World in its life");
     require(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) == MPI_SUCCESS, "MPI cannot be initialised");
     require(provided >= MPI_THREAD_FUNNELED, "this MPI cannot be used by a program with threads");
     require(MPI_Comm_dup(MPI_COMM_WORLD, &comm_) == MPI_SUCCESS, "MPI cannot make a communicator");

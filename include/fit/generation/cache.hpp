@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -65,7 +66,9 @@ class CacheLayout {
 
  private:
   void add(std::string name, CacheShape::Kind kind, Index width, Index rows) {
-    constexpr Index unit = Index{alignment} / Index{sizeof(float)};
+    constexpr Index unit = Index{alignment} / Index{sizeof(float)}, most = std::numeric_limits<Index>::max() / 16;
+    require(rows <= most / std::max<Index>(1, width) && size <= most - width * rows, "caches of ", rows,
+            " rows cannot be counted");
     shapes.push_back({std::move(name), kind, width, rows, size});
     size += (width * rows + unit - 1) / unit * unit;
   }

@@ -57,6 +57,13 @@ class Generator {
     tokens_.resize(static_cast<std::size_t>(batch));
   }
 
+  Generator(const Generator&) = default;
+  Generator(Generator&&) = default;
+  /// Where memory runs out, this one is as it was.
+  Generator& operator=(const Generator& other) { return *this = Generator(other); }
+  Generator& operator=(Generator&&) = default;
+  ~Generator() = default;
+
   /// The decoder would be gone.
   Generator(const Decoder&&, Index = 1, Executor& = default_executor(), Index = config.groups) = delete;
 

@@ -34,21 +34,23 @@ fit::Tensor<std::int32_t, 3> random_ids(Index batch, std::uint64_t seed) {
 
 bool equal(const Decoder& a, const Decoder& b) { return test::same_bits(test::values_of(a), test::values_of(b)); }
 
-/// Some steps of training from where a state is.
-void train(fit::TrainingState<Decoder>& state, Index steps, int threads, fit::Recompute recompute) {
+/// Some steps of training from where a state is, and their losses.
+std::vector<double> train(fit::TrainingState<Decoder>& state, Index steps, int threads, fit::Recompute recompute) {
   fit::Executor executor(threads);
   fit::Tape tape(executor);
   Decoder gradient;
+  std::vector<double> losses;
   for (Index i = 0; i < steps; ++i, ++state.step) {
     const auto ids = random_ids(5, static_cast<std::uint64_t>(state.step));
     fit::set_zero(gradient);
-    state.model.loss(ids, gradient, tape,
-                     {.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f, .recompute = recompute},
-                     state.random.split());
+    losses.push_back(state.model.loss(
+        ids, gradient, tape, {.drop_path = 0.2f, .drop_units = 0.1f, .drop_attention = 0.1f, .recompute = recompute},
+        state.random.split()));
     fit::clip_gradient(gradient, 1.0, tape);
     state.optimizer.step(state.model, gradient, 3e-3, tape);
     fit::update_average(*state.average, state.model, 0.9, tape);
   }
+  return losses;
 }
 
 fit::TrainingState<Decoder> fresh() {
@@ -62,16 +64,16 @@ fit::TrainingState<Decoder> fresh() {
 TEST_CASE("training has the same bits for any number of threads, with recompute and after a resume",
           "[autoregressive]") {
   auto expected = fresh();
-  train(expected, 4, 1, fit::Recompute::none);
+  const auto losses = train(expected, 4, 1, fit::Recompute::none);
   for (const int threads : {2, 3}) {
     auto state = fresh();
-    train(state, 4, threads, fit::Recompute::none);
+    CHECK(train(state, 4, threads, fit::Recompute::none) == losses);
     CHECK(equal(state.model, expected.model));
     CHECK(equal(*state.average, *expected.average));
   }
   for (const fit::Recompute recompute : test::recomputes) {
     auto recomputed = fresh();
-    train(recomputed, 4, 2, recompute);
+    CHECK(train(recomputed, 4, 2, recompute) == losses);
     CHECK(equal(recomputed.model, expected.model));
   }
 
@@ -84,6 +86,29 @@ TEST_CASE("training has the same bits for any number of threads, with recompute 
   train(resumed, 2, 2, fit::Recompute::none);
   CHECK(equal(resumed.model, expected.model));
   CHECK(equal(*resumed.average, *expected.average));
+}
+
+TEST_CASE("what is computed between forward and backward leaves the tape as it was", "[autoregressive]") {
+  const Decoder decoder(fit::Random(3));
+  const auto ids = fit::shift_right(random_ids(2, 4)), others = random_ids(5, 5), of_others = fit::shift_right(others);
+  const auto expected = decoder(of_others);
+  fit::Tape fresh;
+  const double expected_loss = decoder.loss(others, fresh);
+  fit::Tensor<float, 4> slopes(2, Index{config.groups}, Index{config.tokens}, Index{config.vocabulary});
+  slopes.setConstant(0.25f);
+  Decoder undisturbed, gradient;
+  for (Decoder* const to : {&undisturbed, &gradient}) {
+    fit::Tape tape;
+    tape.record({.drop_units = 0.3f}, fit::Random(1));
+    decoder.forward(ids, tape);
+    if (to == &gradient) {
+      CHECK(decoder.loss(others, tape) == expected_loss);
+      const auto logits = decoder(of_others, tape);
+      CHECK(test::max_error(logits.data(), expected.data(), logits.size()) == 0);
+    }
+    decoder.backward(slopes, *to, tape);
+  }
+  CHECK(equal(gradient, undisturbed));
 }
 
 TEST_CASE("the loss in chunks is the cross entropy of the logits, and its gradient too", "[autoregressive]") {

@@ -564,8 +564,7 @@ TEST_CASE("exceptions leave a loop", "[core]") {
         text = error.what();
       }
       CHECK(text == "thirteen");
-      CHECK(calls >= 1);
-      CHECK(calls <= 1000);
+      if (executor.lanes() == 1) CHECK(calls == 14);
     }
     CHECK_THROWS_AS(executor.parallel_for(100, [](Index, int) { throw fit::Error("each"); }), fit::Error);
     check_loop(executor, 100);  // and the next loop is as ever

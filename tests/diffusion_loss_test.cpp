@@ -30,10 +30,8 @@ void check(double loss_bound) {
   using Decoder = fit::DiffusionDecoder<config, T>;
   Decoder decoder, gradient;
   test::load_parameters(golden, decoder);
-  fit::DiffusionLoss<Decoder> loss({.schedule = fit::SigmoidSchedule{-3, 3, 0.9},
-                                    .prediction = fit::Prediction::v,
-                                    .scale = 0.8,
-                                    .self_conditioning_rate = 0.5});
+  fit::DiffusionLoss<Decoder> loss(
+      {.schedule = fit::SigmoidSchedule{-3, 3, 0.9}, .prediction = fit::Prediction::v, .self_conditioning_rate = 0.5});
   fit::Executor executor(2);
   fit::Tape tape(executor);
   const auto x0 = test::tensor<T>(golden.file, "input.x0"), eps = test::tensor<T>(golden.file, "input.eps");
@@ -138,10 +136,13 @@ TEST_CASE("the loss of long examples is the mean over all their elements", "[dif
   tape.record();
   const auto prediction = decoder.forward({.noisy = noisy, .gamma = gamma}, tape).prediction;
   const double count = static_cast<double>(batch * size);
-  double expected = 0;
+  double expected = 0, of_x0 = 0, of_velocity = 0;  // of eps; of x0 where images are half as bright; of eps - x0
   for (fit::Index i = 0; i < batch * size; ++i) {
-    const double off = prediction.data()[i] - eps.data()[i];
+    const double off = prediction.data()[i] - eps.data()[i], x0_off = (prediction.data()[i] - x0.data()[i]) / 0.5;
+    const double velocity_off = prediction.data()[i] - (eps.data()[i] - x0.data()[i]);
     expected += off * off / count;
+    of_x0 += x0_off * x0_off / count;
+    of_velocity += velocity_off * velocity_off / count;
     slopes.data()[i] = 2 * off / count;
   }
   decoder.backward({.prediction = slopes}, expected_gradient, tape);
@@ -151,6 +152,13 @@ TEST_CASE("the loss of long examples is the mean over all their elements", "[dif
   CHECK(std::abs(loss(decoder, x0, eps, t, {}, tape) - expected) < 1e-12 * expected);
   const auto ours = test::values_of(gradient), theirs = test::values_of(expected_gradient);
   CHECK(test::relative_error(ours.data(), theirs.data(), static_cast<fit::Index>(ours.size())) < 1e-12);
+
+  fit::DiffusionLoss<Decoder> on_x0(
+      {.schedule = fit::RectifiedFlow{}, .prediction = fit::Prediction::x0, .loss_on = fit::LossOn::x0, .scale = 0.5});
+  CHECK(std::abs(on_x0(decoder, x0, eps, t, {}, tape) - of_x0) < 1e-12 * of_x0);
+  fit::DiffusionLoss<Decoder> on_velocity(
+      {.schedule = fit::RectifiedFlow{}, .prediction = fit::Prediction::velocity, .loss_on = fit::LossOn::velocity});
+  CHECK(std::abs(on_velocity(decoder, x0, eps, t, {}, tape) - of_velocity) < 1e-12 * of_velocity);
 }
 
 TEST_CASE("times with a normal logit", "[diffusion_loss]") {

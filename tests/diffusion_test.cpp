@@ -145,7 +145,9 @@ std::vector<float> train(fit::Executor& executor, const fit::TrainingOptions& op
   const Batch<Decoder> batch(size);
   std::vector<float> seen;
   for (int step = 0; step < steps; ++step) {
-    seen.push_back(static_cast<float>(run.step(batch, options)));
+    const double loss = run.step(batch, options);
+    seen.push_back(static_cast<float>(loss));
+    seen.push_back(static_cast<float>(loss - static_cast<double>(seen.back())));  // its last digits
     const auto values = values_of(run.gradient);
     seen.insert(seen.end(), values.begin(), values.end());
   }

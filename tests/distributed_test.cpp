@@ -1,5 +1,4 @@
 #include <fstream>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -109,6 +108,13 @@ TEST_CASE("a process that fails says why, and ends the others", "[distributed]")
   CHECK(test::contains(result.text, "process 2 of 3 fails, and ends the others: the last one cannot go on"));
 }
 
+TEST_CASE("a message of another size than was expected ends all processes", "[distributed]") {
+  if (!found()) return;
+  const auto result = test::run_command(on(2, "sizes"));
+  CHECK_FALSE(result.success);
+  CHECK(test::contains(result.text, "process 0 sent 4 bytes where 8 were expected"));
+}
+
 TEST_CASE("a disk that is full ends all processes, and the last state stays whole", "[distributed]") {
   if (!found()) return;
   const test::TemporaryFolder folder;
@@ -131,11 +137,10 @@ TEST_CASE("processes that die cost no more than what was not saved", "[distribut
   const test::TemporaryFolder folder;
   test::succeed(on(1, "train " + (folder / "alone").string() + " 4 150"));
   const std::string together = (folder / "together").string();
-  std::random_device random;
   int deaths = 0;
   for (std::string how = "train";; how = "resume") {
-    // At first each has less than a third of a second to live.
-    const std::string life = deaths < 10 ? " " + std::to_string(random() % 300) : "";
+    // Ten go through some forty of each process's six hundred batches and more, at most.
+    const std::string life = deaths < 10 ? " " + std::to_string(fit::Random(7).fork(deaths).below(40)) : "";
     if (test::run_command(on(2 + deaths % 2, how + " " + together + " 4 150" + life)).success) break;
     REQUIRE(++deaths <= 10);
   }

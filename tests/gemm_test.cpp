@@ -392,8 +392,8 @@ void check_gelu() {
   double worst = 0, worst_slope = 0;
   for (std::size_t i = 0; i < x.size(); ++i) {
     const auto at = static_cast<double>(x[i]);
-    worst = std::max(worst, std::abs(static_cast<double>(y[i]) - gelu(at)) / (std::abs(at) + 1e-30));
-    worst_slope = std::max(worst_slope, std::abs(static_cast<double>(slope[i]) - gelu_slope(at)));
+    worst = test::worse(worst, std::abs(static_cast<double>(y[i]) - gelu(at)) / (std::abs(at) + 1e-30));
+    worst_slope = test::worse(worst_slope, std::abs(static_cast<double>(slope[i]) - gelu_slope(at)));
   }
   CHECK(worst < 3 * epsilon);
   CHECK(worst_slope < 6 * epsilon);

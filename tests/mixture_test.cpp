@@ -138,7 +138,7 @@ struct Found {
       }
       ++counts[best];
       const double least = distance(points[best]);
-      if (!(least <= farthest)) farthest = least;
+      farthest = test::worse(farthest, least);
       near += (least < 0.2) / static_cast<double>(count);
     }
   }

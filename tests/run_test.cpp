@@ -9,6 +9,7 @@
 #include <fstream>
 #include <limits>
 #include <locale>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -51,7 +52,7 @@ int run_to(State& state, const fit::RunOptions& options, Index interrupt_at = -1
   Point gradient;
   fit::Run run(state, options);
   while (run.next()) {
-    if (run.batch() == interrupt_at) std::raise(SIGINT);
+    if (run.batch() == interrupt_at) std::raise(SIGTERM);
     const double loss = loss_of(state.model, run.batch(), gradient, state.random.split());
     run.update(gradient, loss, workspace, {{"doubled", 2 * loss}});
     // The best one is neither the first nor the last.
@@ -294,7 +295,7 @@ TEST_CASE("patience is not lost with an interruption", "[run]") {
     Point gradient;
     fit::Run run(state, options);
     while (run.next()) {
-      if (run.batch() == interrupt_at) std::raise(SIGINT);
+      if (run.batch() == interrupt_at) std::raise(SIGTERM);
       run.update(gradient, loss_of(state.model, run.batch(), gradient, fit::Random(1)), workspace);
       if (run.evaluates()) run.evaluated("score", -static_cast<double>(state.step));
     }
@@ -351,7 +352,7 @@ TEST_CASE("an interruption after the last step changes nothing", "[run]") {
   fit::Run run(state, {.folder = folder / "", .steps = 3, .terminal = nullptr});
   while (run.next()) {
     run.update(gradient, loss_of(state.model, run.batch(), gradient, fit::Random(1)), workspace);
-    if (run.evaluates()) std::raise(SIGINT);
+    if (run.evaluates()) std::raise(SIGTERM);
   }
   CHECK(run.finish() == 0);
 }
@@ -365,7 +366,7 @@ TEST_CASE("an interruption after an update that is left out, and a last one, los
     fit::Run run(state, {.folder = folder / "", .steps = 20, .terminal = nullptr});
     while (run.next()) {
       const Index batch = run.batch();
-      if (batch == interrupt_at) std::raise(SIGINT);
+      if (batch == interrupt_at) std::raise(SIGTERM);
       const double loss = loss_of(state.model, batch, gradient, fit::Random(1));
       run.update(gradient, batch == left_out ? std::nan("") : loss, workspace);
     }
@@ -456,9 +457,9 @@ TEST_CASE("progress is a line now and then where there is no terminal", "[run]")
   std::string text;
   for (int c; (c = std::fgetc(file)) != EOF;) text += static_cast<char>(c);
   std::fclose(file);
-  CHECK(text ==
-        "training  5  loss 0.1235  kind a  0:00:00 elapsed\nstep 6: a note\n"
-        "training  8/8  loss 2  0:00:00 elapsed\n");
+  CHECK(std::regex_replace(text, std::regex("\\d+:\\d\\d:\\d\\d"), "TIME") ==
+        "training  5  loss 0.1235  kind a  TIME elapsed\nstep 6: a note\n"
+        "training  8/8  loss 2  TIME elapsed\n");
 }
 
 TEST_CASE("a long log is drawn by means of its rows", "[run]") {
@@ -566,7 +567,7 @@ TEST_CASE("updates that are not finite are left out; after some in a row a run g
                           .terminal = nullptr});
     float last = 0;
     while (run.next()) {
-      if (run.batch() == interrupt_at) std::raise(SIGINT);
+      if (run.batch() == interrupt_at) std::raise(SIGTERM);
       const Index step = run.batch() / 2;
       const bool is_bad = step % 20 >= 12 && step % 20 < 15 && run.batch() % 2 == 0;
       const double loss = loss_of(of_run.model, run.batch(), gradient, fit::Random(1));
@@ -583,7 +584,7 @@ TEST_CASE("updates that are not finite are left out; after some in a row a run g
 
 TEST_CASE("a run by time fixes its steps by the speed of the first ones, and keeps to them", "[run]") {
   const test::TemporaryFolder folder;
-  fit::RunOptions options{.folder = folder / "", .minutes = 0.5 / 60, .terminal = nullptr};
+  fit::RunOptions options{.folder = folder / "", .minutes = 2.0 / 60, .terminal = nullptr};
   State state = new_state();
   Index planned = 0;
   {
@@ -596,18 +597,18 @@ TEST_CASE("a run by time fixes its steps by the speed of the first ones, and kee
       run.update(gradient, loss_of(state.model, run.batch(), gradient, fit::Random(1)), workspace);
       if (run.total() > 0 && planned == 0) {
         planned = run.total();
-        std::raise(SIGINT);
+        std::raise(SIGTERM);
       }
     }
     CHECK(run.finish() == 130);
   }
   CHECK(planned > state.step);
-  CHECK(planned <= 105);
+  CHECK(planned <= 405);
   options.resume = true;
   State resumed = new_state();
   CHECK(run_to(resumed, options) == 0);
   CHECK(resumed.step == planned);
-  options.minutes = 0.6 / 60;
+  options.minutes = 2.4 / 60;
   CHECK(run_to(resumed, options) == 0);
   CHECK(resumed.step > planned);
 }

@@ -261,6 +261,21 @@ TEST_CASE("a callback can end the run", "[sampler]") {
   CHECK(calls == 4);
 }
 
+TEST_CASE("a callback ends some examples, whose samples are the last that it saw", "[sampler]") {
+  const auto decoder = stirred<base>();
+  fit::Tensor<float, 2> condition(3, 5);
+  condition.setConstant(0.5f);
+  fit::Tensor<float, 4> last(3, 3, 4, 4);
+  std::vector<fit::Index> calls(3);
+  const auto samples = fit::sample(decoder, {.steps = 6, .batch = 2}, condition, fit::Random(1), [&](const auto& step) {
+    std::copy_n(step.x0.data(), step.x0.size(), last.data() + step.first * 3 * 4 * 4);
+    ++calls[static_cast<std::size_t>(step.first)];
+    return step.first > 0 || step.step < 3;
+  });
+  CHECK(calls == std::vector<fit::Index>{4, 0, 6});
+  CHECK(same_bits(samples, last));
+}
+
 TEST_CASE("wrong sampling options and conditions are errors", "[sampler]") {
   const fit::DiffusionDecoder<base> decoder(fit::Random(3));
   const fit::Tensor<float, 2> condition(1, 5), wrong(1, 4);

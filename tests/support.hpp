@@ -44,14 +44,18 @@ void stir(Model& model) {
       model);
 }
 
+/// The larger of two errors; NaN when either is, which std::max may forget.
+template <class T>
+T worse(T worst, T error) {
+  return std::isnan(worst) || error <= worst ? worst : error;
+}
+
 /// max |a - b|; NaN when an element of either is.
 template <class A, class B>
 double max_error(const A* a, const B* b, Index count) {
   double worst = 0;
   for (Index i = 0; i < count; ++i) {
-    const double error = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    if (!(error <= worst)) worst = error;
-    if (std::isnan(error)) return error;
+    worst = worse(worst, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
   }
   return worst;
 }
@@ -111,9 +115,10 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-/// All bytes of a file.
+/// All bytes of a file, which must be there: two that are not would be equal.
 inline std::string text_of(const std::filesystem::path& path) {
   std::ifstream stream(path, std::ios::binary);
+  fit::require(stream.is_open(), path.string(), " is not there");
   return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
 }
 

@@ -351,6 +351,23 @@ TEST_CASE("what is sent in several parts is whole again", "[team]") {
   for (const std::string& file : files) CHECK((file == files[0]));
 }
 
+TEST_CASE("a state that is loaded forgets the weights and the average that it had", "[team]") {
+  const test::TemporaryFolder folder;
+  with_team(2, [&](Team& team) {
+    fit::ShardedState<Model> state(team, Model(fit::Random(1)), {}, fit::Random(0), true);
+    fit::ShardedState<Model> other(team, Model(fit::Random(2)), {}, fit::Random(0), true);
+    fit::ShardedState<Model> plain(team, Model(fit::Random(3)));
+    fit::save(folder / "other.safetensors", other);
+    fit::save(folder / "plain.safetensors", plain);
+    state.weights();
+    fit::load(folder / "other.safetensors", state);
+    CHECK(same_bits(state.weights(), Model(fit::Random(2))));
+    fit::load(folder / "plain.safetensors", state);
+    CHECK_FALSE(state.average);
+    CHECK(same_bits(state.weights(), Model(fit::Random(3))));
+  });
+}
+
 TEST_CASE("a file that the first member cannot write or read is everyone's error", "[team]") {
   const test::TemporaryFolder folder;
   with_team(3, [&](Team& team) {

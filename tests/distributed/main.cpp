@@ -53,8 +53,9 @@ void make(Index number, fit::Tensor<float, 4>& input, fit::Tensor<std::int32_t, 
   for (Index i = 0; i < classes.size(); ++i) classes(i) = static_cast<std::int32_t>((number + i) % 3);
 }
 
-/// Trains with drop-outs, in `leaves` of twelve batches.
-int train(fit::World& world, const std::filesystem::path& folder, Index leaves, Index steps, bool resume) {
+/// Trains with drop-outs, in `leaves` of twelve batches. With a `life`, one process is killed after so many of them and
+/// some microseconds.
+int train(fit::World& world, const std::filesystem::path& folder, Index leaves, Index steps, bool resume, Index life) {
   fit::Executor executor(1 + world.rank() % 2);
   fit::Tape tape(executor);
   fit::ShardedState<Model> state(world, Model(fit::Random(1)), {.weight_decay = 0.1}, fit::Random(2), true);
@@ -73,7 +74,14 @@ int train(fit::World& world, const std::filesystem::path& folder, Index leaves, 
   fit::Tensor<float, 4> input(4, 4, 6, 3);
   fit::Tensor<std::int32_t, 1> classes(4);
   fit::Tensor<float, 2> slopes(4, Index{3});
-  while (run.next()) {
+  const bool dies = life >= 0 && life % world.size() == world.rank();
+  for (Index batch = 0; run.next(); ++batch) {
+    if (dies && batch == life) {
+      std::thread([=] {
+        std::this_thread::sleep_for(std::chrono::microseconds(life * 37 % 1500));
+        std::raise(SIGKILL);
+      }).detach();
+    }
     make(run.batch(), input, classes);
     tape.record({.drop_path = 0.1f, .drop_units = 0.1f, .drop_attention = 0.1f}, state.random.fork(run.batch()));
     const auto logits = state.model.forward(input, tape);
@@ -190,16 +198,20 @@ int main(int argc, char** argv) {
       fit::require(world.rank() != world.size() - 1, "the last one cannot go on");
       world.gather(1);  // which never ends
     }
+    if (what == "sizes") {
+      std::array<int, 2> numbers{};
+      const fit::Team::Message message{1 - world.rank(), numbers.data(), world.leads() ? sizeof(int) : 2 * sizeof(int)};
+      if (world.leads()) {
+        world.exchange({&message, 1}, {});
+      } else {
+        world.exchange({}, {&message, 1});
+      }
+      return 0;
+    }
     const auto number = [&](int i) { return argc > i ? static_cast<Index>(std::atol(argv[i])) : -1; };
     if (what == "columns") return exchange_columns(world);
     if (what == "groups") return train_by_groups(world, argv[2], {.parts = number(3), .shares = number(4)});
-    if (const Index life = number(5); life >= 0 && life % world.size() == world.rank()) {
-      std::thread([=] {
-        std::this_thread::sleep_for(std::chrono::milliseconds(life));
-        std::raise(SIGKILL);
-      }).detach();
-    }
     if (what == "full" && world.leads()) limit_files(100'000);
-    return train(world, argv[2], number(3), number(4), what != "train");
+    return train(world, argv[2], number(3), number(4), what != "train", number(5));
   });
 }

@@ -120,12 +120,12 @@ TEST_CASE("a disk that is full ends all processes, and the last state stays whol
   const test::TemporaryFolder folder;
   const std::string alone = (folder / "alone").string(), together = (folder / "together").string();
   test::succeed(on(3, "train " + together + " 4 8"));
-  const std::string state = text_of(folder / "together/state.safetensors");
+  const std::string state = text_of(folder / "together/model_state.safetensors");
   const auto full = test::run_command(on(3, "full " + together + " 4 20"));
   CHECK_FALSE(full.success);
   CHECK(test::contains(full.text, "process 0 of 3 fails, and ends the others"));
   CHECK(test::contains(full.text, "state.safetensors"));
-  CHECK((text_of(folder / "together/state.safetensors") == state));
+  CHECK((text_of(folder / "together/model_state.safetensors") == state));
   test::succeed(on(3, "resume " + together + " 4 20"));
   test::succeed(on(1, "train " + alone + " 4 8"));
   test::succeed(on(1, "resume " + alone + " 4 20"));

@@ -123,13 +123,14 @@ class Part {
     const auto wanted = [&](std::string_view parameter) { return with_head || parameter.starts_with("encoder."); };
     if (!from.empty()) fit::require(fit::load_part(from, state.model, wanted).empty(), from.string(), " lacks some");
     state.average = state.model;
-    const Index together = std::clamp<Index>(8192 / length_, 1, 64);  // examples of a pass
+    const Index together = std::clamp<Index>(8192 / length_, 1, 64);         // examples of a pass
+    const Index least = examples::shape_of(options_.task).picture ? 32 : 4;  // of an update
     fit::Run run(state, {.folder = options_.out,
                          .name = name_,
                          .minutes = minutes,
                          .rate = {.peak = options_.rate, .warm_up = 50},
                          .update = {.average_decay = 0.99},
-                         .accumulate = std::max<Index>(4, together) / together,
+                         .accumulate = std::max(least, together) / together,
                          .batch = together,
                          .resume = options_.resume});
     const TaskSource source(options_.task, length_, fit::Random(options_.seed + 2), denoise);

@@ -128,8 +128,8 @@ bool joined(const std::vector<float>& pixels, Index side, Index from, Index to, 
 
 TEST_CASE("dots are joined where the answer says so, and their distance does not tell", "[tasks]") {
   const examples::Pathfinder small, large = examples::Pathfinder::large();
-  for (const auto& drawing :
-       {small, small.at(24), small.at(16), large, large.at(96), large.at(64), large.at(48), large.at(32)}) {
+  for (const auto& drawing : {small, small.at(24), small.at(16), large, large.at(112), large.at(96), large.at(80),
+                              large.at(64), large.at(48), large.at(32)}) {
     const Index side = drawing.side, count = 300;
     std::vector<float> pixels(static_cast<std::size_t>(side * side));
     std::vector<std::pair<double, Index>> distances;

@@ -46,7 +46,7 @@ constexpr auto lengths_of() {
   if constexpr (task == Task::markers) return std::array{128, 256, 1024, 4096, 16384, 65536, 163840};
   if constexpr (task == Task::lists) return std::array{256, 1024, 2048};
   if constexpr (task == Task::paths) return std::array{64, 144, 256};
-  if constexpr (task == Task::large_paths) return std::array{64, 144, 256, 576, 1024};
+  if constexpr (task == Task::large_paths) return std::array{64, 144, 256, 400, 576, 784, 1024};
 }
 
 /// Examples, what is asked of them, and of which tokens.

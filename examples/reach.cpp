@@ -124,7 +124,7 @@ class Part {
     if (!from.empty()) fit::require(fit::load_part(from, state.model, wanted).empty(), from.string(), " lacks some");
     state.average = state.model;
     const Index together = std::clamp<Index>(8192 / length_, 1, 64);         // examples of a pass
-    const Index least = examples::shape_of(options_.task).picture ? 32 : 4;  // of an update
+    const Index least = examples::shape_of(options_.task).picture ? 32 : 4;  // of an update, about
     fit::Run run(state, {.folder = options_.out,
                          .name = name_,
                          .minutes = minutes,

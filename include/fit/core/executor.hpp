@@ -200,14 +200,17 @@ class Executor {
       using namespace std::chrono_literals;
       const auto now = Clock::now();
       if (now - since_ < 20ms) return;
-      const auto ran = running_time();
-      const bool present = 4 * (ran - ran_before_) > 3 * (now - since_);
+      // Where others have less than a quarter of a processor, whatever disturbs is a thread of this program, as one
+      // that makes batches, and nothing is won by resting.
+      const auto took = now - since_, others = processors() * took - (time_of(CLOCK_PROCESS_CPUTIME_ID) - all_before_);
+      const bool present = 4 * others < took || 4 * (time_of(CLOCK_THREAD_CPUTIME_ID) - ran_before_) > 3 * took;
       pause_ = present ? 40ms : std::min(2 * pause_, 640ms);
       if (!present) {
         while (patience > 0 && Clock::now() - now < pause_) std::this_thread::sleep_for(5ms);
       }
       since_ = Clock::now();
-      ran_before_ = running_time();
+      ran_before_ = time_of(CLOCK_THREAD_CPUTIME_ID);
+      all_before_ = time_of(CLOCK_PROCESS_CPUTIME_ID);
 #endif
     }
 
@@ -215,14 +218,16 @@ class Executor {
     using Clock = std::chrono::steady_clock;
 
 #if defined(CLOCK_THREAD_CPUTIME_ID)
-    static std::chrono::nanoseconds running_time() {
+    static int processors() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+    static std::chrono::nanoseconds time_of(clockid_t clock) {
       timespec time{};
-      clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+      clock_gettime(clock, &time);
       return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
     }
 
     Clock::time_point since_ = Clock::now();
-    std::chrono::nanoseconds ran_before_ = running_time();
+    std::chrono::nanoseconds ran_before_ = time_of(CLOCK_THREAD_CPUTIME_ID);
+    std::chrono::nanoseconds all_before_ = time_of(CLOCK_PROCESS_CPUTIME_ID);
     std::chrono::milliseconds pause_{40};
 #endif
   };

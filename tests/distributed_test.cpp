@@ -139,7 +139,7 @@ TEST_CASE("processes that die cost no more than what was not saved", "[distribut
   const std::string together = (folder / "together").string();
   int deaths = 0;
   for (std::string how = "train";; how = "resume") {
-    // Ten go through some forty of each process's six hundred batches and more, at most.
+    // Ten lives of less than forty batches each; to the end a process has six hundred of them or more.
     const std::string life = deaths < 10 ? " " + std::to_string(fit::Random(7).fork(deaths).below(40)) : "";
     if (test::run_command(on(2 + deaths % 2, how + " " + together + " 4 150" + life)).success) break;
     REQUIRE(++deaths <= 10);

@@ -54,7 +54,7 @@ class Executor {
  public:
   /// As many threads as the machine has, or `threads`, the calling one among them. Throws Error below one, and what
   /// the system throws when it cannot start them.
-  explicit Executor(int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) {
+  explicit Executor(int threads = processors()) {
     require(threads >= 1, "an executor needs at least 1 thread, not ", threads);
     if (threads > 1) {
       missing_ = threads - 1;
@@ -137,9 +137,11 @@ class Executor {
     if (failure) std::rethrow_exception(failure);
   }
 
+  static int processors() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+
   void prepare() {
     // Waiting helps nobody where there are more threads than processors.
-    if (lanes() > static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))) patience_ = 64;
+    if (lanes() > processors()) patience_ = 64;
     shares_ = std::vector<Share>(static_cast<std::size_t>(lanes()));
   }
 
@@ -218,7 +220,6 @@ class Executor {
     using Clock = std::chrono::steady_clock;
 
 #if defined(CLOCK_THREAD_CPUTIME_ID)
-    static int processors() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
     static std::chrono::nanoseconds time_of(clockid_t clock) {
       timespec time{};
       clock_gettime(clock, &time);

@@ -41,7 +41,7 @@ inline double logit_normal_time(Random& random, double mean = 0, double deviatio
 /// difference at x_t = sqrt(gamma(t)) x0 + sqrt(1 - gamma(t)) eps, or (1 - t) x0 + t eps for rectified flow. x_t, what
 /// the decoder makes of it and its gradient are made some groups at a time. Holds what little memory a step takes
 /// beside the tape, so that the next one allocates nothing; so it is for one call at a time: threads, and leaves of one
-/// process, need one each, and a call in the middle of another throws Error.
+/// process, need one each. A leaf that calls it while another waits in the middle of its call gets an Error.
 template <class Model>
 class DiffusionLoss {
   static_assert(Model::config.channels == Model::config.output_channels,

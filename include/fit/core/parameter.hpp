@@ -130,9 +130,65 @@ class VisitorRef {
   void (*call_)(void*, const ParameterName&, const Views&...);
 };
 
+/// The type of an object's elements, constant if the object is.
 template <class Object>
-using ViewIn =
-    ParameterView<std::conditional_t<std::is_const_v<Object>, const typename Object::Scalar, typename Object::Scalar>>;
+using ElementOf = std::conditional_t<std::is_const_v<Object>, const typename Object::Scalar, typename Object::Scalar>;
+
+/// The parameters of an object that names a Scalar, without its type: what is done with them is compiled once for all
+/// models. The object must outlive it.
+template <class T>
+class Parameters {
+ public:
+  template <class Object>
+  requires std::is_same_v<ElementOf<Object>, T>
+  explicit Parameters(Object& object)
+      : object_(const_cast<void*>(static_cast<const void*>(std::addressof(object)))),
+        walk_([](void* of, Visitor& f) { walk(nullptr, f, *static_cast<std::remove_const_t<Object>*>(of)); }) {}
+
+  /// Calls f(name, view) for all, in order.
+  template <class F>
+  void for_each(F&& f) const {
+    const auto each = [&f](const ParameterName& name, const View& p) {
+      f(name, ParameterView<T>{p.data, p.size, p.shape});
+    };
+    Visitor visitor(each);
+    walk_(object_, visitor);
+  }
+
+ private:
+  using View = ParameterView<std::remove_const_t<T>>;
+  using Visitor = VisitorRef<View>;
+
+  void* object_;
+  void (*walk_)(void*, Visitor&);
+};
+
+template <class Object>
+Parameters(Object&) -> Parameters<ElementOf<Object>>;
+
+/// The same of an object that names no Scalar.
+template <class Object>
+class MixedParameters {
+ public:
+  explicit MixedParameters(Object& object) : object_(object) {}
+
+  template <class F>
+  void for_each(F&& f) const {
+    walk(nullptr, f, object_);
+  }
+
+ private:
+  Object& object_;
+};
+
+template <class Object>
+auto parameters_of(Object& object) {
+  if constexpr (requires { typename Object::Scalar; }) {
+    return Parameters(object);
+  } else {
+    return MixedParameters(object);
+  }
+}
 
 }  // namespace detail
 
@@ -143,27 +199,42 @@ using ViewIn =
 ///     static void visit(auto&& f, auto&... p) { f("weight", p.weight...); f("bias", p.bias...); }
 template <class F, class First, class... Others>
 void for_each_parameter(F&& f, First& first, Others&... others) {
-  if constexpr (requires { typename First::Scalar; }) {
-    detail::VisitorRef<detail::ViewIn<First>, detail::ViewIn<Others>...> visitor(f);
-    detail::walk(nullptr, visitor, first, others...);
-  } else {
+  if constexpr (sizeof...(Others) == 0) {
+    detail::parameters_of(first).for_each(f);
+  } else if constexpr (!requires { typename First::Scalar; }) {
     detail::walk(nullptr, f, first, others...);
+  } else {
+    using detail::ElementOf;
+    detail::VisitorRef<ParameterView<ElementOf<First>>, ParameterView<ElementOf<Others>>...> visitor(f);
+    detail::walk(nullptr, visitor, first, others...);
   }
 }
+
+namespace detail {
+
+template <class List>
+Index count_elements(const List& parameters) {
+  Index total = 0;
+  parameters.for_each([&](const ParameterName&, auto p) { total += p.size; });
+  return total;
+}
+template <class List>
+void fill_zero(const List& parameters) {
+  parameters.for_each([](const ParameterName&, auto p) { std::fill_n(p.data, p.size, 0); });
+}
+
+}  // namespace detail
 
 /// Number of trained scalars in a layer or model.
 template <class Layer>
 Index count_parameters(const Layer& layer) {
-  Index total = 0;
-  for_each_parameter([&](const ParameterName&, auto parameter) { total += parameter.size; }, layer);
-  return total;
+  return detail::count_elements(detail::parameters_of(layer));
 }
 
 /// Sets every parameter of a layer or model to zero.
 template <class Layer>
 void set_zero(Layer& layer) {
-  for_each_parameter([](const ParameterName&, auto parameter) { std::fill_n(parameter.data, parameter.size, 0); },
-                     layer);
+  detail::fill_zero(detail::parameters_of(layer));
 }
 
 }  // namespace FIT_ABI

@@ -85,9 +85,10 @@ void save(const std::filesystem::path& path, const ShardedState<Model>& state, c
   std::optional<AtomicFile> file;
   team.lead([&] {
     std::vector<SafetensorsEntry> entries;
-    detail::add_entries("model.", state.model, entries);
+    const detail::Parameters parameters(state.model);
+    detail::add_entries("model.", parameters, entries);
     const std::size_t own = entries.size();
-    for (const auto& part : parts) detail::add_entries(part.name, state.model, entries);
+    for (const auto& part : parts) detail::add_entries(part.name, parameters, entries);
     Metadata metadata = detail::metadata_of_state<Model>(state);
     detail::add_options(path, options, entries, metadata);
     const std::string start = detail::safetensors_start(path, entries, metadata);

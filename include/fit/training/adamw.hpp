@@ -74,6 +74,64 @@ class AdamWStep {
   T correction_, beta1_, beta2_, rest1_, rest2_, epsilon_;
 };
 
+/// A step of all parameters.
+template <class T>
+void step_parameters(const AdamWStep<T>& step, const std::vector<ParameterTreatment>& treatments,
+                     const Parameters<T>& model, const Parameters<const T>& gradient, const Parameters<T>& first_moment,
+                     const Parameters<T>& second_moment, Workspace& workspace) {
+  for_each_piece(
+      workspace,
+      [&](const Piece& piece, T* values, const T* slopes, T* m, T* v) {
+        step(treatments[static_cast<std::size_t>(piece.parameter)], values, slopes, m, v, piece.size);
+      },
+      model, gradient, first_moment, second_moment);
+}
+
+template <class T>
+void check(const AdamWOptions& options, double learning_rate) {
+  require(std::isfinite(learning_rate), "the learning rate must be finite, not ", learning_rate);
+  for (const double beta : {options.beta1, options.beta2}) {
+    require(beta >= 0 && beta < 1, "the betas of AdamW must be in [0, 1), not ", beta);
+  }
+  const T epsilon = static_cast<T>(options.epsilon);
+  require(epsilon > 0 && std::isfinite(epsilon), "the epsilon of AdamW must be positive and finite, not ",
+          options.epsilon);
+  require(options.weight_decay >= 0 && std::isfinite(options.weight_decay),
+          "the weight decay must be finite and not negative, not ", options.weight_decay);
+}
+
+template <class T>
+std::size_t count_of(const Parameters<T>& parameters) {
+  std::size_t count = 0;
+  parameters.for_each([&](const ParameterName&, auto) { ++count; });
+  return count;
+}
+
+/// Asks a rule of all parameters, where that has not been done.
+template <class T>
+void ask(ParameterRule rule, const Parameters<const T>& model, std::vector<ParameterTreatment>& treatments) {
+  if (treatments.size() == count_of(model)) return;
+  require(rule != nullptr, "AdamW needs a rule of how to treat parameters");
+  std::vector<ParameterTreatment> answers;
+  model.for_each([&](const ParameterName& at, auto parameter) {
+    const std::string name = at.text();
+    const ParameterTreatment treatment = rule(name, parameter.shape.size());
+    require(treatment.rate >= 0 && std::isfinite(treatment.rate), "the rate of ", name,
+            " must be finite and not negative, not ", treatment.rate);
+    answers.push_back(treatment);
+  });
+  treatments = std::move(answers);
+}
+
+template <class T>
+void zero_frozen(const Parameters<T>& gradient, const std::vector<ParameterTreatment>& treatments) {
+  require(treatments.size() == count_of(gradient), "zero_frozen() comes after prepare()");
+  std::size_t number = 0;
+  gradient.for_each([&](const ParameterName&, auto parameter) {
+    if (treatments[number++].frozen) std::fill_n(parameter.data, parameter.size, T(0));
+  });
+}
+
 }  // namespace detail
 
 /// Adam with decoupled weight decay. Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
@@ -92,63 +150,21 @@ struct AdamW {
   /// One step of the given learning rate: changes the model and the moments. Throws Error as prepare().
   void step(Model& model, const Model& gradient, double learning_rate, Workspace& workspace) {
     prepare(model, learning_rate);
-    const detail::AdamWStep<T> step(options, learning_rate, steps + 1);
-    struct Piece {
-      T* values;
-      const T* slopes;
-      T *first_moment, *second_moment;
-      Index size, parameter;
-    };
-    detail::for_each_piece<Piece>(
-        [&](const Piece& piece, Index) {
-          step(treatments[static_cast<std::size_t>(piece.parameter)], piece.values, piece.slopes, piece.first_moment,
-               piece.second_moment, piece.size);
-        },
-        workspace, model, gradient, first_moment, second_moment);
+    using detail::Parameters;
+    detail::step_parameters({options, learning_rate, steps + 1}, treatments, Parameters(model), Parameters(gradient),
+                            Parameters(first_moment), Parameters(second_moment), workspace);
     ++steps;
   }
 
   /// Makes sure that a step can be taken, and asks the rule where that has not been done. Throws Error unless the betas
   /// are in [0, 1), epsilon is positive, weight decay and the rule's rates are not negative, and all are finite.
   void prepare(const Model& model, double learning_rate) {
-    require(std::isfinite(learning_rate), "the learning rate must be finite, not ", learning_rate);
-    for (const double beta : {options.beta1, options.beta2}) {
-      require(beta >= 0 && beta < 1, "the betas of AdamW must be in [0, 1), not ", beta);
-    }
-    const T epsilon = static_cast<T>(options.epsilon);
-    require(epsilon > 0 && std::isfinite(epsilon), "the epsilon of AdamW must be positive and finite, not ",
-            options.epsilon);
-    require(options.weight_decay >= 0 && std::isfinite(options.weight_decay),
-            "the weight decay must be finite and not negative, not ", options.weight_decay);
-    std::size_t count = 0;
-    for_each_parameter([&](const ParameterName&, auto) { ++count; }, model);
-    if (treatments.size() == count) return;
-    require(options.rule != nullptr, "AdamW needs a rule of how to treat parameters");
-    std::vector<ParameterTreatment> answers;
-    for_each_parameter(
-        [&](const ParameterName& at, auto parameter) {
-          const std::string name = at.text();
-          const ParameterTreatment treatment = options.rule(name, parameter.shape.size());
-          require(treatment.rate >= 0 && std::isfinite(treatment.rate), "the rate of ", name,
-                  " must be finite and not negative, not ", treatment.rate);
-          answers.push_back(treatment);
-        },
-        model);
-    treatments = std::move(answers);
+    detail::check<T>(options, learning_rate);
+    detail::ask(options.rule, detail::Parameters(model), treatments);
   }
 
   /// Sets to zero what a gradient has of frozen parameters, so that they do not count in its norm. After prepare().
-  void zero_frozen(Model& gradient) const {
-    std::size_t number = 0;
-    for_each_parameter([&](const ParameterName&, auto) { ++number; }, gradient);
-    require(treatments.size() == number, "zero_frozen() comes after prepare()");
-    number = 0;
-    for_each_parameter(
-        [&](const ParameterName&, auto parameter) {
-          if (treatments[number++].frozen) std::fill_n(parameter.data, parameter.size, T(0));
-        },
-        gradient);
-  }
+  void zero_frozen(Model& gradient) const { detail::zero_frozen(detail::Parameters(gradient), treatments); }
 };
 
 }  // namespace FIT_ABI

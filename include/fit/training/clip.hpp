@@ -14,50 +14,42 @@ inline void check_largest_norm(double largest) {
 }
 
 /// gradient *= factor, of some pieces.
-template <class Model>
-void scale_pieces(Model& gradient, double factor, const IndexRange& pieces, Workspace& workspace) {
-  using T = typename Model::Scalar;
-  struct Piece {
-    T* slopes;
-    Index size, parameter;
-  };
-  for_each_piece_in<Piece>(
-      pieces,
-      [by = static_cast<T>(factor)](const Piece& piece, Index) {
-        for (Index i = 0; i < piece.size; ++i) piece.slopes[i] *= by;
+template <class T>
+void scale_pieces(const Parameters<T>& gradient, double factor, const IndexRange& own, Workspace& workspace) {
+  for_each_piece(
+      own, workspace,
+      [by = static_cast<T>(factor)](const Piece& piece, T* slopes) {
+        for (Index i = 0; i < piece.size; ++i) slopes[i] *= by;
       },
-      workspace, gradient);
+      gradient);
 }
 template <class Model>
 void scale_gradient(Model& gradient, double factor, Workspace& workspace) {
-  scale_pieces(gradient, factor, {0, count_pieces(gradient)}, workspace);
+  const Parameters parameters(gradient);
+  scale_pieces(parameters, factor, {0, count_pieces(parameters)}, workspace);
 }
 
 /// clip_gradient() of a gradient of which this member of a team has the pieces `own`; gather(squares) adds to them, of
 /// all pieces, those of the others.
-template <class Model, class Gather>
-double clip_pieces(Model& gradient, double largest, const IndexRange& own, Gather&& gather, Workspace& workspace) {
-  using T = typename Model::Scalar;
+template <class T, class Gather>
+double clip_pieces(const Parameters<T>& gradient, double largest, const IndexRange& own, Gather&& gather,
+                   Workspace& workspace) {
   check_largest_norm(largest);
-  struct Piece {
-    T* slopes;
-    Index size, parameter;
-  };
   const Arena::Scope scope(workspace.arena());
   const Index count = count_pieces(gradient);
   double* squares = workspace.arena().allocate<double>(count);
   const auto norm_of_scaled = [&](double scale) {
-    for_each_piece_in<Piece>(
-        own,
-        [&](const Piece& piece, Index place) {
+    for_each_piece(
+        own, workspace,
+        [&](const Piece& piece, const T* slopes) {
           double sum = 0;
           for (Index i = 0; i < piece.size; ++i) {
-            const double slope = scale * static_cast<double>(piece.slopes[i]);
+            const double slope = scale * static_cast<double>(slopes[i]);
             sum += slope * slope;
           }
-          squares[place] = sum;
+          squares[piece.number] = sum;
         },
-        workspace, gradient);
+        gradient);
     gather(squares);
     double total = 0;
     for (Index i = 0; i < count; ++i) total += squares[i];
@@ -69,6 +61,11 @@ double clip_pieces(Model& gradient, double largest, const IndexRange& own, Gathe
   if (norm > largest && std::isfinite(norm)) scale_pieces(gradient, largest / norm, own, workspace);
   return norm;
 }
+template <class T>
+double clip_parameters(const Parameters<T>& gradient, double largest, Workspace& workspace) {
+  return clip_pieces(
+      gradient, largest, {0, count_pieces(gradient)}, [](double*) {}, workspace);
+}
 
 }  // namespace detail
 
@@ -77,8 +74,7 @@ double clip_pieces(Model& gradient, double largest, const IndexRange& own, Gathe
 /// Throws Error unless `largest` is positive.
 template <class Model>
 double clip_gradient(Model& gradient, double largest, Workspace& workspace) {
-  return detail::clip_pieces(
-      gradient, largest, {0, detail::count_pieces(gradient)}, [](double*) {}, workspace);
+  return detail::clip_parameters(detail::Parameters(gradient), largest, workspace);
 }
 
 }  // namespace FIT_ABI

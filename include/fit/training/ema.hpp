@@ -16,23 +16,25 @@ void average_elements(T* average, const T* model, T share, Index size) {
   for (Index i = 0; i < size; ++i) average[i] += share * (model[i] - average[i]);
 }
 
+template <class T>
+void update_parameters(const Parameters<T>& average, const Parameters<const T>& model, double decay,
+                       Workspace& workspace) {
+  check_average_decay(decay);
+  for_each_piece(
+      workspace,
+      [share = static_cast<T>(1 - decay)](const Piece& piece, T* values, const T* newest) {
+        average_elements(values, newest, share, piece.size);
+      },
+      average, model);
+}
+
 }  // namespace detail
 
 /// average += (1 - decay) * (model - average), the exponential moving average of a model's parameters.
 /// Throws Error unless decay is in [0, 1].
 template <class Model>
 void update_average(Model& average, const Model& model, double decay, Workspace& workspace) {
-  using T = typename Model::Scalar;
-  detail::check_average_decay(decay);
-  const T share = static_cast<T>(1 - decay);
-  struct Piece {
-    T* average;
-    const T* model;
-    Index size, parameter;
-  };
-  detail::for_each_piece<Piece>(
-      [&](const Piece& piece, Index) { detail::average_elements(piece.average, piece.model, share, piece.size); },
-      workspace, average, model);
+  detail::update_parameters(detail::Parameters(average), detail::Parameters(model), decay, workspace);
 }
 
 }  // namespace FIT_ABI

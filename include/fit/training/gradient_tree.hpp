@@ -54,19 +54,18 @@ inline Index most_sums(Index leaves, const IndexRange& own) {
   return most;
 }
 
+template <class T>
+void add_parameters(const Parameters<T>& sum, const Parameters<const T>& other, Workspace& workspace) {
+  for_each_piece(
+      workspace,
+      [](const Piece& piece, T* to, const T* from) {
+        for (Index i = 0; i < piece.size; ++i) to[i] += from[i];
+      },
+      sum, other);
+}
 template <class Model>
 void add_gradient(Model& sum, const Model& other, Workspace& workspace) {
-  using T = typename Model::Scalar;
-  struct Piece {
-    T* sum;
-    const T* other;
-    Index size, parameter;
-  };
-  for_each_piece<Piece>(
-      [](const Piece& piece, Index) {
-        for (Index i = 0; i < piece.size; ++i) piece.sum[i] += piece.other[i];
-      },
-      workspace, sum, other);
+  add_parameters(Parameters(sum), Parameters(other), workspace);
 }
 
 }  // namespace detail

@@ -81,7 +81,7 @@ class ShardedState {
     optimizer.zero_frozen(gradient);
     const IndexRange pieces = shards_.pieces_of(team_->rank());
     const double norm = detail::clip_pieces(
-        gradient, options.clip, pieces,
+        detail::Parameters(gradient), options.clip, pieces,
         [&](double* squares) { team_->gather(squares, [&](int member) { return shards_.pieces_of(member); }); },
         workspace);
     if (std::isfinite(norm)) {
@@ -102,20 +102,15 @@ class ShardedState {
   void step_own(const Model& gradient, const UpdateOptions& options, const IndexRange& pieces, Workspace& workspace) {
     const detail::AdamWStep<Scalar> step_of(optimizer.options, options.learning_rate, optimizer.steps + 1);
     const auto share = static_cast<Scalar>(1 - options.decay_in(step));
-    struct Piece {
-      Scalar* values;
-      const Scalar* slopes;
-      Index size, parameter;
-    };
-    detail::for_each_piece_in<Piece>(
-        pieces,
-        [&](const Piece& piece, Index number) {
-          const Index at = shards_.begin_of(number) - own().first;
-          step_of(optimizer.treatments[static_cast<std::size_t>(piece.parameter)], piece.values, piece.slopes,
+    detail::for_each_piece(
+        pieces, workspace,
+        [&](const detail::Piece& piece, Scalar* values, const Scalar* slopes) {
+          const Index at = shards_.begin_of(piece.number) - own().first;
+          step_of(optimizer.treatments[static_cast<std::size_t>(piece.parameter)], values, slopes,
                   optimizer.first_moment.data() + at, optimizer.second_moment.data() + at, piece.size);
-          if (average) detail::average_elements(average->data() + at, piece.values, share, piece.size);
+          if (average) detail::average_elements(average->data() + at, values, share, piece.size);
         },
-        workspace, model, gradient);
+        detail::Parameters(model), detail::Parameters(gradient));
     ++optimizer.steps;
   }
 

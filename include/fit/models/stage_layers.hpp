@@ -14,6 +14,7 @@ namespace detail {
 /// The layers of one stage of the trunk; which of them are there, its StagePlan says.
 template <class T, TrunkConfig c>
 struct Stage {
+  using Scalar = T;
   static constexpr nn::CrossOptions cross{c.cross_context_norm, c.cross_mlp ? c.mlp_ratio : 0};
   static constexpr nn::CrossOptions conditioning{c.cross_context_norm, 0};
   using Local = nn::Block<T, c.data_dim, c.local_attention ? c.data_heads : 0, c.mlp_ratio,

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <deque>
 #include <numbers>
+#include <tuple>
 
 namespace {
 
@@ -196,6 +197,8 @@ Index faults_of(const Case& c) {
     const fit::Arena::Scope scope(arena);
     const auto room = static_cast<Index>(arena.peak() / sizeof(T));
     std::fill_n(arena.allocate<T>(room), room, std::numeric_limits<T>::quiet_NaN());
+    const auto own = threads().one.lanes().capacity() / static_cast<Index>(sizeof(T));
+    std::fill_n(reinterpret_cast<T*>(threads().one.lanes().of(0)), own, std::numeric_limits<T>::quiet_NaN());
   }
   kernels::multiply({problem.fresh()}, threads().one);
   Index faults = problem.faults();
@@ -326,10 +329,28 @@ void check_large() {
   CHECK(faults_of<T>(high) == 0);
 }
 
+/// Gradients of few weights, whose depth threads share out: right operands packed and read directly, an odd number of
+/// pieces, several strips of rows, and more pieces than go at once.
+template <class T>
+void check_deep() {
+  for (const auto& [rows, columns, depth, transposed] :
+       {std::tuple{64, 256, 6272, 0}, {256, 64, 5000, 0}, {17, 31, 9000, 1}, {30, 16, 4100, 0}, {360, 360, 5200, 0}}) {
+    Case c{rows, columns, {depth}, 1, transposed};
+    c.accumulate = true;
+    for (const int lanes : {2, 3}) CHECK(kernels::depth_pieces(rows, columns, depth, lanes) > 0);
+    INFO(rows << " x " << columns << " x " << depth);
+    CHECK(faults_of<T>(c) == 0);
+  }
+  CHECK(kernels::depth_pieces(360, 360, 5200, 2) * kernels::depth_block < 5200);
+}
+
 template <class T>
 void check_products() {
-  const Case cases[] = {{5, 40, {33}},     {64, 3, {7}, 1},        {0, 9, {4}},       {30, 70, {65}, 0, 1},
-                        {9, 0, {4}, 1, 1}, {17, 31, {9000}, 1, 1}, {1, 1, {1, 1}, 2}, {100, 90, {20, 30}, 1, 3}};
+  Case cases[] = {{5, 40, {33}},     {64, 3, {7}, 1},        {0, 9, {4}},       {30, 70, {65}, 0, 1},
+                  {9, 0, {4}, 1, 1}, {17, 31, {9000}, 1, 1}, {1, 1, {1, 1}, 2}, {100, 90, {20, 30}, 1, 3}};
+  cases[4].accumulate = cases[5].accumulate = true;
+  cases[1] = cases[5];
+  cases[1].depths = {3000};
   for (fit::Workspace* workspace : {&threads().one, &threads().two, &threads().seven}) {
     for (std::size_t count = 0; count <= std::size(cases); ++count) {
       std::deque<Problem<T>> problems;
@@ -419,6 +440,11 @@ TEST_CASE("several factors", "[gemm]") {
 TEST_CASE("deep and wide products", "[gemm]") {
   check_large<float>();
   check_large<double>();
+}
+
+TEST_CASE("gradients of few weights", "[gemm]") {
+  check_deep<float>();
+  check_deep<double>();
 }
 
 TEST_CASE("several products at once", "[gemm]") {

@@ -56,6 +56,7 @@ class Tape {
     records_.reserve(static_cast<std::size_t>(bytes.records));
     arena().reserve(static_cast<std::size_t>(bytes.scratch));
     outputs_.reserve(static_cast<std::size_t>(bytes.outputs));
+    workspace_.lanes().reserve(bytes.lanes / executor().lanes(), executor().lanes());
   }
 
   /// Starts a training pass: forgets what an earlier one left. Random numbers of the drop-outs come from `random`.
@@ -202,7 +203,10 @@ class Tape {
     Arena::Mark start;
   };
   /// Bytes held, and the most that were ever in use at once.
-  std::size_t capacity() const { return records_.capacity() + workspace_.arena().capacity() + outputs_.capacity(); }
+  std::size_t capacity() const {
+    return records_.capacity() + workspace_.arena().capacity() + outputs_.capacity() +
+           static_cast<std::size_t>(workspace_.lanes().capacity());
+  }
   std::size_t peak() const { return usage_.peak; }
 
  private:

@@ -189,7 +189,7 @@ constexpr Cost cost_of(const Config& of, Index batch, const CostOptions& options
   cost.gradients = options.training ? cost.weights : 0;
   cost.optimiser = options.training ? cost.weights * (options.average ? 3 : 2) : 0;
   cost.activations = meter.peak().records;
-  cost.scratch = meter.peak().scratch;
+  cost.scratch = meter.peak().scratch + meter.peak().lanes;
   cost.tape = meter.peak().total();
   cost.arenas = meter.peaks();
   cost.sent = meter.sent();

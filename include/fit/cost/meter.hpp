@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <utility>
 
+#include <fit/core/lane_memory.hpp>
 #include <fit/core/tape_bytes.hpp>
 #include <fit/core/training_options.hpp>
 #include <fit/kernels/scratch.hpp>
@@ -126,6 +127,12 @@ class Meter {
   constexpr void output(Index count) {
     grow(outputs_, bytes<Element>(count));
   }
+  /// Of a kernel, for every thread; one such allocation at a time.
+  constexpr void lanes(Index count) {
+    lanes_ = bytes(count) * threads_;
+    if (!quiet_) peaks_.lanes = std::max(peaks_.lanes, LaneMemory::room_of(bytes(count)) * threads_);
+    observe();
+  }
   constexpr Index mark() const { return recording_ ? records_ : arena_; }
   /// `record` is the size of the layer's record.
   constexpr void finish(Index start, std::size_t record = 1) {
@@ -150,6 +157,7 @@ class Meter {
     constexpr ~Frame() {
       meter_.records_ = records_;
       meter_.arena_ = arena_;
+      meter_.lanes_ = 0;
       meter_.above_ = 0;
     }
 
@@ -257,28 +265,45 @@ class Meter {
     int count = 1;
   };
   constexpr void multiply(std::initializer_list<Product> products) {
-    const Frame frame = scope();
-    Index left = 0;
-    for (const Product& p : products) {
-      for (int f = 0; f < p.count; ++f) {
-        const Factors& of = p.factors[f];
-        const Index depth = kernels::packed_depth(of.depth, p.count);
-        scratch(kernels::packed_size<T>(p.rows, p.columns, depth, of.b_row, of.b_column));
-        left = std::max(left, kernels::packed_left_size<T>(p.rows, p.columns, depth, of.a_transposed ? 1 : of.depth,
-                                                           of.a_transposed ? p.rows : 1));
-        work({.products = 2 * p.rows * p.columns * of.depth});
+    const auto pieces = [&](const Product& p) {
+      const bool dealt = p.count == 1 && p.factors[0].a_transposed && p.rows > 1;
+      return dealt ? kernels::depth_pieces(p.rows, p.columns, p.factors[0].depth, threads_) : 0;
+    };
+    const auto left_of = [](const Product& p, const Factors& of, Index depth) {
+      return kernels::packed_left_size<T>(p.rows, p.columns, depth, of.a_transposed ? 1 : of.depth,
+                                          of.a_transposed ? p.rows : 1);
+    };
+    const auto right_of = [](const Product& p, const Factors& of, Index depth) {
+      return kernels::packed_size<T>(p.rows, p.columns, depth, of.b_row, of.b_column);
+    };
+    for (const bool by_depth : {false, true}) {
+      const Frame frame = scope();
+      Index left = 0, right = 0;
+      for (const Product& p : products) {
+        if (by_depth != (pieces(p) > 0)) continue;
+        if (by_depth) {
+          scratch(pieces(p) * p.rows * p.columns);
+          right = std::max(right, right_of(p, p.factors[0], kernels::depth_block));
+        }
+        for (int f = 0; f < p.count; ++f) {
+          const Factors& of = p.factors[f];
+          const Index depth = kernels::packed_depth(of.depth, p.count);
+          if (!by_depth) scratch(right_of(p, of, depth));
+          left = std::max(left, left_of(p, of, depth));
+          work({.products = 2 * p.rows * p.columns * of.depth});
+        }
       }
+      lanes(left + right);
     }
-    scratch(left * threads_);
   }
   constexpr void attention(const kernels::AttentionShape& shape) {
     const Frame frame = scope();
-    scratch(kernels::detail::AttentionScratch<T>::size(shape) * threads_);
+    lanes(kernels::detail::AttentionScratch<T>::size(shape));
     work(attention_flops<T>(shape));
   }
   constexpr void attention_backward(const kernels::AttentionShape& shape) {
     const Frame frame = scope();
-    scratch(kernels::detail::AttentionBackwardScratch<T>::size(shape) * threads_);
+    lanes(kernels::detail::AttentionBackwardScratch<T>::size(shape));
     work(attention_backward_flops<T>(shape, threads_));
   }
   struct ColumnSum {
@@ -304,11 +329,15 @@ class Meter {
   constexpr void grow(Index& memory, Index by) {
     memory += by;
     if (&memory == &records_ && !quiet_ && !backward_ && !brief_) parts_[part_].kept += times_ * by;
+    observe();
+  }
+  constexpr void observe() {
     if (quiet_) return;
-    const TapeBytes now{records_, arena_, outputs_};
+    const TapeBytes now{records_, arena_, outputs_, lanes_};
     if (now.total() > peak_.total()) peak_ = now;
-    peaks_ = {std::max(peaks_.records, now.records), std::max(peaks_.scratch, now.scratch),
-              std::max(peaks_.outputs, now.outputs)};
+    peaks_.records = std::max(peaks_.records, now.records);
+    peaks_.scratch = std::max(peaks_.scratch, now.scratch);
+    peaks_.outputs = std::max(peaks_.outputs, now.outputs);
   }
   constexpr void work(const Flops& flops) {
     if (quiet_) return;
@@ -325,7 +354,7 @@ class Meter {
   int threads_;
   Members members_;
   Index sent_ = 0;
-  Index records_ = 0, arena_ = 0, outputs_ = 0, above_ = 0, times_ = 1;
+  Index records_ = 0, arena_ = 0, outputs_ = 0, lanes_ = 0, above_ = 0, times_ = 1;
   TapeBytes peak_, peaks_;
   std::array<Index, 64> starts_ = {};
   std::size_t depth_ = 0, part_ = 0, count_ = 0;

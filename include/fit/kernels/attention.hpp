@@ -362,15 +362,14 @@ void attention(const AttentionShape& shape, const AttentionTensors<T>& tensors, 
     std::fill_n(tensors.o, shape.sequences * shape.queries * shape.width(), T(0));
     return;
   }
-  const Arena::Scope scope(workspace.arena());
-  const Index scratch = detail::AttentionScratch<T>::size(shape), group = detail::AttentionScratch<T>::group(shape);
-  T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
+  const LaneScratch<T> memory(workspace, detail::AttentionScratch<T>::size(shape));
+  const Index group = detail::AttentionScratch<T>::group(shape);
   const Index groups = (shape.queries + group - 1) / group;
   detail::for_heads(heads.count * groups, 1, shape, workspace.executor(), [&](Index index, int lane) {
     const Index head = heads.first + index / groups, first = index % groups * group;
     const detail::AttentionTask<T> task{shape, head, detail::head_of(tensors, shape, head),
                                         detail::head_of(tensors, shape, std::min(head + 1, heads.end() - 1))};
-    detail::attend<T>(task, {memory + lane * scratch, shape}, first, std::min(first + group, shape.queries));
+    detail::attend<T>(task, {memory[lane], shape}, first, std::min(first + group, shape.queries));
   });
 }
 template <class T>

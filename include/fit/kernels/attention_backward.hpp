@@ -208,9 +208,7 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
     std::fill_n(gradients.q, heads * shape.queries * shape.head_width, T(0));
     return;
   }
-  const Arena::Scope scope(workspace.arena());
-  const Index scratch = detail::AttentionBackwardScratch<T>::size(shape);
-  T* memory = workspace.arena().allocate<T>(scratch * workspace.executor().lanes());
+  const LaneScratch<T> memory(workspace, detail::AttentionBackwardScratch<T>::size(shape));
   const AttentionBackwardPieces<T> pieces(shape, key_heads.count, workspace.executor().lanes());
   const Index block = detail::AttentionBackwardScratch<T>::key_block;
   const Index group = detail::AttentionBackwardScratch<T>::group(shape);
@@ -231,7 +229,7 @@ void attention_backward(const AttentionShape& shape, const AttentionTensors<T>& 
           wanted.query_end = std::min(wanted.query + group, shape.queries);
           wanted.of_keys = false;
         }
-        detail::attend_backward<T>(shape, {memory + lane * scratch, shape}, tensors, gradients, wanted);
+        detail::attend_backward<T>(shape, {memory[lane], shape}, tensors, gradients, wanted);
       });
 }
 template <class T>

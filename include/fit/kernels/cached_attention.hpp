@@ -124,8 +124,8 @@ void cached_attention(std::span<const CachedQuery<T>> queries, const HeadCounts&
     pieces += pieces_of(query);
     keys += query.count;
   }
-  const Index scratch = heads * cached_piece, size = PartialAttention<T>::size(heads, head_width);
-  T* scores = workspace.arena().allocate<T>(scratch * executor.lanes());
+  const Index size = PartialAttention<T>::size(heads, head_width);
+  const LaneScratch<T> scores(workspace, heads * cached_piece);
   T* partial = workspace.arena().allocate<T>(size * pieces);
   // Where all are small, they are not worth another thread's time.
   const Index together = keys * heads * head_width < (Index{1} << 15) ? std::max<Index>(1, pieces) : 1;
@@ -138,7 +138,7 @@ void cached_attention(std::span<const CachedQuery<T>> queries, const HeadCounts&
         const Index key = (piece - at) * cached_piece, offset = key * of.key_width();
         detail::attend_piece<T>(
             {query.q, query.keys + offset, query.values + offset, std::min(cached_piece, query.count - key)}, of,
-            scores + lane * scratch, PartialAttention<T>(partial + piece * size, heads));
+            scores[lane], PartialAttention<T>(partial + piece * size, heads));
       }
       at += own;
     }

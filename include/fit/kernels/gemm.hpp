@@ -97,6 +97,16 @@ void pack_tiles(const Operand<T>& from, Index rows, Index depth, T* to) {
   }
 }
 
+/// Asks for what a tile's sums are going to be written to before they are computed: it takes long to get where another
+/// thread had it.
+template <class T>
+void ask_for_tile(const T* c, Index c_row, Index rows, Index columns) {
+  constexpr Index line = static_cast<Index>(alignment / sizeof(T));
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < columns; j += line) __builtin_prefetch(c + i * c_row + j, 1, 3);
+  }
+}
+
 /// Rows row..row+rows-1 and columns column..column+columns-1 of one product, as far as depth_block of a summand from
 /// its k on goes. Right operands are packed where there is a pointer and else read directly. `left` is room to pack the
 /// left one, and may hold it from the block before, of the same rows.
@@ -123,6 +133,7 @@ void multiply_block(const Product<T>& product, const T* const* packed, int f, In
       const T* b = packed[f] ? packed[f] + j * factors.depth + k * b_row : factors.b.data + k * b_row + j;
       finish.bias = first && product.finish.bias ? product.finish.bias + j : nullptr;
       T* c = product.c + i * product.c_row + j;
+      if (depth == depth_block && !finish.accumulate) ask_for_tile(c, product.c_row, down, wide);
       multiply_tile<T>({.rows = down,
                         .columns = wide,
                         .depth = depth,
@@ -235,7 +246,7 @@ void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace
       packs += packings[count++].tasks();
     }
   }
-  T* const room_left = workspace.arena().allocate<T>(left * lanes);
+  const LaneScratch<T> room_left(workspace, left);
   executor.parallel_for(packs, [&](Index task, int) {
     const Packing<T>* packing = packings.data();
     for (; task >= packing->tasks(); ++packing) task -= packing->tasks();
@@ -273,13 +284,109 @@ void multiply_at_once(std::span<const Product<T>> products, Workspace& workspace
               const Index row = tiles * i / down * tile_rows<T>, column = j * columns;
               const Index end = std::min(product.rows, tiles * (i + 1) / down * tile_rows<T>);
               multiply_block(product, packed[p], f, k, row, end - row, column,
-                             std::min(columns, product.columns - column), room_left + lane * left, block > unit * each);
+                             std::min(columns, product.columns - column), room_left[lane], block > unit * each);
             }
           }
         }
       }
     }
   });
+}
+
+/// Pieces of its depth, at a time, that threads share out; 0 where they share out its elements.
+template <class T>
+Index pieces_dealt(const Product<T>& p, Index lanes) {
+  const auto& [a, b, depth] = p.factors[0];
+  const bool adds = p.finish.accumulate && !p.finish.bias && !p.finish.row_scale && p.activation == Activation::none;
+  return adds && p.count == 1 && a.row == 1 && a.column != 1 ? depth_pieces(p.rows, p.columns, depth, lanes) : 0;
+}
+
+/// A product of one summand, of a piece of its depth alone.
+template <class T>
+Product<T> piece_of(Product<T> product, Index piece, T* sums) {
+  auto& [a, b, depth] = product.factors[0];
+  const Index k = piece * depth_block;
+  a.data += k * a.column;
+  b.data += k * b.row;
+  depth = std::min(depth - k, depth_block);
+  product.c = sums;
+  product.c_row = product.columns;
+  product.finish = {};
+  return product;
+}
+
+/// A product of one summand, with room to pack its operands in.
+template <class T>
+void multiply_alone(const Product<T>& product, T* left, T* right) {
+  const auto& [a, b, depth] = product.factors[0];
+  const Index rows = product.rows, columns = product.columns;
+  const T* packed[1] = {};
+  if (packed_size<T>(rows, columns, depth, b.row, b.column) > 0) {
+    const Packing<T> packing(product.factors[0], columns, 1, right);
+    for (Index task = 0; task < packing.tasks(); ++task) packing.run(task);
+    packed[0] = packing.panels;
+  }
+  constexpr Index strip = block_tiles * tile_rows<T>;
+  for (Index row = 0; row < rows; row += strip) {
+    multiply_block<T>(product, packed, 0, 0, row, std::min(strip, rows - row), 0, columns, left, false);
+  }
+}
+
+/// The products whose depth threads share out. Sums of pieces are added in the order in which one thread adds them.
+template <class T>
+void multiply_by_depth(std::span<const Product<T>> products, Workspace& workspace) {
+  struct Deep {
+    const Product<T>* product;
+    Index together;
+    T* sums;  // [together, rows, columns]
+  };
+  const Index lanes = workspace.executor().lanes();
+  const Arena::Scope scope(workspace.arena());
+  std::array<Deep, most_products> deep;
+  std::size_t count = 0;
+  Index left = 0, right = 0, rounds = 0;
+  for (const Product<T>& p : products) {
+    const Index together = pieces_dealt(p, lanes);
+    if (together == 0) continue;
+    const auto& [a, b, depth] = p.factors[0];
+    deep[count++] = {&p, together, workspace.arena().allocate<T>(together * p.rows * p.columns)};
+    left = std::max(left, packed_left_size<T>(p.rows, p.columns, depth, a.row, a.column));
+    right = std::max(right, packed_size<T>(p.rows, p.columns, depth_block, b.row, b.column));
+    rounds = std::max(rounds, (depth + together * depth_block - 1) / (together * depth_block));
+  }
+  if (count == 0) return;
+  const LaneScratch<T> rooms(workspace, left + right);
+  for (Index round = 0; round < rounds; ++round) {
+    const auto pieces = [&](const Deep& d) {
+      const Index all = (d.product->factors[0].depth + depth_block - 1) / depth_block;
+      return std::clamp<Index>(all - round * d.together, 0, d.together);
+    };
+    Index slices = 0, tasks = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      slices = std::max(slices, pieces(deep[i]));
+      tasks += deep[i].product->rows;
+    }
+    // A task is the same share of every product, so that a thread has the rows of a batch that it had before.
+    workspace.executor().parallel_for(slices, [&](Index slice, int lane) {
+      for (std::size_t i = 0; i < count; ++i) {
+        const auto& [product, together, sums] = deep[i];
+        const Index now = pieces(deep[i]), size = product->rows * product->columns;
+        for (Index n = now * slice / slices; n < now * (slice + 1) / slices; ++n) {
+          multiply_alone(piece_of(*product, round * together + n, sums + n * size), rooms[lane], rooms[lane] + left);
+        }
+      }
+    });
+    workspace.executor().parallel_for(tasks, [&](Index row, int) {
+      const Deep* of = deep.data();
+      for (; row >= of->product->rows; ++of) row -= of->product->rows;
+      const Index columns = of->product->columns, apart = of->product->rows * columns, now = pieces(*of);
+      T* const c = of->product->c + row * of->product->c_row;
+      for (Index n = 0; n < now; ++n) {
+        const T* const sums = of->sums + n * apart + row * columns;
+        for (Index j = 0; j < columns; ++j) c[j] += sums[j];
+      }
+    });
+  }
 }
 
 /// What is left of a product of one summand from k on, as far as it goes through at once.
@@ -308,11 +415,12 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
   require(products.size() <= detail::most_products, "multiply takes at most ", detail::most_products, " products, not ",
           products.size());
   for (const Product<T>& product : products) detail::check(product);
+  const Index lanes = workspace.executor().lanes();
   std::array<Product<T>, detail::most_products> parts;
   for (Index k = 0;; k += depth_at_once) {
     std::size_t count = 0;
     for (const Product<T>& product : products) {
-      if (product.rows == 0 || product.columns == 0) continue;
+      if (product.rows == 0 || product.columns == 0 || detail::pieces_dealt(product, lanes) > 0) continue;
       const Index depth = product.factors[0].depth;
       if (packed_depth(depth, product.count) < depth) {
         if (k < depth) parts[count++] = detail::part_of(product, k);
@@ -320,9 +428,10 @@ void multiply(std::span<const Product<T>> products, Workspace& workspace) {
         parts[count++] = product;
       }
     }
-    if (count == 0) return;
+    if (count == 0) break;
     detail::multiply_at_once(std::span<const Product<T>>(parts.data(), count), workspace);
   }
+  detail::multiply_by_depth(products, workspace);
 }
 
 template <class T>

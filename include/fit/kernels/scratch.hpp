@@ -51,6 +51,15 @@ constexpr Index packed_depth(Index depth, int summands) {
 inline constexpr Index block_tiles = 8, depth_block = 512;
 static_assert(depth_at_once % depth_block == 0);
 
+/// Pieces of depth_block, at a time, in which threads share out the depth of a gradient of weights [rows, columns],
+/// whose depth are the rows of a batch; 0 where they share out its elements, as one alone does. Where there are few
+/// elements, every thread would read most of what the others have just written, and have in their caches.
+constexpr Index depth_pieces(Index rows, Index columns, Index depth, Index lanes) {
+  const Index pieces = (depth + depth_block - 1) / depth_block, elements = rows * columns;
+  if (lanes == 1 || pieces < 2 * lanes || elements == 0 || elements > (Index{1} << 17)) return 0;
+  return std::min(pieces, std::max(4 * lanes, (Index{1} << 20) / elements));
+}
+
 /// Elements that a lane takes to pack what a block reads of a left operand [rows, depth], whose strides are given. A
 /// transposed one is, unless a single panel reads it: its columns lie far apart, and on each other in the caches.
 template <class T>

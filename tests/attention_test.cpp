@@ -102,17 +102,18 @@ void hide_others(Input<T>& values, Index sequences, Index rows, Index heads, Ind
   }
 }
 
-/// Both ways, with nothing but NaN in what the kernels take from the arena, for the heads of all keys or for parts of
-/// them, one after the other.
+/// Both ways, with nothing but NaN in what the kernels take, for the heads of all keys or for parts of them, one after
+/// the other.
 template <class T>
 Results<T> run(const AttentionShape& shape, const Inputs<T>& in, Index offset, fit::Executor& executor,
                Index parts = 0) {
-  fit::Workspace workspace(executor);
-  fit::Arena& arena = workspace.arena();
-  constexpr Index room = 1 << 18;
-  const auto mark = arena.mark();
-  std::fill_n(arena.allocate<T>(room), room, std::numeric_limits<T>::quiet_NaN());
-  arena.rewind(mark);
+  fit::Arena::Usage usage;
+  fit::Workspace workspace(executor, &usage);
+  constexpr Index room = 1 << 17;
+  workspace.lanes().reserve(room * static_cast<Index>(sizeof(T)), executor.lanes());
+  for (int lane = 0; lane < executor.lanes(); ++lane) {
+    std::fill_n(reinterpret_cast<T*>(workspace.lanes().of(lane)), room, std::numeric_limits<T>::quiet_NaN());
+  }
   Results<T> r(shape, offset);
   const fit::kernels::AttentionTensors<T> tensors{in.q.data(), in.k.data(), in.v.data(), r.o.data(), r.log_sum.data()};
   const fit::kernels::AttentionGradients<T> gradients{in.o_gradient.data(), r.q.data(), r.k.data(), r.v.data()};
@@ -134,7 +135,7 @@ Results<T> run(const AttentionShape& shape, const Inputs<T>& in, Index offset, f
     fit::kernels::attention_backward<T>(shape, of_part, {own.o_gradient.data(), r.q.data(), r.k.data(), r.v.data()},
                                         workspace, keys);
   }
-  CHECK(arena.mark().total == mark.total);
+  CHECK(usage.now == 0);
   return r;
 }
 

@@ -443,6 +443,47 @@ TEST_CASE("a workspace moves with its memory and keeps its executor", "[core]") 
   CHECK(workspace.arena().allocate<int>(1) != nullptr);
 }
 
+TEST_CASE("every lane has scratch of its own, which stays where it is", "[core]") {
+  fit::Executor three(3), two(2);
+  fit::Arena::Usage usage;
+  fit::Workspace workspace(three, &usage);
+  float* first = nullptr;
+  {
+    const fit::LaneScratch<float> scratch(workspace, 2000);
+    first = scratch[0];
+    CHECK(usage.now == 3 * 8000);
+    for (int lane = 0; lane < 3; ++lane) std::fill_n(scratch[lane], 2000, static_cast<float>(lane));
+    for (int lane = 0; lane < 3; ++lane) {
+      CHECK(scratch[lane][0] == static_cast<float>(lane));
+      CHECK(scratch[lane][1999] == static_cast<float>(lane));
+      CHECK(reinterpret_cast<std::uintptr_t>(scratch[lane]) % fit::alignment == 0);
+    }
+    CHECK(scratch[1] - scratch[0] >= 2000 + 1024);  // what is asked for ahead is no other lane's
+  }
+  CHECK(usage.now == 0);
+  CHECK(usage.peak == 3 * 8000);
+  {
+    const fit::LaneScratch<float> less(workspace, 1);
+    CHECK(less[0] == first);
+    CHECK(usage.now == 3 * fit::alignment);
+  }
+  const auto held = workspace.lanes().capacity();
+  CHECK(held == 3 * fit::LaneMemory::room_of(8000));
+  fit::Workspace other(two);
+  other = std::move(workspace);
+  CHECK(workspace.lanes().capacity() == 0);
+  CHECK(fit::LaneScratch<float>(other, 2000)[0] == first);
+  CHECK(other.lanes().capacity() == held);
+
+  fit::Tape tape(three);  // reserved for another number of threads
+  tape.reserve({.lanes = 5 * 4096});
+  fit::Workspace& of_tape = tape;
+  const fit::LaneScratch<double> scratch(of_tape, 3);
+  for (int lane = 0; lane < 3; ++lane) {
+    CHECK(reinterpret_cast<std::uintptr_t>(scratch[lane]) % fit::alignment == 0);
+  }
+}
+
 TEST_CASE("a tape moves with its records", "[core]") {
   static_assert(!std::is_copy_constructible_v<fit::Tape> && !std::is_copy_assignable_v<fit::Tape>);
   static_assert(std::is_nothrow_move_constructible_v<fit::Tape> && std::is_nothrow_move_assignable_v<fit::Tape>);

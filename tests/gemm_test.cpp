@@ -346,11 +346,10 @@ void check_deep() {
 
 template <class T>
 void check_products() {
-  Case cases[] = {{5, 40, {33}},     {64, 3, {7}, 1},        {0, 9, {4}},       {30, 70, {65}, 0, 1},
-                  {9, 0, {4}, 1, 1}, {17, 31, {9000}, 1, 1}, {1, 1, {1, 1}, 2}, {100, 90, {20, 30}, 1, 3}};
-  cases[4].accumulate = cases[5].accumulate = true;
-  cases[1] = cases[5];
-  cases[1].depths = {3000};
+  Case cases[] = {{5, 40, {33}},     {64, 3, {7}, 1},        {17, 31, {5000}, 1}, {30, 70, {65}, 0, 1},
+                  {9, 0, {4}, 1, 1}, {17, 31, {9000}, 1, 1}, {1, 1, {1, 1}, 2},   {300, 290, {8200}, 1}};
+  for (const int deep : {2, 5, 7}) cases[deep].accumulate = true;
+  CHECK(kernels::depth_pieces(300, 290, 8200, 2) * kernels::depth_block < 8200);  // more pieces than go at once
   for (fit::Workspace* workspace : {&threads().one, &threads().two, &threads().seven}) {
     for (std::size_t count = 0; count <= std::size(cases); ++count) {
       std::deque<Problem<T>> problems;

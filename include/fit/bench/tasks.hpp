@@ -87,7 +87,7 @@ template <class T>
 class AttentionJob final : public Job {
  public:
   AttentionJob(std::vector<kernels::AttentionShape> calls, Pass pass, Executor& executor)
-      : calls_(std::move(calls)), backward_(pass == Pass::forward_backward), workspace_(executor) {
+      : calls_(std::move(calls)), backward_(pass == Pass::forward_backward), workspace_(executor, &usage_) {
     const Counts counts(calls_);
     for (Buffer<T>* buffer : {&q_, &o_}) *buffer = random_values<T>(counts.queries);
     for (Buffer<T>* buffer : {&k_, &v_}) *buffer = random_values<T>(counts.keys);
@@ -107,9 +107,7 @@ class AttentionJob final : public Job {
     }
   }
 
-  Index bytes() const override {
-    return Counts(calls_).bytes(backward_) + static_cast<Index>(workspace_.arena().peak());
-  }
+  Index bytes() const override { return Counts(calls_).bytes(backward_) + static_cast<Index>(usage_.peak); }
 
   static Expected expect(const std::vector<kernels::AttentionShape>& calls, Pass pass, int threads) {
     const bool backward = pass == Pass::forward_backward;
@@ -150,6 +148,7 @@ class AttentionJob final : public Job {
 
   std::vector<kernels::AttentionShape> calls_;
   bool backward_;
+  Arena::Usage usage_;
   Workspace workspace_;
   Buffer<T> q_, k_, v_, o_, log_sum_, o_gradient_, q_gradient_, k_gradient_, v_gradient_;
 };

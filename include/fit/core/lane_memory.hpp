@@ -21,15 +21,12 @@ class LaneMemory {
   }
 
   /// What a lane takes so that it has `bytes`. What one asks for ahead of its use does not reach into the next one's.
-  static constexpr Index room_of(Index bytes) {
-    constexpr Index page = 4096;
-    return bytes == 0 ? 0 : (bytes + 2 * page - 1) / page * page;
-  }
+  static constexpr Index room_of(Index bytes) { return bytes == 0 ? 0 : (bytes + 2 * page - 1) / page * page; }
 
-  /// Rooms of so many bytes at least, in which nothing is kept. Throws std::bad_alloc when memory runs out, and Error
-  /// when the bytes cannot be counted.
+  /// Rooms of so many bytes at least, in which nothing is kept. Throws std::bad_alloc when memory runs out.
   void reserve(Index room, Index lanes) {
     if (room <= room_ && room_ * lanes <= memory_.size()) return;
+    room = (room + page - 1) / page * page;
     memory_ = {};
     room_ = 0;
     memory_ = Buffer<std::byte>::uninitialised(room * lanes);
@@ -41,6 +38,8 @@ class LaneMemory {
   Index capacity() const { return memory_.size(); }
 
  private:
+  static constexpr Index page = 4096;
+
   Buffer<std::byte> memory_;
   Index room_ = 0;
 };

@@ -149,7 +149,8 @@ class Parameters {
   template <class F>
   void for_each(F&& f) const {
     const auto each = [&f](const ParameterName& name, const View& p) {
-      f(name, ParameterView<T>{p.data, p.size, p.shape});
+      const ParameterView<T> view{p.data, p.size, p.shape};
+      f(name, view);
     };
     Visitor visitor(each);
     walk_(object_, visitor);

@@ -44,12 +44,13 @@ class Workspace {
   bool lanes_in_use_ = false;
 };
 
-/// While it lives, `count` elements for each lane of a workspace, uninitialised. One at a time. Throws as Arena.
+/// While it lives, `count` elements for each lane of a workspace, uninitialised. One at a time. Throws std::bad_alloc
+/// when memory runs out.
 template <class T>
 class LaneScratch {
  public:
   LaneScratch(Workspace& workspace, Index count) : workspace_(workspace) {
-    FIT_ASSERT(!workspace.lanes_in_use_);
+    FIT_ASSERT(count >= 0 && !workspace.lanes_in_use_);
     constexpr Index size = sizeof(T), unit = alignment;
     const Index bytes = (count * size + unit - 1) / unit * unit, lanes = workspace.executor().lanes();
     workspace.lanes_.reserve(LaneMemory::room_of(bytes), lanes);

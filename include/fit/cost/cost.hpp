@@ -17,7 +17,7 @@ inline namespace FIT_ABI {
 struct CostOptions {
   bool training = false;         ///< a training step, or inference
   TrainingOptions options = {};  ///< of the training step
-  int threads = 1;               ///< of the executor; attention's scratch grows with them
+  int threads = 1;               ///< of the executor, on which scratch depends
   bool average = false;          ///< whether a moving average of the weights is kept
   int groups = 0;                ///< of an example, where the configuration has any number
   bool by_groups = false;        ///< loss() over a source, not calls with tensors, where a model has both
@@ -41,7 +41,7 @@ struct Cost {
   Index tape = 0;         ///< Tape::peak(): the last two and, in training, the outputs
   Index peak = 0;         ///< all together
   Index sent = 0;         ///< to other members of a team, in a pass or a training step, the sum of its gradients aside
-  TapeBytes arenas;       ///< of the tape, for Tape::reserve(): of each kind the most that is in use
+  TapeBytes arenas;       ///< of the tape, for Tape::reserve(): of each kind what it takes
 
   constexpr const PartCost& of(Part part) const { return parts[static_cast<std::size_t>(part)]; }
   /// Of a forward pass and, in training, the way back.

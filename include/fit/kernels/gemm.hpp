@@ -85,14 +85,17 @@ void check(const Product<T>& p) {
 /// elements of a column of a tile side by side, columns padded_columns(tile_rows) apart.
 template <class T>
 void pack_tiles(const Operand<T>& from, Index rows, Index depth, T* to) {
-  constexpr Index w = simd::width<T>, apart = padded_columns<T>(tile_rows<T>);
-  for (Index k = 0; k < depth; ++k) {
-    const T* column = from.data + k * from.column;
+  constexpr Index w = simd::width<T>, apart = padded_columns<T>(tile_rows<T>), together = 32;
+  for (Index first = 0; first < depth; first += together) {
+    const Index last = std::min(first + together, depth);
     for (Index i = 0; i < rows; i += tile_rows<T>) {
       const Index down = std::min<Index>(tile_rows<T>, rows - i);
-      T* place = to + (i / tile_rows<T> * depth + k) * apart;
-      __builtin_prefetch(column + i + 16 * from.column, 0, 2);
-      for (Index j = 0; j < down; j += w) simd::store(place + j, simd::load_part(column + i + j, down - j));
+      T* place = to + (i / tile_rows<T> * depth + first) * apart;
+      for (Index k = first; k < last; ++k, place += apart) {
+        const T* column = from.data + i + k * from.column;
+        __builtin_prefetch(column + together * from.column, 0, 2);
+        for (Index j = 0; j < down; j += w) simd::store(place + j, simd::load_part(column + j, down - j));
+      }
     }
   }
 }
@@ -408,8 +411,8 @@ Product<T> part_of(Product<T> product, Index k) {
 }  // namespace detail
 
 /// Computes up to 8 products side by side; none may read or write what another one writes. Every element is summed in
-/// the order of the depth, whatever the threads and the other products. Takes the packed operands' room from the
-/// workspace and gives it back.
+/// the order of the depth, whatever the threads and the other products. Takes room for packed operands, and for sums of
+/// pieces, from the workspace and gives it back.
 template <class T>
 void multiply(std::span<const Product<T>> products, Workspace& workspace) {
   require(products.size() <= detail::most_products, "multiply takes at most ", detail::most_products, " products, not ",

@@ -56,8 +56,10 @@ static_assert(depth_at_once % depth_block == 0);
 /// elements, every thread would read most of what the others have just written, and have in their caches.
 constexpr Index depth_pieces(Index rows, Index columns, Index depth, Index lanes) {
   const Index pieces = (depth + depth_block - 1) / depth_block, elements = rows * columns;
-  if (lanes == 1 || pieces < 2 * lanes || elements == 0 || elements > (Index{1} << 17)) return 0;
-  return std::min(pieces, std::max(4 * lanes, (Index{1} << 20) / elements));
+  const Index rounds = (pieces + lanes - 1) / lanes;
+  if (lanes == 1 || 5 * pieces < 4 * rounds * lanes) return 0;  // threads would wait for the last pieces
+  if (elements == 0 || elements > (Index{1} << 17) || 2 * lanes * elements > (Index{1} << 22)) return 0;
+  return std::min(pieces, std::max(2 * lanes, (Index{1} << 20) / elements));
 }
 
 /// Elements that a lane takes to pack what a block reads of a left operand [rows, depth], whose strides are given. A

@@ -398,6 +398,22 @@ constexpr fit::AutoregressiveConfig unshared{.layers = "(1)2(1)1",
 
 }  // namespace
 
+TEST_CASE("a tape that was not reserved grows to no more of the threads' own memory than the cost says", "[cost]") {
+  for (const int threads : {1, 2, 3}) {
+    fit::Executor executor(threads);
+    fit::Tape tape(executor);
+    const fit::Encoder<demo> model(fit::Random(1));
+    fit::Encoder<demo> gradient;
+    fit::Tensor<float, 4> input(41, Index{demo.groups}, Index{demo.tokens}, Index{demo.channels});
+    tape.record();
+    const auto [data, latents] = model.forward(input, tape);
+    model.backward({.data = data, .latents = latents}, gradient, tape);
+    INFO(threads << " threads");
+    const auto cost = fit::cost<demo>(41, {.training = true, .threads = threads});
+    CHECK(static_cast<fit::Workspace&>(tape).lanes().capacity() == cost.arenas.lanes);
+  }
+}
+
 TEST_CASE("the cost of a diffusion decoder is what its tape takes and its kernels count", "[cost]") {
   check_diffusion<labelled>();
   check_diffusion<bare>();

@@ -40,14 +40,14 @@ namespace detail {
 
 inline constexpr std::string_view extra_prefix = "extra.";
 
-/// The metadata that go with a model: its configuration, or that of defaults, one entry a field, "config.layers" and so
-/// on.
+/// One entry a field, "config.layers" and so on.
 template <class Config>
 Metadata metadata_of_config(const Config& config) {
   Metadata metadata;
   for (const auto& [field, value] : fields_of(config)) metadata["config." + field] = value;
   return metadata;
 }
+/// The metadata that go with a model: its configuration, or that of defaults.
 template <class Model>
 Metadata metadata_of(bool defaults = false) {
   if constexpr (requires { Model::config; }) {

@@ -52,7 +52,7 @@ class Run : public detail::RunBase {
   void update(Model& gradient, double loss, Workspace& workspace, const NamedValues& values = {}) {
     take(loss, values);
     if (options_.leaves > 1 && own_.first + gathered_ == batches_of(tree_.next()).end()) tree_.add(gradient, workspace);
-    if (!complete()) return;
+    if (!complete()) return pause();
     const bool finite = end_batches();
     UpdateOptions with = options_.update;
     with.learning_rate = rate_now();

@@ -154,11 +154,10 @@ class RunBase {
   }
 
   /// Whether that was the last batch of an update.
-  bool complete() {
-    if (gathered_ == own_.count) return true;
-    update_seconds_ += since(began_);
-    return false;
-  }
+  bool complete() const { return gathered_ == own_.count; }
+
+  /// Until the next batch of the update.
+  void pause() { update_seconds_ += since(began_); }
 
   /// Ends the batches of an update. Returns whether all losses were finite.
   bool end_batches() {

@@ -109,7 +109,7 @@ std::size_t count_of(const Parameters<T>& parameters) {
 
 /// Asks a rule of all parameters, where that has not been done.
 template <class T>
-void ask(ParameterRule rule, const Parameters<const T>& model, std::vector<ParameterTreatment>& treatments) {
+void ask_rule(ParameterRule rule, const Parameters<const T>& model, std::vector<ParameterTreatment>& treatments) {
   if (treatments.size() == count_of(model)) return;
   require(rule != nullptr, "AdamW needs a rule of how to treat parameters");
   std::vector<ParameterTreatment> answers;
@@ -160,7 +160,7 @@ struct AdamW {
   /// are in [0, 1), epsilon is positive, weight decay and the rule's rates are not negative, and all are finite.
   void prepare(const Model& model, double learning_rate) {
     detail::check<T>(options, learning_rate);
-    detail::ask(options.rule, detail::Parameters(model), treatments);
+    detail::ask_rule(options.rule, detail::Parameters(model), treatments);
   }
 
   /// Sets to zero what a gradient has of frozen parameters, so that they do not count in its norm. After prepare().

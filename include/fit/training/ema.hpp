@@ -17,8 +17,8 @@ void average_elements(T* average, const T* model, T share, Index size) {
 }
 
 template <class T>
-void update_parameters(const Parameters<T>& average, const Parameters<const T>& model, double decay,
-                       Workspace& workspace) {
+void average_parameters(const Parameters<T>& average, const Parameters<const T>& model, double decay,
+                        Workspace& workspace) {
   check_average_decay(decay);
   for_each_piece(
       workspace,
@@ -34,7 +34,7 @@ void update_parameters(const Parameters<T>& average, const Parameters<const T>& 
 /// Throws Error unless decay is in [0, 1].
 template <class Model>
 void update_average(Model& average, const Model& model, double decay, Workspace& workspace) {
-  detail::update_parameters(detail::Parameters(average), detail::Parameters(model), decay, workspace);
+  detail::average_parameters(detail::Parameters(average), detail::Parameters(model), decay, workspace);
 }
 
 }  // namespace FIT_ABI

@@ -63,6 +63,16 @@ TEST_CASE("ticks have prefixes of ten, and of 1024 where the axis counts in powe
   CHECK(count(text, ">1.024 K<") == 0);
 }
 
+TEST_CASE("an axis goes as far as it is told to", "[chart]") {
+  Chart chart{.x = {"L"}, .y = {.title = "right", .unit = "%"}, .series = {{"", {{1, 73}, {2, 88}}}}};
+  CHECK(count(svg(chart), ">0 %<") + count(svg(chart), ">100 %<") == 0);
+  chart.y.includes = {0, 100};
+  CHECK(count(svg(chart), ">0 %<") == 1);
+  CHECK(count(svg(chart), ">100 %<") == 1);
+  chart.y = {.title = "time", .scale = Scale::log10, .unit = "s", .includes = {0, -1, 1e3}};  // two lie on no such axis
+  CHECK(count(svg(chart), ">1 ks<") == 1);
+}
+
 TEST_CASE("what cannot be drawn is a gap", "[chart]") {
   const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
   for (const double wrong : {nan, infinity, -infinity, 0.0, -1.0}) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <fit/core/error.hpp>
+#include <fit/core/memory.hpp>
 #include <fit/io/atomic_file.hpp>
 #include <fit/plot/chart.hpp>
 
@@ -70,17 +71,24 @@ class Results {
     fit::write_file(path_, text.str());
   }
 
-  /// Accuracy against length, a chart for each task and a curve for each model.
+  /// Accuracy against length, a chart for each task and a curve for each model, whose colour is the same in all.
   void draw(const std::filesystem::path& path) const {
-    fit::plot::Figure figure;
+    fit::plot::Figure figure{.columns = 2};
+    std::vector<std::string> models;
     for (const Row& row : rows_) {
       if (figure.charts.empty() || figure.charts.back().title != row.task) {
-        figure.charts.push_back(
-            {.title = row.task, .x = {"tokens", fit::plot::Scale::log2}, .y = {.title = "right", .unit = "%"}});
+        figure.charts.push_back({.title = row.task,
+                                 .x = {"tokens", fit::plot::Scale::log2},
+                                 .y = {.title = "right", .unit = "%", .includes = {0, 100}}});
       }
       auto& curves = figure.charts.back().series;
       auto curve = std::find_if(curves.begin(), curves.end(), [&](const auto& c) { return c.name == row.model; });
-      if (curve == curves.end()) curve = curves.insert(curves.end(), {.name = row.model});
+      if (curve == curves.end()) {
+        const auto model = std::find(models.begin(), models.end(), row.model);
+        const auto colour = static_cast<int>(model - models.begin());
+        if (model == models.end()) models.push_back(row.model);
+        curve = curves.insert(curves.end(), {.name = row.model, .colour = colour});
+      }
       curve->points.push_back({static_cast<double>(row.length), row.accuracy});
     }
     std::ostringstream svg;

@@ -26,6 +26,7 @@ struct Axis {
   std::string title = {};
   Scale scale = Scale::linear;
   std::string unit = {};  ///< behind the numbers at the ticks, on a logarithmic axis with prefixes: "s" makes "10 ms"
+  std::vector<double> includes = {};  ///< values that lie on it whatever is drawn: with 0 and 100 all percentages
 };
 
 struct Point {
@@ -255,6 +256,7 @@ class Panel {
       for (const Point& point : series.points) take(point.x, point.y);
     }
     for (const Mark& mark : chart_.marks) take(mark.x, mark.y);
+    for (const double value : axis.includes) take(value, value);
     return Ruler(axis, low, high);
   }
 

@@ -30,7 +30,8 @@ using Model = examples::FashionClassifier;
 struct Options {
   std::filesystem::path data = "/usr/share/datasets/fashion-mnist", out = "out", from;
   double minutes = 3;
-  int epochs = 0, threads = 0;  // epochs: instead of minutes
+  Index steps = 0;  // instead of minutes, as epochs are
+  int epochs = 0, threads = 0;
   examples::ImageChanges changes;
   Index batch = 128, leaves = 0;
   double rate = 2e-3;
@@ -54,7 +55,7 @@ void say_what_comes(const Options& options, Index steps, Index images, int proce
               fit::count_parameters(Model()), images, config.groups, config.tokens, threads);
   if (processes > 1) std::printf(" in each of %d processes", processes);
   std::printf(": ");
-  if (options.epochs > 0) {
+  if (steps > 0) {
     std::printf("%td steps.\n", steps);
   } else {
     std::printf("this takes about %g minutes, and seconds for tests between.\n", options.minutes);
@@ -66,6 +67,7 @@ int run(const Options& options, fit::Team& team) {
   const Index held_out = data.train.images.count / 20, count = data.train.images.count - held_out,
               steps_per_epoch = count / options.batch;
   fit::require(steps_per_epoch > 0, "the data set has ", count, " images to train on, fewer than a batch");
+  const Index steps = options.epochs > 0 ? steps_per_epoch * options.epochs : options.steps;
   const Index leaves = std::max<Index>(options.leaves, team.size()), leaf = options.batch / leaves;
   fit::require(leaf * leaves == options.batch, "a batch of ", options.batch, " images cannot be cut into ", leaves,
                " leaves of like size");
@@ -83,8 +85,8 @@ int run(const Options& options, fit::Team& team) {
   fit::ShardedState<Model> state(team, std::move(initial), optimizer, fit::Random(options.seed + 1), true);
   fit::Run run(state, {.folder = options.out,
                        .name = "classifier",
-                       .steps = steps_per_epoch * options.epochs,
-                       .minutes = options.epochs > 0 ? 0 : options.minutes,
+                       .steps = steps,
+                       .minutes = steps > 0 ? 0 : options.minutes,
                        .rate = {.peak = options.rate, .warm_up = 100},
                        .update = {.average_decay = 0.998},
                        .accumulate = leaves,
@@ -92,7 +94,7 @@ int run(const Options& options, fit::Team& team) {
                        .batch = leaf,
                        .evaluate_every = steps_per_epoch,
                        .resume = options.resume});
-  if (team.leads()) say_what_comes(options, run.total(), count, team.size(), executor.lanes());
+  if (team.leads()) say_what_comes(options, steps, count, team.size(), executor.lanes());
 
   const fit::Epochs order(count, fit::Random(options.seed, 0));
   const fit::Random of_changes(options.seed + 2);
@@ -151,8 +153,11 @@ int main(int argc, char** argv) {
   app.add_option("--minutes", options.minutes, "as many steps as fit into them")
       ->capture_default_str()
       ->check(examples::positive);
-  app.add_option("--epochs", options.epochs, "passes over the training images, instead of --minutes")
-      ->check(examples::positive);
+  auto* epochs = app.add_option("--epochs", options.epochs, "passes over the training images, instead of --minutes")
+                     ->check(examples::positive);
+  app.add_option("--steps", options.steps, "batches, instead of --minutes")
+      ->check(examples::positive)
+      ->excludes(epochs);
   app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
       ->capture_default_str()
       ->check(examples::not_negative);

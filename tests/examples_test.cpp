@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <regex>
 
 #include <fit/io/safetensors.hpp>
 
@@ -84,6 +86,30 @@ TEST_CASE("classify_images trains, saves, resumes and shows its mistakes", "[exa
     INFO(name);
     CHECK(std::equal(old_bytes.begin(), old_bytes.end(), new_bytes.begin()) == name.starts_with("encoder."));
   }
+  // Or goes on at a tenth of the head's rate.
+  succeed(classify + " --data " + data.string() + " --out " + tuned.string() + " --steps 3 --from " + weights.string());
+  const fit::SafetensorsFile later(tuned / "classifier_last.safetensors");
+  double of_encoder = 0, of_head = 0;
+  for (const auto& [name, info] : before.tensors()) {
+    std::vector<float> from(static_cast<std::size_t>(info.size())), to(from.size());
+    before.read(name, from.data(), info.size());
+    later.read(name, to.data(), info.size());
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      double& farthest = name.starts_with("encoder.") ? of_encoder : of_head;
+      farthest = std::max(farthest, static_cast<double>(std::abs(to[i] - from[i])));
+    }
+  }
+  CHECK(of_encoder > 0);
+  CHECK(of_encoder < of_head / 5);
+}
+
+TEST_CASE("classify_images learns as fast as it says", "[examples]") {
+  if (!std::filesystem::exists("/usr/share/datasets/fashion-mnist")) return;
+  const test::TemporaryFolder folder;
+  const std::string text = succeed(classify + " --steps 150 --out " + (folder / "out").string());
+  std::smatch match;
+  REQUIRE(std::regex_search(text, match, std::regex("test accuracy ([0-9.]+) %")));
+  CHECK(std::stod(match[1]) > 75);
 }
 
 TEST_CASE("classify_images says what is wrong with its data and folders", "[examples]") {

@@ -1,3 +1,4 @@
+#include <fit/fit.hpp>
 #include <fit/run/epochs.hpp>
 #include <fit/run/prefetch.hpp>
 #include <fit/run/run.hpp>
@@ -13,6 +14,11 @@
 #include <set>
 #include <sstream>
 #include <thread>
+
+#if FIT_HAS_TERMINAL
+#include <fcntl.h>
+#include <stdlib.h>
+#endif
 
 #include "catch.hpp"
 #include "support.hpp"
@@ -238,6 +244,66 @@ TEST_CASE("a run that is interrupted and resumed has the bits of one that was no
   CHECK(done.step == 44);
 }
 
+TEST_CASE("a classifier that is interrupted in the middle of an epoch ends with the same bits", "[run]") {
+  constexpr static fit::EncoderConfig config{.layers = "(1)1(1)",
+                                             .groups = 2,
+                                             .tokens = 4,
+                                             .channels = 3,
+                                             .latents = 2,
+                                             .data_dim = 8,
+                                             .latent_dim = 16,
+                                             .data_heads = 2,
+                                             .latent_heads = 2};
+  using Model = fit::Classifier<config, 3>;
+  constexpr Index examples = 22, batch_size = 4;  // five and a half batches
+  struct Batch {
+    fit::Tensor<float, 4> x{batch_size, Index{2}, Index{4}, Index{3}};
+    fit::Tensor<std::int32_t, 1> labels{batch_size};
+  };
+  const test::TemporaryFolder folder;
+  const auto train = [&](const char* name, Index interrupt_at, bool resume) {
+    fit::Executor executor(2);
+    fit::Tape tape(executor);
+    fit::TrainingState<Model> state{.model = Model(fit::Random(1)), .random = fit::Random(2)};
+    state.average = state.model;
+    Model gradient;
+    fit::Tensor<float, 2> slopes(batch_size, Index{3});
+    fit::Run run(state, {.folder = folder / name,
+                         .steps = 14,
+                         .rate = {.peak = 0.01, .warm_up = 3},
+                         .batch = batch_size,
+                         .resume = resume,
+                         .terminal = nullptr});
+    const fit::Epochs order(examples, fit::Random(3));
+    fit::Prefetch<Batch> batches(
+        [&](Index number, Batch& batch) {
+          for (Index i = 0; i < batch_size; ++i) {
+            fit::Random example = fit::Random(4).fork(order(number * batch_size + i));
+            for (Index j = 0; j < 24; ++j) batch.x.data()[24 * i + j] = static_cast<float>(example.normal());
+            batch.labels.data()[i] = static_cast<std::int32_t>(example.below(3));
+          }
+        },
+        run.batches());
+    while (run.next()) {
+      if (run.batch() == interrupt_at) std::raise(SIGINT);
+      const Batch& batch = batches.next();
+      tape.record({.drop_path = 0.2f, .drop_units = 0.1f}, state.random.split());
+      const auto logits = state.model.forward(batch.x, tape);
+      const double loss = fit::cross_entropy(logits, batch.labels, slopes, tape);
+      state.model.backward(slopes, gradient, tape);
+      run.update(gradient, loss, tape);
+    }
+    return run.finish();
+  };
+  CHECK(train("whole", -1, false) == 0);
+  CHECK(train("parts", 2, false) == 130);
+  CHECK(train("parts", 8, true) == 130);
+  CHECK(train("parts", -1, true) == 0);
+  for (const char* file : {"model.safetensors", "model_last.safetensors"}) {
+    CHECK(text_of(folder / "parts" / file) == text_of(folder / "whole" / file));
+  }
+}
+
 TEST_CASE("a run is the loop that it stands for", "[run]") {
   const test::TemporaryFolder folder;
   const fit::LearningRate rate{.peak = 0.05, .warm_up = 3, .floor = 0.01, .decay = fit::Decay::linear};
@@ -256,7 +322,7 @@ TEST_CASE("a run is the loop that it stands for", "[run]") {
                        .batch = 3,
                        .log_every = 5,
                        .terminal = nullptr});
-  double losses = 0;
+  double losses = 0, seconds = 0;
   while (run.next()) {
     const Index batch = run.batch();
     const double loss = loss_of(state.model, batch, gradient, state.random.split());
@@ -277,6 +343,8 @@ TEST_CASE("a run is the loop that it stands for", "[run]") {
     CHECK(values[1] == std::pair<std::string, double>("twice", 2 * losses / 10));
     CHECK(values[2] == std::pair<std::string, double>("rate", with.learning_rate));
     CHECK(values[3].first == "examples_per_second");
+    CHECK(values[3].second == Approx(5 * 2 * 3 / (run.seconds() - seconds)));
+    seconds = run.seconds();
     losses = 0;
   }
   CHECK(run.finish() == 0);
@@ -461,6 +529,36 @@ TEST_CASE("progress is a line now and then where there is no terminal", "[run]")
         "training  5  loss 0.1235  kind a  TIME elapsed\nstep 6: a note\n"
         "training  8/8  loss 2  TIME elapsed\n");
 }
+
+#if FIT_HAS_TERMINAL
+TEST_CASE("progress is one line that is written over on a terminal", "[run]") {
+  const int device = ::posix_openpt(O_RDWR | O_NOCTTY);
+  REQUIRE(device >= 0);
+  REQUIRE(::grantpt(device) == 0);
+  REQUIRE(::unlockpt(device) == 0);
+  const winsize size{.ws_row = 24, .ws_col = 60, .ws_xpixel = 0, .ws_ypixel = 0};
+  REQUIRE(::ioctl(device, TIOCSWINSZ, &size) == 0);
+  std::FILE* const terminal = std::fopen(::ptsname(device), "w");
+  REQUIRE(terminal);
+  {
+    fit::Progress progress("training", 4, 0, terminal);
+    progress.update(1, {{"loss", 0.5}});
+    progress.update(2);  // too soon
+    progress.note("step 2: a note");
+    progress.update(4, {{"a long name", "that has no place any more on this line"}});
+  }
+  char text[1000];
+  const auto length = ::read(device, text, sizeof(text));
+  REQUIRE(length > 0);
+  std::fclose(terminal);
+  ::close(device);
+  const std::string seen = std::regex_replace(std::string(text, static_cast<std::size_t>(length)),
+                                              std::regex("\\d:\\d\\d:\\d\\d"), "h:mm:ss");
+  CHECK(seen ==
+        "\rtraining [=====>              ] 1/4  loss 0.5  h:mm:ss elap\x1b[K\r\nstep 2: a note\r\n"
+        "\rtraining [====================] 4/4  a long name that has n\x1b[K\r\n");
+}
+#endif
 
 TEST_CASE("a long log is drawn by means of its rows", "[run]") {
   const test::TemporaryFolder folder;

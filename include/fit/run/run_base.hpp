@@ -135,7 +135,8 @@ class RunBase {
     } else {
       save_state();
     }
-    first_step_ = step_;
+    first_step_ = logged_step_ = step_;
+    logged_seconds_ = seconds_;
     if (!options_.terminal || !team_.leads()) return;
     progress_ = std::make_unique<Progress>("training", total_, step_, options_.terminal);
     if (resumes) note("resumed after " + std::to_string(step_) + " steps");
@@ -264,8 +265,9 @@ class RunBase {
   }
 
   void show(double rate) {
-    const double examples = static_cast<double>(options_.batch * options_.accumulate);
-    const double speed = static_cast<double>(step_) * examples / seconds_;
+    // As the means: of the updates since the last row.
+    const double examples = static_cast<double>((step_ - logged_step_) * options_.batch * options_.accumulate);
+    const double speed = examples / (seconds_ - logged_seconds_);
     if (progress_) {
       std::vector<Field> fields;
       values_.for_means([&](const std::string& name, double mean) { fields.emplace_back(name, mean); });
@@ -281,6 +283,8 @@ class RunBase {
     row.values.emplace_back("rate", rate);
     row.values.emplace_back("examples_per_second", speed);
     log_.add(std::move(row));
+    logged_step_ = step_;
+    logged_seconds_ = seconds_;
     const auto now = Clock::now();
     if (now - log_written_ < std::chrono::seconds(2)) return;
     log_written_ = now;
@@ -387,8 +391,8 @@ class RunBase {
   BatchValues values_;
   std::optional<Interrupt> interrupt_{std::in_place};
   std::unique_ptr<Progress> progress_;
-  Index batch_ = 0, total_ = 0, first_step_ = 0, saved_step_ = -1, since_best_ = 0, timed_ = 0;
-  double seconds_ = 0, update_seconds_ = 0, timed_seconds_ = 0;
+  Index batch_ = 0, total_ = 0, first_step_ = 0, logged_step_ = 0, saved_step_ = -1, since_best_ = 0, timed_ = 0;
+  double seconds_ = 0, logged_seconds_ = 0, update_seconds_ = 0, timed_seconds_ = 0;
   bool interrupted_ = false, save_due_ = false;
   int skipped_ = 0, left_out_ = 0, returns_ = 0;  // in a row; since the last row of the log; in all
   std::optional<double> best_;

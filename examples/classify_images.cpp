@@ -150,13 +150,15 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a FIT encoder to tell the ten kinds of clothing of Fashion-MNIST apart.");
   app.add_option("--data", options.data, "folder with the four IDX files, compressed or not")->capture_default_str();
   app.add_option("--out", options.out, "folder for weights and pictures")->capture_default_str();
-  app.add_option("--minutes", options.minutes, "as many steps as fit into them")
-      ->capture_default_str()
-      ->check(examples::positive);
+  auto* minutes = app.add_option("--minutes", options.minutes, "as many steps as fit into them")
+                      ->capture_default_str()
+                      ->check(examples::positive);
   auto* epochs = app.add_option("--epochs", options.epochs, "passes over the training images, instead of --minutes")
-                     ->check(examples::positive);
-  app.add_option("--steps", options.steps, "batches, instead of --minutes")
+                     ->check(examples::positive)
+                     ->excludes(minutes);
+  app.add_option("--steps", options.steps, "batches in all, instead of --minutes")
       ->check(examples::positive)
+      ->excludes(minutes)
       ->excludes(epochs);
   app.add_option("--threads", options.threads, "threads; 0 is one for each processor")
       ->capture_default_str()

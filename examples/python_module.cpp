@@ -20,19 +20,20 @@ using Model = fit::Classifier<config, 5>;
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-template <class T, int Rank, int Flags>
-fit::TensorView<const T, Rank> view_of(const py::array_t<T, Flags>& array) {
+template <class T, int Rank>
+fit::TensorView<const T, Rank> view_of(const Array<T>& array) {
   fit::require(array.ndim() == Rank, "an array of ", Rank, " dimensions is needed, not one of ", array.ndim());
   typename fit::TensorView<const T, Rank>::Dimensions dimensions;
   for (int i = 0; i < Rank; ++i) dimensions[static_cast<std::size_t>(i)] = array.shape(i);
   return {array.data(), dimensions};
 }
 
-/// NumPy's integers of any size; numbers that are no integers are a TypeError.
-using Labels = py::array_t<std::int64_t, py::array::c_style>;
-
-fit::Tensor<std::int32_t, 1> targets_of(const Labels& labels) {
-  const auto from = view_of<std::int64_t, 1>(labels);
+/// Whole numbers of any size.
+fit::Tensor<std::int32_t, 1> targets_of(const py::array& labels) {
+  const char kind = labels.dtype().kind();
+  if (kind != 'i' && kind != 'u') throw py::type_error("labels must be whole numbers");
+  const Array<std::int64_t> array(labels);
+  const auto from = view_of<std::int64_t, 1>(array);
   fit::Tensor<std::int32_t, 1> targets(from.dimensions());
   for (fit::Index i = 0; i < from.size(); ++i) {
     targets(i) = static_cast<std::int32_t>(from(i));
@@ -70,13 +71,13 @@ class Classifier {
     return result;
   }
 
-  double loss(const Array<float>& x, const Labels& labels) {
+  double loss(const Array<float>& x, const py::array& labels) {
     const auto images = view_of<float, 4>(x);
     const auto targets = targets_of(labels);
     return locked([&] { return fit::cross_entropy(state_.model(images, tape_), targets, tape_); });
   }
 
-  double train_step(const Array<float>& x, const Labels& labels, double rate) {
+  double train_step(const Array<float>& x, const py::array& labels, double rate) {
     const auto images = view_of<float, 4>(x);
     const auto targets = targets_of(labels);
     return locked([&] {

@@ -86,7 +86,7 @@ TEST_CASE("classify_images trains, saves, resumes and shows its mistakes", "[exa
     INFO(name);
     CHECK(std::equal(old_bytes.begin(), old_bytes.end(), new_bytes.begin()) == name.starts_with("encoder."));
   }
-  // Or goes on at a tenth of the head's rate.
+  // Or goes on slowly, far behind a head that begins anew.
   succeed(classify + " --data " + data.string() + " --out " + tuned.string() + " --steps 3 --from " + weights.string());
   const fit::SafetensorsFile later(tuned / "classifier_last.safetensors");
   double of_encoder = 0, of_head = 0;
@@ -103,7 +103,8 @@ TEST_CASE("classify_images trains, saves, resumes and shows its mistakes", "[exa
   CHECK(of_encoder < of_head / 5);
 }
 
-TEST_CASE("classify_images learns as fast as it says", "[examples]") {
+#ifdef NDEBUG  // without optimisation it takes half an hour
+TEST_CASE("150 steps on Fashion-MNIST come to three images in four", "[examples]") {
   if (!std::filesystem::exists("/usr/share/datasets/fashion-mnist")) return;
   const test::TemporaryFolder folder;
   const std::string text = succeed(classify + " --steps 150 --out " + (folder / "out").string());
@@ -111,6 +112,7 @@ TEST_CASE("classify_images learns as fast as it says", "[examples]") {
   REQUIRE(std::regex_search(text, match, std::regex("test accuracy ([0-9.]+) %")));
   CHECK(std::stod(match[1]) > 75);
 }
+#endif
 
 TEST_CASE("classify_images says what is wrong with its data and folders", "[examples]") {
   const test::TemporaryFolder folder;
@@ -131,6 +133,8 @@ TEST_CASE("classify_images says what is wrong with its data and folders", "[exam
   std::ofstream(folder / "out" / "classifier_state.safetensors") << "not a state";
   fails(out + " --resume", "classifier_state.safetensors");
   fails(out + " --epochs 0", "--epochs");
+  fails(out + " --steps 5", "excludes");
+  fails(out + " --minutes 5", "excludes");
   fails(out + " --freeze", "--from");
   fails(out + " --from " + (folder / "none").string(), "none: no such file");
   std::ofstream(data / "train-images-idx3-ubyte");

@@ -85,14 +85,14 @@ raises(lambda: model(x[0]), "4 dimensions is needed, not one of 3")
 raises(lambda: model(x[:, :3]), "[40, 3, 16, 3]")
 raises(lambda: model.loss(x, labels[:7]), "a target for each of 40 rows, not 7")
 raises(lambda: model.train_step(x, labels + 1), "must be in 0 .. 4, not 5")
-raises(lambda: model.loss(x, labels + 2**32), "a label must be a class, not 4294967296")
-for wrong in labels + 0.5, labels.astype(np.complex64), labels.astype(str):
+raises(lambda: model.loss(x, labels.astype(np.int64) + 2**32), "a label must be a class, not 4294967296")
+for wrong in labels + 0.5, [0.5] * 40, labels.astype(np.complex64), labels.astype(str):
     try:
         model.train_step(x, wrong)
     except TypeError:
         continue
     raise AssertionError("no error")
-for kind in np.int64, np.uint8, np.int16:
+for kind in np.int64, np.uint8, np.int16, np.uint64:
     assert model.loss(x, labels.astype(kind)) == model.loss(x, labels)
 raises(lambda: model.train_step(x, labels, rate=float("nan")), "learning rate")
 assert np.array_equal(model(x), before)

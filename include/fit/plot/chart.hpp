@@ -26,7 +26,8 @@ struct Axis {
   std::string title = {};
   Scale scale = Scale::linear;
   std::string unit = {};  ///< behind the numbers at the ticks, on a logarithmic axis with prefixes: "s" makes "10 ms"
-  std::vector<double> includes = {};  ///< values that lie on it whatever is drawn: with 0 and 100 all percentages
+  /// Values that lie on it whatever is drawn, as 0 and 100 for percentages; those that it cannot hold are left out.
+  std::vector<double> includes = {};
 };
 
 struct Point {

@@ -7,9 +7,6 @@
 #include <utility>
 
 #include <CLI/CLI.hpp>
-#ifdef EXAMPLES_WITH_MPI
-#include <fit/distributed/world.hpp>
-#endif
 #include <fit/fit.hpp>
 #include <fit/run/epochs.hpp>
 #include <fit/run/prefetch.hpp>
@@ -17,8 +14,8 @@
 
 #include "support/checks.hpp"
 #include "support/fashion.hpp"
-#include "support/machine.hpp"
 #include "support/png.hpp"
+#include "support/processes.hpp"
 
 namespace {
 
@@ -182,20 +179,9 @@ int main(int argc, char** argv) {
   app.add_flag("--freeze", options.freeze, "the encoder of --from stays as it is, and only the head learns")
       ->needs(from);
   app.add_flag("--resume", options.resume, "go on from the state in the output folder, if there is one");
-#ifdef EXAMPLES_WITH_MPI
-  fit::World world(argc, argv);
   CLI11_PARSE(app, argc, argv);
-  if (options.threads == 0) options.threads = world.threads();
-  return world.run([&] { return run(options, world); });
-#else
-  CLI11_PARSE(app, argc, argv);
-  options.threads = examples::threads(options.threads);
-  fit::Solo team;
-  try {
+  return examples::run_processes(argc, argv, options.threads, [&](fit::Team& team, int threads) {
+    options.threads = threads;
     return run(options, team);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "classify_images: %s\n", error.what());
-    return 1;
-  }
-#endif
+  });
 }

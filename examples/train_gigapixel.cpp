@@ -1,9 +1,6 @@
 // Trains a masked autoencoder (He et al., arXiv 2111.06377) on one large picture: three of four patches are hidden, and
 // the model learns to fill them in from the others. Neither the patches nor what the model makes of them stand in
 // memory as a whole: both are made from the pixels, some groups at a time.
-#ifdef EXAMPLES_WITH_MPI
-#include <fit/distributed/world.hpp>
-#endif
 #include <fit/fit.hpp>
 #include <fit/run/interrupt.hpp>
 #include <fit/run/log.hpp>
@@ -35,6 +32,7 @@
 #include "support/machine.hpp"
 #include "support/picture.hpp"
 #include "support/png.hpp"
+#include "support/processes.hpp"
 
 namespace {
 
@@ -723,22 +721,10 @@ int main(int argc, char** argv) {
   app.add_option("--out", options.out, "folder of losses and pictures")->capture_default_str();
   app.add_option("--save", options.save, "where the state goes, at the end, every ten minutes and when interrupted");
   app.add_option("--resume", options.resume, "a state to go on from");
-#ifdef EXAMPLES_WITH_MPI
-  fit::World world(argc, argv);
   CLI11_PARSE(app, argc, argv);
-  const fit::Interrupt interrupt;
-  if (options.threads == 0) options.threads = world.threads();
-  return world.run([&] { return run_configured(options, world); });
-#else
-  CLI11_PARSE(app, argc, argv);
-  const fit::Interrupt interrupt;
-  options.threads = examples::threads(options.threads);
-  fit::Solo team;
-  try {
+  return examples::run_processes(argc, argv, options.threads, [&](fit::Team& team, int threads) {
+    const fit::Interrupt interrupt;
+    options.threads = threads;
     return run_configured(options, team);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-#endif
+  });
 }

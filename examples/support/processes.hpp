@@ -6,10 +6,10 @@
 
 namespace examples {
 
-/// work(team, threads) of the processes that run a program, and of how many threads each has, which are those asked for
-/// or, for 0, all that there are for it. Linked with one_process.cpp that is a program by itself, with
-/// several_processes.cpp one that mpirun starts. Returns what the program returns: what the work does, or 1 after an
-/// error, which it prints.
+/// Calls work(team, threads) with the processes that run the program and the threads that each of them has: those that
+/// are asked for or, for 0, its share of the machine's processors. Linked with one_process.cpp a program runs by
+/// itself, with several_processes.cpp as the processes that mpirun starts. Returns what the program returns: what the
+/// work does, or not 0 after an error, which it prints.
 int run_processes(int argc, char** argv, int threads, const std::function<int(fit::Team& team, int threads)>& work);
 
 }  // namespace examples

@@ -324,6 +324,14 @@ void check_large() {
   CHECK(faults_of<T>(wide) == 0);
   wide.a_transposed = 7;
   CHECK(faults_of<T>(wide) == 0);
+  // Rows of left operands that fall on each other, and are copied tile by tile, beside some that do not.
+  Case colliding{9 * kernels::tile_rows<T> + 10, 9 * w + 3, {1024, 40, 1536}, 4};
+  colliding.bias = true;
+  CHECK(faults_of<T>(colliding) == 0);
+  colliding.depths = {2048};
+  colliding.a_transposed = 0;
+  colliding.activation = Activation::gelu;
+  CHECK(faults_of<T>(colliding) == 0);
   // Enough rows for blocks next to each other to share what is packed.
   Case high{32 * kernels::tile_rows<T> + 5, 8 * kernels::panel_width<T> + 7, {520, 3}, 3};
   CHECK(faults_of<T>(high) == 0);
@@ -471,6 +479,15 @@ TEST_CASE("a product without rows or columns reads nothing", "[gemm]") {
                             {.rows = 40, .columns = 0, .factors = {deep}, .c_row = 0}},
                            workspace);
   CHECK(workspace.arena().peak() == 0);
+}
+
+TEST_CASE("a plain left operand is copied where its rows collide in the caches", "[gemm]") {
+  const bool many = kernels::tile_rows<float> > 8;
+  CHECK((kernels::packed_left_size<float>(100, 100, 1024, 1024, 1) > 0) == many);
+  CHECK((kernels::packed_left_size<double>(100, 100, 512, 512, 1) > 0) == many);
+  CHECK(kernels::packed_left_size<float>(100, 100, 512, 512, 1) == 0);
+  CHECK(kernels::packed_left_size<float>(8, 100, 1024, 1024, 1) == 0);
+  CHECK(kernels::packed_left_size<float>(100, 1, 1024, 1024, 1) == 0);
 }
 
 TEST_CASE("a deeper product packs no more at a time", "[gemm]") {

@@ -100,6 +100,19 @@ void pack_tiles(const Operand<T>& from, Index rows, Index depth, T* to) {
   }
 }
 
+/// Copies a tile's rows of a plain left operand to where they do not collide.
+template <class T>
+Operand<T> copy_tile(const Operand<T>& from, Index rows, Index depth, T* to) {
+  constexpr Index line = static_cast<Index>(alignment / sizeof(T)), ahead = 2;
+  const Index apart = copied_row<T>(depth);
+  for (Index i = 0; i < rows; ++i) {
+    const T* row = from.data + i * from.row;
+    for (Index k = 0; k < depth; k += line) __builtin_prefetch(row + ahead * from.row + k, 0, 3);
+    std::copy_n(row, depth, to + i * apart);
+  }
+  return {to, apart, 1};
+}
+
 /// Asks for what a tile's sums are going to be written to before they are computed: it takes long to get where another
 /// thread had it.
 template <class T>
@@ -112,7 +125,7 @@ void ask_for_tile(const T* c, Index c_row, Index rows, Index columns) {
 
 /// Rows row..row+rows-1 and columns column..column+columns-1 of one product, as far as depth_block of a summand from
 /// its k on goes. Right operands are packed where there is a pointer and else read directly. `left` is room to pack the
-/// left one, and may hold it from the block before, of the same rows.
+/// left one, and may hold a transposed one from the block before, of the same rows.
 template <class T>
 void multiply_block(const Product<T>& product, const T* const* packed, int f, Index k, Index row, Index rows,
                     Index column, Index columns, T* left, bool left_is_packed) {
@@ -121,12 +134,14 @@ void multiply_block(const Product<T>& product, const T* const* packed, int f, In
   const bool first = f == 0 && k == 0, last = f == product.count - 1 && k + depth_block >= factors.depth;
   const Operand<T> whole{factors.a.data + row * factors.a.row + k * factors.a.column, factors.a.row, factors.a.column};
   const bool packs = packed_left_size<T>(rows, product.columns, depth, whole.row, whole.column) > 0;
-  if (packs && !left_is_packed) pack_tiles(whole, rows, depth, left);
+  const bool is_plain = whole.column == 1;
+  if (packs && !is_plain && !left_is_packed) pack_tiles(whole, rows, depth, left);
   for (Index i = row; i < row + rows; i += tile_rows<T>) {
     const Index down = std::min<Index>(tile_rows<T>, row + rows - i);
     constexpr Index apart = padded_columns<T>(tile_rows<T>);
-    const Operand<T> a = packs ? Operand<T>{left + (i - row) / tile_rows<T> * depth * apart, 1, apart}
-                               : Operand<T>{whole.data + (i - row) * whole.row, whole.row, whole.column};
+    Operand<T> a{whole.data + (i - row) * whole.row, whole.row, whole.column};
+    if (packs && is_plain) a = copy_tile(a, down, depth, left);
+    if (packs && !is_plain) a = {left + (i - row) / tile_rows<T> * depth * apart, 1, apart};
     Finish<T> finish = product.finish;
     finish.accumulate = finish.accumulate || !first;
     finish.first_row = i;
@@ -171,7 +186,7 @@ inline constexpr std::size_t most_products = 8;
 /// The blocks of a product: in rows and columns of a grid, and `columns` wide but for the last.
 struct BlockGrid {
   Index down = 0, across = 0, columns = 0;
-  bool packs_left = false;  ///< whether a block packs what it reads of a left operand
+  bool packs_left = false;  ///< whether a block packs all it reads of a left operand
 
   Index blocks() const { return down * across; }
 };
@@ -184,7 +199,8 @@ BlockGrid block_grid(const Product<T>& p, Index most, Index strips) {
   bool packs_left = false;
   for (const auto& [a, b, of_factor] : std::span(p.factors, static_cast<std::size_t>(p.count))) {
     depth += of_factor;
-    packs_left = packs_left || packed_left_size<T>(p.rows, p.columns, of_factor, a.row, a.column) > 0;
+    packs_left =
+        packs_left || (a.column != 1 && packed_left_size<T>(p.rows, p.columns, of_factor, a.row, a.column) > 0);
   }
   const auto too_large = [&] { return std::min(rows, p.rows) * std::min(columns, p.columns) * depth > most; };
   const auto halve_rows = [&] { rows = std::max<Index>(tile_rows<T>, rows / 2 / tile_rows<T> * tile_rows<T>); };

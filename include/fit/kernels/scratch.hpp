@@ -62,13 +62,31 @@ constexpr Index depth_pieces(Index rows, Index columns, Index depth, Index lanes
   return std::min(pieces, std::max(2 * lanes, (Index{1} << 20) / elements));
 }
 
-/// Elements that a lane takes to pack what a block reads of a left operand [rows, depth], whose strides are given. A
-/// transposed one is, unless a single panel reads it: its columns lie far apart, and on each other in the caches.
+/// Whether a tile's rows of a plain left operand fall on each other in the first-level cache: its sets begin anew every
+/// 4 KB, and have 8 lines or somewhat more.
+template <class T>
+constexpr bool rows_collide(Index rows, Index a_row) {
+  return std::min<Index>(rows, tile_rows<T>) > 8 && a_row * static_cast<Index>(sizeof(T)) % 4096 == 0;
+}
+
+/// What lies between the rows of such a tile's copy, which do not.
+template <class T>
+constexpr Index copied_row(Index depth) {
+  return padded_columns<T>(depth) + simd::width<T>;
+}
+
+/// Elements that a lane takes to pack what it reads of a left operand [rows, depth], whose strides are given, unless a
+/// single panel reads it: what a block reads of a transposed one, whose columns lie far apart, and on each other in the
+/// caches; of a plain one a tile, where its rows collide.
 template <class T>
 constexpr Index packed_left_size(Index rows, Index columns, Index depth, Index a_row, Index a_column) {
-  const bool direct = a_row != 1 || a_column == 1 || columns <= panel_width<T>;
+  if (columns <= panel_width<T>) return 0;
+  const Index at_once = std::min(depth_block, depth);
+  if (a_column == 1) {
+    return rows_collide<T>(rows, a_row) ? std::min<Index>(rows, tile_rows<T>) * copied_row<T>(at_once) : 0;
+  }
   const Index tiles = std::min<Index>(block_tiles, (rows + tile_rows<T> - 1) / tile_rows<T>);
-  return direct ? 0 : tiles * std::min(depth_block, depth) * padded_columns<T>(tile_rows<T>);
+  return tiles * at_once * padded_columns<T>(tile_rows<T>);
 }
 
 /// Rows that add_column_sums() sums before it adds their sum to that of the others, and the elements it takes.

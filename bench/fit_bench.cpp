@@ -57,7 +57,7 @@ BENCHMARK(GemmWeightGradient)->Apply(gemm_shapes);
 
 struct AttentionCase {
   fit::kernels::AttentionShape shape;
-  std::vector<float> q, k, v, o, log_sum;
+  fit::Buffer<float> q, k, v, o, log_sum;
 
   explicit AttentionCase(const benchmark::State& state)
       : shape(attention_shape(state)),
@@ -118,7 +118,7 @@ void Block(benchmark::State& state) {
   auto x = values(sequences * length * width);
   const auto input = x;
   measure(state, executor.lanes(), block_flops(state, training), [&] {
-    std::copy(input.begin(), input.end(), x.begin());
+    std::copy_n(input.data(), input.size(), x.data());
     if (training) {
       tape.record();
     } else {
@@ -179,7 +179,7 @@ void Encoder(benchmark::State& state) {
   fit::Encoder<config> gradient;
   fit::Tensor<float, 4> input(batch, Index{config.groups}, Index{config.tokens}, Index{config.channels});
   const auto from = values(input.size());
-  std::copy(from.begin(), from.end(), input.data());
+  std::copy_n(from.data(), from.size(), input.data());
   measure(state, executor.lanes(),
           static_cast<double>(fit::cost<config>(batch, {.training = training}).flops().total()), [&] {
             if constexpr (training) {
@@ -251,8 +251,8 @@ struct DiffusionBatch {
         times(size),
         condition(size, Index{denoiser.condition_channels}) {
     const auto from = values(x0.size());
-    std::copy(from.begin(), from.end(), x0.data());
-    std::copy(from.rbegin(), from.rend(), noise.data());
+    std::copy_n(from.data(), from.size(), x0.data());
+    std::reverse_copy(from.data(), from.data() + from.size(), noise.data());
     for (Index i = 0; i < size; ++i) {
       times(i) = (static_cast<double>(i) + 0.5) / static_cast<double>(size);
       condition(i, i % denoiser.condition_channels) = 1;

@@ -6,12 +6,12 @@
 #include <array>
 #include <cmath>
 #include <fit/bench/peak.hpp>
+#include <fit/core/memory.hpp>
 #include <fit/core/random.hpp>
 #include <fit/cost/cost.hpp>
 #include <string>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 /// What the entries of fit_bench share with those of its peers.
 namespace {
@@ -22,10 +22,11 @@ using fit::Index;
 using Entry =
     std::remove_pointer_t<decltype(benchmark::RegisterBenchmark("", std::declval<void (*)(benchmark::State&)>()))>;
 
-inline std::vector<float> values(Index count) {
+/// In memory as tensors have it: on boundaries of lines, and in large pages.
+inline fit::Buffer<float> values(Index count) {
   fit::Random random(7);
-  std::vector<float> result(static_cast<std::size_t>(count));
-  for (float& value : result) value = static_cast<float>(2 * random.uniform() - 1);
+  auto result = fit::Buffer<float>::uninitialised(count);
+  for (Index i = 0; i < count; ++i) result.data()[i] = static_cast<float>(2 * random.uniform() - 1);
   return result;
 }
 

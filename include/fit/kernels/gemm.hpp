@@ -134,13 +134,13 @@ void multiply_block(const Product<T>& product, const T* const* packed, int f, In
   const bool first = f == 0 && k == 0, last = f == product.count - 1 && k + depth_block >= factors.depth;
   const Operand<T> whole{factors.a.data + row * factors.a.row + k * factors.a.column, factors.a.row, factors.a.column};
   const bool packs = packed_left_size<T>(rows, product.columns, depth, whole.row, whole.column) > 0;
-  const bool is_plain = whole.column == 1;
+  const bool is_plain = whole.column == 1, copies = packs && is_plain && columns > panel_width<T>;
   if (packs && !is_plain && !left_is_packed) pack_tiles(whole, rows, depth, left);
   for (Index i = row; i < row + rows; i += tile_rows<T>) {
     const Index down = std::min<Index>(tile_rows<T>, row + rows - i);
     constexpr Index apart = padded_columns<T>(tile_rows<T>);
     Operand<T> a{whole.data + (i - row) * whole.row, whole.row, whole.column};
-    if (packs && is_plain) a = copy_tile(a, down, depth, left);
+    if (copies) a = copy_tile(a, down, depth, left);
     if (packs && !is_plain) a = {left + (i - row) / tile_rows<T> * depth * apart, 1, apart};
     Finish<T> finish = product.finish;
     finish.accumulate = finish.accumulate || !first;

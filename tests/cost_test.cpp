@@ -215,6 +215,16 @@ constexpr fit::EncoderConfig long_latents{.layers = "(1)2(1)1",
                                           .latent_dim = 8,
                                           .data_heads = 1,
                                           .latent_heads = 1};
+// Rows of its latents' MLPs lie 4 KB apart.
+constexpr fit::EncoderConfig wide{.layers = "(1)1(0)",
+                                  .groups = 4,
+                                  .tokens = 7,
+                                  .channels = 2,
+                                  .latents = 8,
+                                  .data_dim = 8,
+                                  .latent_dim = 256,
+                                  .data_heads = 1,
+                                  .latent_heads = 4};
 constexpr fit::EncoderConfig plain{.layers = "(3)",
                                    .groups = 5,
                                    .tokens = 33,
@@ -232,6 +242,7 @@ TEST_CASE("the cost of an encoder is what its tape takes and its kernels count",
   check_encoder<demo, float>();
   check_encoder<many_latents, double>();
   check_encoder<long_latents, float>(2);
+  check_encoder<wide, float>();
   check_encoder<plain, float>();
   check_encoder<any_groups<causal, fit::Positions::sin_cos>, float>();
   check_encoder<any_groups<causal, fit::Positions::sin_cos_grid>, float>();

@@ -30,6 +30,7 @@ struct Case {
   Activation activation = Activation::none;
   float dropout = 0;
   bool in_place = false;  // GELU without its slope
+  Index gap = 2;          // between the rows of operands
 };
 
 /// A product over memory of its own, misaligned and with gaps between the rows, and what must come out of it.
@@ -121,9 +122,9 @@ class Problem {
 
   /// A matrix [rows, columns], stored so or transposed, one element off every boundary.
   kernels::Operand<T> operand(Index rows, Index columns, bool is_transposed, std::uint64_t seed) {
-    const Index outer = is_transposed ? columns : rows, row = (is_transposed ? rows : columns) + 2;
+    const Index outer = is_transposed ? columns : rows, row = (is_transposed ? rows : columns) + case_.gap;
     // Ends with the last element, so that an address sanitiser sees a read beyond it.
-    const Index size = outer > 0 ? 1 + (outer - 1) * row + (row - 2) : 1;
+    const Index size = outer > 0 ? 1 + (outer - 1) * row + (row - case_.gap) : 1;
     operands_.push_back(test::normal_values<T>(size, seed));
     const T* data = operands_.back().data() + 1;
     return is_transposed ? kernels::transposed(data, row) : kernels::plain(data, row);
@@ -324,13 +325,22 @@ void check_large() {
   CHECK(faults_of<T>(wide) == 0);
   wide.a_transposed = 7;
   CHECK(faults_of<T>(wide) == 0);
-  // Rows of left operands that fall on each other, and are copied tile by tile, beside some that do not.
+  // Rows of left operands that collide, and are copied tile by tile unless, on many threads, a block is one panel wide;
+  // beside some that do not.
   Case colliding{9 * kernels::tile_rows<T> + 10, 9 * w + 3, {1024, 40, 1536}, 4};
+  colliding.gap = 0;
   colliding.bias = true;
+  for (const Index depth : {1024, 2048}) {
+    CHECK((kernels::packed_left_size<T>(colliding.rows, colliding.columns, depth, depth, 1) > 0) ==
+          (kernels::tile_rows<T> > 8));
+  }
   CHECK(faults_of<T>(colliding) == 0);
   colliding.depths = {2048};
   colliding.a_transposed = 0;
   colliding.activation = Activation::gelu;
+  CHECK(faults_of<T>(colliding) == 0);
+  colliding.depths = {1020};  // a depth of no whole registers
+  colliding.gap = 4;
   CHECK(faults_of<T>(colliding) == 0);
   // Enough rows for blocks next to each other to share what is packed.
   Case high{32 * kernels::tile_rows<T> + 5, 8 * kernels::panel_width<T> + 7, {520, 3}, 3};
@@ -483,11 +493,11 @@ TEST_CASE("a product without rows or columns reads nothing", "[gemm]") {
 
 TEST_CASE("a plain left operand is copied where its rows collide in the caches", "[gemm]") {
   const bool many = kernels::tile_rows<float> > 8;
-  CHECK((kernels::packed_left_size<float>(100, 100, 1024, 1024, 1) > 0) == many);
-  CHECK((kernels::packed_left_size<double>(100, 100, 512, 512, 1) > 0) == many);
-  CHECK(kernels::packed_left_size<float>(100, 100, 512, 512, 1) == 0);
-  CHECK(kernels::packed_left_size<float>(8, 100, 1024, 1024, 1) == 0);
-  CHECK(kernels::packed_left_size<float>(100, 1, 1024, 1024, 1) == 0);
+  CHECK((kernels::packed_left_size<float>(100, 100, 300, 1024, 1) > 0) == many);
+  CHECK((kernels::packed_left_size<double>(100, 100, 300, 512, 1) > 0) == many);
+  CHECK(kernels::packed_left_size<float>(100, 100, 300, 512, 1) == 0);
+  CHECK(kernels::packed_left_size<float>(8, 100, 300, 1024, 1) == 0);
+  CHECK(kernels::packed_left_size<float>(100, 1, 300, 1024, 1) == 0);
 }
 
 TEST_CASE("a deeper product packs no more at a time", "[gemm]") {

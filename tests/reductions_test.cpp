@@ -335,7 +335,9 @@ TEMPLATE_TEST_CASE("layer norm", "[reductions]", float, double) {
   }
   check_norm_forward<T>(0, 7, 0);
   check_norm_forward<T>(1, 1000, 5);
-  check_norm_forward<T>(70, 300, 1);  // more rows than are taken at once
+  check_norm_forward<T>(70, 300, 1);             // more rows than are taken at once
+  constexpr Index short_row = 1024 / sizeof(T);  // the longest that goes side by side with others
+  for (const Index columns : {width<T> + 3, short_row, short_row + 1}) check_norm_forward<T>(71, columns, 1);
 }
 
 TEMPLATE_TEST_CASE("the way back through layer norm", "[reductions]", float, double) {
@@ -343,6 +345,41 @@ TEMPLATE_TEST_CASE("the way back through layer norm", "[reductions]", float, dou
   for (Index columns = 1; columns <= 2 * width<T> + 1; ++columns) check_norm_backward<T>(5, columns);
   for (const Index rows : {0, 1, 63, 64, 65, 300}) check_norm_backward<T>(rows, width<T> + 3);
   check_norm_backward<T>(64 * 130, 3);  // more blocks of rows than are summed at once
+  constexpr Index short_row = 1024 / sizeof(T);
+  for (const Index columns : {short_row, short_row + 1}) check_norm_backward<T>(7, columns);
+}
+
+TEMPLATE_TEST_CASE("a row of layer norm has the same bits by itself as among others", "[reductions]", float, double) {
+  using T = TestType;
+  for (const Index columns : {width<T>, 2 * width<T>, 2 * width<T> + 3}) {
+    constexpr Index rows = 7;
+    INFO(columns);
+    Norm<T> all(rows, columns, 1);
+    all.forward(executor());
+    const std::vector<T> gradient = normal_values<T>(rows * columns, 4), before = normal_values<T>(rows * columns, 5);
+    const auto back = [&](const Norm<T>& norm, Index row, Index count) {
+      std::vector<T> x(before.begin() + row * columns, before.begin() + (row + count) * columns);
+      std::vector<T> weight(norm.weight), bias(norm.bias);
+      fit::Workspace workspace(executor());
+      fit::kernels::layer_norm_backward<T>({norm.normalised.data(), norm.inverse.data(), norm.weight.data(),
+                                            gradient.data() + row * columns, x.data(), weight.data(), bias.data()},
+                                           count, columns, workspace);
+      return x;
+    };
+    const auto part = [&](const std::vector<T>& of, Index row) {
+      return std::vector<T>(of.begin() + row * columns, of.begin() + (row + 1) * columns);
+    };
+    const std::vector<T> x = back(all, 0, rows);
+    for (Index row = 0; row < rows; ++row) {
+      Norm<T> alone(1, columns, 1);
+      alone.x = part(all.x, row);
+      alone.forward(executor());
+      CHECK(alone.y == part(all.y, row));
+      CHECK(alone.normalised == part(all.normalised, row));
+      CHECK(alone.inverse[0] == all.inverse[static_cast<std::size_t>(row)]);
+      CHECK(back(alone, row, 1) == part(x, row));
+    }
+  }
 }
 
 TEMPLATE_TEST_CASE("column sums", "[reductions]", float, double) {
@@ -559,7 +596,7 @@ TEMPLATE_TEST_CASE("SiLU is right over its whole range and lets NaN through", "[
 TEMPLATE_TEST_CASE("reductions do not depend on the threads", "[reductions]", float, double) {
   using T = TestType;
   struct Outcome {
-    Norm<T> norm{200, 257, 1};
+    Norm<T> norm{200, 257, 1}, narrow{203, 100, 1};
     std::vector<T> x = normal_values<T>(200 * 257, 50), weight = normal_values<T>(257, 51),
                    bias = normal_values<T>(257, 52);
     Sums<T> sums{{{700, 40 * width<T> + 1}, {0, 3}, {129, 5}}};
@@ -570,6 +607,7 @@ TEMPLATE_TEST_CASE("reductions do not depend on the threads", "[reductions]", fl
       fit::Executor several(threads);
       fit::Workspace workspace(several);
       norm.forward(several);
+      narrow.forward(several);
       fit::kernels::layer_norm_backward<T>({norm.normalised.data(), norm.inverse.data(), norm.weight.data(),
                                             norm.y.data(), x.data(), weight.data(), bias.data()},
                                            200, 257, workspace);
@@ -583,6 +621,7 @@ TEMPLATE_TEST_CASE("reductions do not depend on the threads", "[reductions]", fl
     INFO(threads);
     const Outcome several(threads);
     CHECK(several.norm.y == one.norm.y);
+    CHECK(several.narrow.y == one.narrow.y);
     CHECK(several.x == one.x);
     CHECK(several.weight == one.weight);
     CHECK(several.bias == one.bias);

@@ -124,10 +124,10 @@ void normalise_rows_backward(const LayerNormGradients<T>& t, Index i, Index widt
     const Batch weight = simd::load_part(t.weight + j, count);
     for (Index r = 0; r < Rows; ++r) {
       const Index at = (i + r) * width + j;
-      const Batch g = simd::load_part(t.y + at, count) * weight;
-      const Batch change = (g - Batch(mean[r]) - simd::load_part(t.normalised + at, count) * Batch(slope[r])) *
-                           Batch(t.inverse_deviation[i + r]);
-      simd::store_part(t.x + at, simd::load_part(t.x + at, count) + change, count);
+      const Batch z = simd::load_part(t.normalised + at, count), dy = simd::load_part(t.y + at, count);
+      const Batch change = simd::fma(z, Batch(-slope[r]), simd::fma(dy, weight, Batch(-mean[r])));
+      const Batch inverse(t.inverse_deviation[i + r]);
+      simd::store_part(t.x + at, simd::fma(change, inverse, simd::load_part(t.x + at, count)), count);
     }
   }
 }

@@ -62,22 +62,22 @@ constexpr Index depth_pieces(Index rows, Index columns, Index depth, Index lanes
   return std::min(pieces, std::max(2 * lanes, (Index{1} << 20) / elements));
 }
 
-/// Whether a tile's rows of a plain left operand fall on each other in the first-level cache: its sets begin anew every
-/// 4 KB, and have 8 lines or somewhat more.
+/// Whether a tile's rows of a plain left operand fall on each other in the first-level cache: on x86 its sets begin
+/// anew every 4 KB, and have 8 lines or somewhat more.
 template <class T>
 constexpr bool rows_collide(Index rows, Index a_row) {
   return std::min<Index>(rows, tile_rows<T>) > 8 && a_row * static_cast<Index>(sizeof(T)) % 4096 == 0;
 }
 
-/// What lies between the rows of such a tile's copy, which do not.
+/// How far the rows of such a tile's copy begin from each other.
 template <class T>
 constexpr Index copied_row(Index depth) {
   return padded_columns<T>(depth) + simd::width<T>;
 }
 
-/// Elements that a lane takes to pack what it reads of a left operand [rows, depth], whose strides are given, unless a
-/// single panel reads it: what a block reads of a transposed one, whose columns lie far apart, and on each other in the
-/// caches; of a plain one a tile, where its rows collide.
+/// Elements that a lane takes to pack what it reads of a left operand [rows, depth], whose strides are given. None
+/// where a single panel reads it. Else a block's part of a transposed one, whose columns lie far apart, and on each
+/// other in the caches; and a tile's of a plain one whose rows collide.
 template <class T>
 constexpr Index packed_left_size(Index rows, Index columns, Index depth, Index a_row, Index a_column) {
   if (columns <= panel_width<T>) return 0;

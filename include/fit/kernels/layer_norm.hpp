@@ -58,8 +58,10 @@ void normalise_rows(const LayerNormTensors<T>& t, Index i, Index width) {
   T mean[std::size_t{Rows}], inverse[std::size_t{Rows}];
   for (Batch& sum : sums) sum = Batch(T(0));
   for (Index j = 0; j < whole; j += w) {
+#pragma GCC unroll 4
     for (Index r = 0; r < Rows; ++r) sums[r] += simd::load(from + r * width + j);
   }
+#pragma GCC unroll 4
   for (Index r = 0; r < Rows; ++r) {
     T sum = simd::sum(sums[r]);
     for (Index j = whole; j < width; ++j) sum += from[r * width + j];
@@ -67,11 +69,13 @@ void normalise_rows(const LayerNormTensors<T>& t, Index i, Index width) {
     sums[r] = Batch(T(0));
   }
   for (Index j = 0; j < whole; j += w) {
+#pragma GCC unroll 4
     for (Index r = 0; r < Rows; ++r) {
       const Batch off = simd::load(from + r * width + j) - Batch(mean[r]);
       sums[r] = simd::fma(off, off, sums[r]);
     }
   }
+#pragma GCC unroll 4
   for (Index r = 0; r < Rows; ++r) {
     T square = simd::sum(sums[r]);
     for (Index j = whole; j < width; ++j) square += (from[r * width + j] - mean[r]) * (from[r * width + j] - mean[r]);
@@ -81,6 +85,7 @@ void normalise_rows(const LayerNormTensors<T>& t, Index i, Index width) {
   for (Index j = 0; j < width; j += w) {
     const Index count = width - j;
     const Batch weight = simd::load_part(t.weight + j, count), bias = simd::load_part(t.bias + j, count);
+#pragma GCC unroll 4
     for (Index r = 0; r < Rows; ++r) {
       const Index at = (i + r) * width + j;
       const Batch z = (simd::load_part(t.x + at, count) - Batch(mean[r])) * Batch(inverse[r]);
@@ -97,11 +102,13 @@ void normalise_rows_backward(const LayerNormGradients<T>& t, Index i, Index widt
   using Batch = simd::Batch<T>;
   constexpr Index w = simd::width<T>;
   Batch total[std::size_t{Rows}], product[std::size_t{Rows}];
+#pragma GCC unroll 4
   for (Index r = 0; r < Rows; ++r) total[r] = product[r] = Batch(T(0));
   for (Index j = 0; j < width; j += w) {
     const Index count = width - j;
     const Batch weight = simd::load_part(t.weight + j, count);
     Batch of_weight = simd::load_part(to_weight + j, count), of_bias = simd::load_part(to_bias + j, count);
+#pragma GCC unroll 4
     for (Index r = 0; r < Rows; ++r) {
       const Index at = (i + r) * width + j;
       const Batch z = simd::load_part(t.normalised + at, count), dy = simd::load_part(t.y + at, count);
@@ -115,6 +122,7 @@ void normalise_rows_backward(const LayerNormGradients<T>& t, Index i, Index widt
     simd::store_part(to_bias + j, of_bias, count);
   }
   T mean[std::size_t{Rows}], slope[std::size_t{Rows}];
+#pragma GCC unroll 4
   for (Index r = 0; r < Rows; ++r) {
     mean[r] = simd::sum(total[r]) / static_cast<T>(width);
     slope[r] = simd::sum(product[r]) / static_cast<T>(width);
@@ -122,6 +130,7 @@ void normalise_rows_backward(const LayerNormGradients<T>& t, Index i, Index widt
   for (Index j = 0; j < width; j += w) {
     const Index count = width - j;
     const Batch weight = simd::load_part(t.weight + j, count);
+#pragma GCC unroll 4
     for (Index r = 0; r < Rows; ++r) {
       const Index at = (i + r) * width + j;
       const Batch z = simd::load_part(t.normalised + at, count), dy = simd::load_part(t.y + at, count);

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <initializer_list>
 
-#include <fit/kernels/gemm.hpp>
+#include <fit/core/workspace.hpp>
+#include <fit/kernels/product.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {

@@ -8,6 +8,7 @@
 #include <fit/core/tape.hpp>
 #include <fit/kernels/cached_attention.hpp>
 #include <fit/kernels/few_rows.hpp>
+#include <fit/kernels/gemm.hpp>
 
 namespace fit {
 inline namespace FIT_ABI {

@@ -5,6 +5,7 @@
 #include <fit/kernels/cached_attention.hpp>
 #include <fit/kernels/cross_entropy.hpp>
 #include <fit/kernels/few_rows.hpp>
+#include <fit/kernels/gemm.hpp>
 #include <fit/kernels/layer_norm.hpp>
 #include <fit/kernels/silu.hpp>
 
